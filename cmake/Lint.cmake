@@ -1,0 +1,1 @@
+# Style as tests (label lint), and the target that compiles every header alone.
