@@ -7,8 +7,7 @@ target_compile_options(kvtier_options INTERFACE
 
 if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
   # g++ cannot check the annotations of base/mutex.h; the clang presets do.
-  target_compile_options(kvtier_options INTERFACE -Wthread-safety
-    -Wno-unknown-warning-option)
+  target_compile_options(kvtier_options INTERFACE -Wthread-safety -Wno-unknown-warning-option)
 else()
   # g++ 12 reports these falsely inside inlined standard containers (GCC bugs 105329, 105562).
   target_compile_options(kvtier_options INTERFACE -Wno-restrict -Wno-error=maybe-uninitialized
