@@ -25,8 +25,8 @@ if(KVTIER_SANITIZE)
   add_compile_options(-fsanitize=${KVTIER_SANITIZE} -fno-omit-frame-pointer)
   add_link_options(-fsanitize=${KVTIER_SANITIZE})
   if(KVTIER_SANITIZE MATCHES "undefined")
-    # Any finding ends the test. vptr needs the type information of every base class, also of those
-    # in packaged libraries, which do not export all of it.
+    # Any finding ends the test. vptr is off because it needs the type information of every base
+    # class, and packaged libraries may be built without it.
     add_compile_options(-fno-sanitize-recover=all -fno-sanitize=vptr)
     add_link_options(-fno-sanitize=vptr)
   endif()

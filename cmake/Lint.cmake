@@ -1,1 +1,47 @@
 # Style as tests (label lint), and the target that compiles every header alone.
+
+# Every header of ours is included first by a file of its own. Only its parsing matters, so nothing
+# is optimised and no debug information is written.
+if(KVTIER_HEADER_CHECK)
+  set(sources)
+  foreach(folder IN ITEMS base kvcache compressor store services tests bench)
+    file(GLOB_RECURSE headers CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}"
+      "${PROJECT_SOURCE_DIR}/${folder}/*.h")
+    foreach(header IN LISTS headers)
+      if(NOT header MATCHES "compile_fail/")
+        set(source "${PROJECT_BINARY_DIR}/header_check/${header}.cc")
+        file(CONFIGURE OUTPUT "${source}" CONTENT "#include \"${header}\"  // compiles alone\n")
+        list(APPEND sources "${source}")
+      endif()
+    endforeach()
+  endforeach()
+  if(sources)
+    add_library(kvtier_header_check OBJECT ${sources})
+    target_include_directories(kvtier_header_check PRIVATE "${PROJECT_SOURCE_DIR}")
+    target_compile_options(kvtier_header_check PRIVATE -O0 -g0)
+    target_link_libraries(kvtier_header_check PRIVATE kvtier_options
+      absl::base GTest::gmock gRPC::grpc++ prometheus-cpp::core)
+    foreach(library IN ITEMS kvtier_base kvtier_proto)
+      if(TARGET ${library})
+        target_link_libraries(kvtier_header_check PRIVATE ${library})
+      endif()
+    endforeach()
+  endif()
+endif()
+
+function(kvtier_lint name)
+  add_test(NAME lint.${name} COMMAND ${ARGN} WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}")
+  set_tests_properties(lint.${name} PROPERTIES LABELS lint TIMEOUT 60)
+endfunction()
+
+set(scripts "${PROJECT_SOURCE_DIR}/scripts")
+kvtier_lint(layers ${Python3_EXECUTABLE} "${scripts}/check_layers.py")
+kvtier_lint(layers_self_test ${Python3_EXECUTABLE} "${scripts}/check_layers.py" --self-test)
+kvtier_lint(style ${Python3_EXECUTABLE} "${scripts}/check_style.py")
+kvtier_lint(style_self_test ${Python3_EXECUTABLE} "${scripts}/check_style.py" --self-test)
+kvtier_lint(format "${scripts}/format.sh" --check)
+kvtier_lint(docs_commands ${Python3_EXECUTABLE} "${scripts}/check_docs.py")
+kvtier_lint(docs_commands_self_test ${Python3_EXECUTABLE} "${scripts}/check_docs.py" --self-test)
+if(KVTIER_HEADER_CHECK)
+  kvtier_lint(headers ${Python3_EXECUTABLE} "${scripts}/check_headers.py" "${PROJECT_BINARY_DIR}")
+endif()
