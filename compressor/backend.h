@@ -1,0 +1,176 @@
+// The narrow interface between the algorithms (forward, scoring, ranking, packing, decoding) and
+// the hardware that runs them. ReferenceBackend (plain loops, double accumulation) is the twin that
+// every other implementation is tested against by tests/conformance/backend_conformance.h;
+// CpuBackend is the fast CPU path; CudaBackend lives in cuda/.
+//
+// Memory: a Tensor is backend memory, addressable by the host only on CPU backends; Upload and
+// Download cross over. Activations are rows of elements of activation_dtype(). Operations are
+// enqueued in order and may be asynchronous; Download and Synchronize wait.
+//
+// Errors: INVALID_ARGUMENT for shapes that do not fit (a caller's bug reported, not crashed on),
+// RESOURCE_EXHAUSTED for memory, INTERNAL for a failing device.
+//
+// Thread-safe: operations on different tensors may run from different threads at once.
+#ifndef KVTIER_COMPRESSOR_BACKEND_H_
+#define KVTIER_COMPRESSOR_BACKEND_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "kvcache/geometry.h"
+#include "kvcache/ragged_view.h"
+
+namespace kvtier {
+
+// Owned backend memory of a dtype and a row-major shape. Move-only; freed by its destructor.
+class Tensor {
+ public:
+  using Free = void (*)(void* data, void* context);
+  Tensor() = default;
+  Tensor(void* data, DType dtype, int64_t rows, int64_t cols, Free free, void* context);
+  ~Tensor();
+  Tensor(Tensor&& other) noexcept;
+  Tensor& operator=(Tensor&& other) noexcept;
+
+  void* data() const { return data_; }
+  DType dtype() const { return dtype_; }
+  int64_t rows() const { return rows_; }
+  int64_t cols() const { return cols_; }
+  uint64_t bytes() const { return uint64_t(rows_) * cols_ * DTypeBytes(dtype_); }
+
+ private:
+  void* data_ = nullptr;
+  DType dtype_ = DType::kF32;
+  int64_t rows_ = 0;
+  int64_t cols_ = 0;
+  Free free_ = nullptr;
+  void* context_ = nullptr;
+};
+
+// The first `rows` rows of a tensor, or some of its rows: what operations take. Does not own.
+struct TensorView {
+  void* data = nullptr;
+  DType dtype = DType::kF32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  TensorView() = default;
+  TensorView(const Tensor& t)  // NOLINT: a tensor is its own full view.
+      : data(t.data()), dtype(t.dtype()), rows(t.rows()), cols(t.cols()) {}
+  TensorView Rows(int64_t begin, int64_t count) const {
+    TensorView v = *this;
+    v.data = static_cast<char*>(data) + begin * cols * DTypeBytes(dtype);
+    v.rows = count;
+    return v;
+  }
+};
+
+// A linear layer's weights in whatever packing the backend likes. y = x W^T (+ bias).
+class LinearWeights {
+ public:
+  virtual ~LinearWeights() = default;
+  virtual int64_t in_features() const = 0;
+  virtual int64_t out_features() const = 0;
+  virtual uint64_t bytes() const = 0;
+};
+
+// Keys and values of one layer in one contiguous piece per KV head, with room to grow:
+// element (head, row, d) at head * capacity * head_dim + row * head_dim + d. Does not own.
+struct KvLayerView {
+  void* keys = nullptr;    // [kv_heads, capacity, head_dim] of dtype
+  void* values = nullptr;  // [kv_heads, capacity, head_dim] of dtype
+  DType dtype = DType::kBf16;
+  int64_t kv_heads = 0;
+  int64_t capacity = 0;
+  int64_t head_dim = 0;
+};
+
+// Rows that every query row sees, besides the causal tail. One entry per KV head; each a list of
+// spans in backend memory (KvLayerView rows of a dense cache, or the bands of a RaggedCache).
+using HeadSpans = std::vector<std::span<const RowSpan>>;  // [kv_heads]
+
+// Attention of `q` over {every row of `spans`} and {rows [0, tail_rows) of `tail`, causally and
+// bottom-right aligned: query row i sees tail rows 0 .. tail_rows - q.rows + i}. Query head
+// h * group + g reads KV head h. Softmax in fp32 or better. A query that sees a row whose logit is
+// +-inf or NaN gives an unspecified row, never a crash.
+struct AttentionArgs {
+  TensorView q;                // [rows, q_heads * head_dim], activation dtype
+  const HeadSpans* spans = nullptr;
+  DType span_dtype = DType::kBf16;
+  KvLayerView tail;            // of span_dtype; tail_rows >= q.rows
+  int64_t tail_rows = 0;
+  float scale = 0;             // The model's softmax scale.
+  TensorView out;              // [rows, q_heads * head_dim]
+};
+
+// KVzip's score of one (layer, chunk), kvzip.md section 3: softmax of each query row over {sink
+// keys, chunk keys, causal repeat keys}, then the maximum over the query group and all rows.
+// Written as log scores, natural log, fp32, clamped to <= 0.
+struct ScoreArgs {
+  TensorView q;            // [q_rows, q_heads * head_dim]: the repeat rows' queries after RoPE
+  KvLayerView cache;       // the context's cache, only keys are read
+  int64_t sink_rows = 0;   // n_s: rows [0, sink_rows) of the cache
+  int64_t chunk_begin = 0; // rows [chunk_begin, chunk_end) of the cache are scored
+  int64_t chunk_end = 0;
+  KvLayerView repeat;      // rows [0, q_rows): the repeat rows' own keys
+  float scale = 0;
+  float* out = nullptr;    // host, [kv_heads, out_stride], column 0 = chunk_begin
+  int64_t out_stride = 0;
+};
+
+// Parameters of RoPE, half-split rotation (as Hugging Face's Llama).
+struct RopeTable {
+  std::vector<float> inverse_frequencies;  // [head_dim / 2]
+  float attention_scaling = 1.0f;          // Multiplies cos and sin.
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual absl::string_view name() const = 0;       // "reference", "cpu", "cuda:0"
+  virtual DType activation_dtype() const = 0;
+
+  // Memory. Contents of a new tensor are unspecified.
+  virtual absl::StatusOr<Tensor> Allocate(DType dtype, int64_t rows, int64_t cols) = 0;
+  virtual absl::Status Upload(std::span<const std::byte> host, TensorView to) = 0;
+  virtual absl::Status Download(TensorView from, std::span<std::byte> host) = 0;
+  virtual absl::Status Synchronize() = 0;
+  // True when Tensor::data() and RowSpans may point to ordinary host memory.
+  virtual bool host_addressable() const = 0;
+
+  // Weights. `weights` is [out, in] row-major of `dtype`, host memory, not kept.
+  virtual absl::StatusOr<std::unique_ptr<LinearWeights>> PrepareLinear(
+      std::span<const std::byte> weights, DType dtype, int64_t out_features,
+      int64_t in_features) = 0;
+
+  // Dense operations. x and y are activations.
+  virtual absl::Status Embed(std::span<const uint32_t> ids, const TensorView& table,
+                             TensorView y) = 0;  // table [vocabulary, hidden], any dtype
+  virtual absl::Status Linear(TensorView x, const LinearWeights& weights, TensorView y) = 0;
+  virtual absl::Status RmsNorm(TensorView x, TensorView weight, float epsilon, TensorView y) = 0;
+  virtual absl::Status AddInPlace(TensorView x, TensorView y) = 0;  // x += y
+  virtual absl::Status SiluMul(TensorView gate, TensorView up, TensorView y) = 0;
+  // Rotates `heads` heads per row in place; row i has position first_position + i.
+  virtual absl::Status Rope(TensorView x, int64_t heads, const RopeTable& table,
+                            int64_t first_position) = 0;
+  // Copies rows of k and v ([rows, kv_heads * head_dim]) to rows [at, at + rows) of every head,
+  // rounding to the layer's dtype (nearest even).
+  virtual absl::Status AppendKv(TensorView k, TensorView v, KvLayerView layer, int64_t at) = 0;
+
+  // The operations this project exists for.
+  virtual absl::Status Attention(const AttentionArgs& args) = 0;
+  virtual absl::Status ScoreColumnMax(const ScoreArgs& args) = 0;
+  // Copies row positions[i] of head `head` to row i of keys_out and values_out (host memory,
+  // [positions.size(), head_dim] of the layer's dtype).
+  virtual absl::Status GatherRows(const KvLayerView& layer, int64_t head,
+                                  std::span<const uint32_t> positions, std::byte* keys_out,
+                                  std::byte* values_out) = 0;
+};
+
+}  // namespace kvtier
+
+#endif  // KVTIER_COMPRESSOR_BACKEND_H_

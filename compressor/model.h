@@ -1,0 +1,63 @@
+// A checkpoint folder, loaded onto a backend: configuration, prompt profile, weights.
+//   ASSIGN(auto model, Model::Load("tests/fixtures/model", backend))
+#ifndef KVTIER_COMPRESSOR_MODEL_H_
+#define KVTIER_COMPRESSOR_MODEL_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "compressor/backend.h"
+#include "compressor/model_config.h"
+#include "compressor/prompt_profile.h"
+#include "kvcache/ids.h"
+
+namespace kvtier {
+
+struct LayerWeights {
+  Tensor attention_norm;  // [1, hidden]
+  Tensor mlp_norm;        // [1, hidden]
+  std::unique_ptr<LinearWeights> q, k, v, o;
+  std::unique_ptr<LinearWeights> gate, up, down;
+};
+
+// Immutable after Load; any number of threads may run forward passes over it. Does not own the
+// backend, which must outlive it.
+class Model {
+ public:
+  // Reads config.json, *.safetensors and kvtier_prompt_profile.json of `folder`.
+  // NOT_FOUND: no such folder or file. INVALID_ARGUMENT / UNIMPLEMENTED as the parsers say, or a
+  // tensor that is missing, unexpected or of the wrong shape or dtype (named).
+  static absl::StatusOr<std::unique_ptr<Model>> Load(const std::string& folder, Backend& backend);
+
+  const std::string& name() const { return name_; }  // The folder's last component.
+  const ModelConfig& config() const { return config_; }
+  const PromptProfile& profile() const { return profile_; }
+  // SHA-256 over config.json and every weight file.
+  const Digest& digest() const { return digest_; }
+  Backend& backend() const { return *backend_; }
+
+  const TensorView embedding() const { return embedding_; }
+  const LayerWeights& layer(int64_t index) const { return layers_[index]; }
+  TensorView final_norm() const { return final_norm_; }
+  const LinearWeights& lm_head() const { return *lm_head_; }
+  uint64_t weight_bytes() const { return weight_bytes_; }
+
+ private:
+  Model() = default;
+  std::string name_;
+  ModelConfig config_;
+  PromptProfile profile_;
+  Digest digest_;
+  Backend* backend_ = nullptr;
+  Tensor embedding_;
+  std::vector<LayerWeights> layers_;
+  Tensor final_norm_;
+  std::unique_ptr<LinearWeights> lm_head_;
+  uint64_t weight_bytes_ = 0;
+};
+
+}  // namespace kvtier
+
+#endif  // KVTIER_COMPRESSOR_MODEL_H_

@@ -1,0 +1,76 @@
+// Compressing a context, top to bottom: prefill -> repeat each chunk -> score -> rank -> pack.
+//   Pipeline pipeline(*model, options);
+//   ASSIGN(CompressedObject object, pipeline.Compress(input, progress, cancel));
+#ifndef KVTIER_COMPRESSOR_PIPELINE_H_
+#define KVTIER_COMPRESSOR_PIPELINE_H_
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "base/cancel_token.h"
+#include "compressor/model.h"
+#include "kvcache/bands.h"
+#include "kvcache/compressed_object.h"
+#include "kvcache/key_descriptor.h"
+
+namespace kvtier {
+
+struct CompressInput {
+  std::string tenant_salt = "default";
+  std::span<const uint32_t> context;           // Token ids; at least one.
+  // Replaces the profile's prefix when set (may be empty); protected and part of the key.
+  std::optional<std::vector<uint32_t>> system;
+  std::string recipe = "kvzip";                // The only one so far; others INVALID_ARGUMENT.
+};
+
+enum class CompressStage { kPrefill, kScore, kPack };
+absl::string_view CompressStageName(CompressStage stage);  // "prefill", "scoring", "packing"
+struct CompressProgress {
+  CompressStage stage = CompressStage::kPrefill;
+  uint64_t tokens_done = 0;
+  uint64_t tokens_total = 0;
+};
+
+struct PipelineOptions {
+  DType kv_dtype = DType::kBf16;
+  BandEdges edges = BandEdges::Default();
+  int64_t prefill_rows = 512;                // Rows of one prefill piece.
+  uint64_t context_tokens_max = 0;           // 0: only the model's positions bound it.
+};
+
+// Thread-safe: several Compress calls may run at once, each with its own memory. Does not own the
+// model.
+class Pipeline {
+ public:
+  Pipeline(const Model& model, PipelineOptions options);
+
+  const Model& model() const { return *model_; }
+  const PipelineOptions& options() const { return options_; }
+  // The key head of this model, profile, recipe and dtype. INVALID_ARGUMENT: unknown recipe.
+  absl::StatusOr<KeyDescriptorHead> DescribeKey(const CompressInput& input) const;
+  // Everything that can be refused before any work: empty context, id out of range (names the
+  // index), too long for the limit or, with the repeat pass, for the model's positions.
+  absl::Status Validate(const CompressInput& input) const;
+  // Bytes that Compress will allocate at its peak: dense cache, scratch, scores, packed object.
+  // Within 10 % of what it really takes; for admission before any work.
+  uint64_t EstimateBytes(const CompressInput& input) const;
+
+  // Blocks until done. `progress` is called from this thread. CANCELLED soon after `cancel` fires.
+  absl::StatusOr<CompressedObject> Compress(
+      const CompressInput& input, const std::function<void(const CompressProgress&)>& progress,
+      const CancelToken& cancel) const;
+
+ private:
+  const Model* model_;
+  PipelineOptions options_;
+};
+
+}  // namespace kvtier
+
+#endif  // KVTIER_COMPRESSOR_PIPELINE_H_

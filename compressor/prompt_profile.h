@@ -1,0 +1,62 @@
+// The token ids around a context (kvzip.md section 1). Data, not code: produced once per tokenizer,
+// its digest is part of every key. The compressor never tokenises.
+#ifndef KVTIER_COMPRESSOR_PROMPT_PROFILE_H_
+#define KVTIER_COMPRESSOR_PROMPT_PROFILE_H_
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "kvcache/ids.h"
+
+namespace kvtier {
+
+// Declares that a model's vocabulary is bytes: id = byte + first_id. Lets tools accept text.
+struct ByteVocabulary {
+  uint32_t first_id = 0;
+  std::vector<uint32_t> Encode(absl::string_view text) const;
+  // Ids that are no bytes become '?' only in text for people; never used for comparison.
+  std::string Decode(std::span<const uint32_t> ids) const;
+};
+
+struct PromptProfile {
+  std::string name;
+  std::vector<uint32_t> prefix;        // Default system prompt, protected; may be empty.
+  std::vector<uint32_t> postfix;       // After every repeat prompt and every query.
+  std::vector<uint32_t> first_prompt;  // Repeat prompt of chunk 0.
+  std::vector<uint32_t> later_prompt;  // Of every later chunk; its hint ids follow.
+  std::vector<uint32_t> query_prefix;  // Before every query.
+  uint32_t hint_tokens = 8;
+  uint32_t chunk_tokens = 2000;        // m
+  std::optional<ByteVocabulary> byte_vocabulary;
+
+  // Reads kvtier_prompt_profile.json. INVALID_ARGUMENT naming the field; unknown fields refused.
+  static absl::StatusOr<PromptProfile> Parse(absl::string_view json);
+  static absl::StatusOr<PromptProfile> Load(const std::string& path);
+  // SHA-256 over a canonical encoding of everything that changes scores or questions.
+  Digest ComputeDigest() const;
+  // INVALID_ARGUMENT: an id >= vocabulary, chunk_tokens of 0.
+  absl::Status Validate(int64_t vocabulary) const;
+
+  // Number of scoring chunks of a context; 0 for an empty one.
+  uint32_t ChunkCount(uint64_t context_tokens) const;
+  struct Chunk {
+    uint64_t begin = 0;  // In context positions, 0 = first context token.
+    uint64_t end = 0;
+  };
+  Chunk ChunkAt(uint64_t context_tokens, uint32_t chunk) const;
+  // The repeat input of a chunk: prompt, hint, postfix, the chunk's ids.
+  std::vector<uint32_t> RepeatInput(std::span<const uint32_t> context, uint32_t chunk) const;
+  // Rows of the longest repeat input of a context: bounds memory and positions.
+  uint64_t RepeatRowsMax(uint64_t context_tokens) const;
+  // query_prefix ++ question ++ postfix.
+  std::vector<uint32_t> WrapQuery(std::span<const uint32_t> question) const;
+};
+
+}  // namespace kvtier
+
+#endif  // KVTIER_COMPRESSOR_PROMPT_PROFILE_H_

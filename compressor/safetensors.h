@@ -1,0 +1,43 @@
+// Reads safetensors files: memory-mapped, every offset checked before use. The file is never
+// trusted: a lying header gives a named error, not a crash or a wild read.
+#ifndef KVTIER_COMPRESSOR_SAFETENSORS_H_
+#define KVTIER_COMPRESSOR_SAFETENSORS_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace kvtier {
+
+struct SafetensorsEntry {
+  std::string dtype;           // As written: "BF16", "F32", "I32", ...
+  std::vector<int64_t> shape;
+  std::span<const std::byte> bytes;  // Inside the mapping.
+};
+
+// Immutable after Open; safe to read from any thread. Entries point into the mapping, which lives
+// as long as the object.
+class SafetensorsFile {
+ public:
+  // INVALID_ARGUMENT naming the file and what is wrong: truncated, header too large
+  // (limits::kSafetensorsHeaderBytesMax), not JSON, offsets out of range or overlapping or with
+  // gaps, size that does not match dtype and shape, unknown dtype. NOT_FOUND: no such file.
+  static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
+  virtual ~SafetensorsFile() = default;
+  virtual const std::map<std::string, SafetensorsEntry>& entries() const = 0;
+  virtual const std::string& path() const = 0;
+};
+
+// Writes a file (tools and tests). `entries` keep their order by name.
+absl::Status WriteSafetensors(const std::string& path,
+                              const std::map<std::string, SafetensorsEntry>& entries);
+
+}  // namespace kvtier
+
+#endif  // KVTIER_COMPRESSOR_SAFETENSORS_H_

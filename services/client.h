@@ -1,0 +1,107 @@
+// The client library that kvtier's own programs and users' engines link: typed calls over
+// kvtier.v1, zero-copy transfer of segments, absl::Status errors.
+//
+//   auto channel = MakeChannel("127.0.0.1:7071");
+//   StoreClient store(channel);
+//   ASSIGN(auto cache, FetchRaggedCache(*MakeGrpcTransport(channel), request, deadline));
+#ifndef KVTIER_SERVICES_CLIENT_H_
+#define KVTIER_SERVICES_CLIENT_H_
+
+#include <grpcpp/channel.h>
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "base/cancel_token.h"
+#include "kvcache/compressed_object.h"
+#include "kvcache/ragged_view.h"
+#include "kvcache/transport.h"
+#include "kvtier/v1/compressor.pb.h"
+#include "kvtier/v1/store.pb.h"
+#include "kvtier/v1/types.pb.h"
+#include "kvtier/v1/worker.pb.h"
+
+namespace kvtier {
+
+// Channel settings that data-plane.md found to matter: no message size limit, keepalive.
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address);
+
+// Typed calls on a store. Thread-safe. Deadlines are absolute; InfiniteFuture() means none.
+class StoreClient {
+ public:
+  explicit StoreClient(std::shared_ptr<grpc::Channel> channel);
+  ~StoreClient();
+
+  // Uploads an object: resumes where an earlier attempt with the same upload id got to, and after a
+  // cut (UNAVAILABLE) tries again up to three times. `on_bytes` hears the object offset reached.
+  absl::StatusOr<v1::ObjectSummary> Put(const CompressedObject& object, v1::Durability durability,
+                                        const std::function<void(uint64_t)>& on_bytes,
+                                        const CancelToken& cancel, absl::Time deadline);
+  absl::StatusOr<v1::GetObjectResponse> GetObject(const Key& key, absl::Time deadline);
+  absl::StatusOr<v1::ListResponse> List(const std::string& after_key, uint32_t page_size,
+                                        absl::Time deadline);
+  // keep_ratio 0 removes the object.
+  absl::StatusOr<v1::DeleteResponse> Delete(const Key& key, double keep_ratio, absl::Time deadline);
+  absl::StatusOr<v1::VerifyResponse> Verify(const Key& key, absl::Time deadline);
+  absl::StatusOr<v1::StatsResponse> Stats(absl::Time deadline);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// Transport over StoreService.Fetch. Frames are read in place from the wire's buffers and copied
+// once, into the segment.
+std::unique_ptr<Transport> MakeGrpcTransport(std::shared_ptr<grpc::Channel> channel);
+
+// Fetches into memory and assembles. `bytes_fetched` may be null.
+absl::StatusOr<std::shared_ptr<const RaggedCache>> FetchRaggedCache(Transport& transport,
+                                                                    const FetchRequest& request,
+                                                                    absl::Time deadline);
+
+// Typed calls on a compressor.
+class CompressorClient {
+ public:
+  explicit CompressorClient(std::shared_ptr<grpc::Channel> channel);
+  ~CompressorClient();
+  absl::StatusOr<v1::CompressResult> Compress(
+      const v1::CompressRequest& request,
+      const std::function<void(const v1::CompressProgress&)>& on_progress, absl::Time deadline);
+  absl::StatusOr<v1::ListModelsResponse> ListModels(absl::Time deadline);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// Typed calls on a worker.
+class WorkerClient {
+ public:
+  explicit WorkerClient(std::shared_ptr<grpc::Channel> channel);
+  ~WorkerClient();
+  absl::StatusOr<v1::AttachResponse> Attach(const v1::AttachRequest& request, absl::Time deadline);
+  struct Answer {
+    std::vector<uint32_t> token_ids;
+    v1::AskFinish finish;
+  };
+  // `on_tokens` hears tokens as they come; may be null.
+  absl::StatusOr<Answer> Ask(const v1::AskRequest& request,
+                             const std::function<void(std::span<const uint32_t>)>& on_tokens,
+                             absl::Time deadline);
+  absl::Status Detach(uint64_t attachment, absl::Time deadline);
+  absl::StatusOr<v1::GetWorkerResponse> GetWorker(absl::Time deadline);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvtier
+
+#endif  // KVTIER_SERVICES_CLIENT_H_

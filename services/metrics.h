@@ -1,0 +1,69 @@
+// Every metric of every kvtier server, built once at start-up and passed by reference.
+// docs/metrics.md describes each; a test holds that page against what the binaries export.
+// Names: kvtier_<part>_<thing>_<unit>[_total]. Labels are bounded: no key, no request id.
+#ifndef KVTIER_SERVICES_METRICS_H_
+#define KVTIER_SERVICES_METRICS_H_
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+
+namespace kvtier {
+
+class TieredStore;
+
+// Thread-safe. Lives as long as the server.
+class Metrics {
+ public:
+  Metrics();
+
+  // kvtier_rpc_requests_total{method,code} and kvtier_rpc_seconds{method}: every server.
+  void CountRpc(absl::string_view method, const absl::Status& status, absl::Duration elapsed);
+
+  // Compressor.
+  prometheus::Counter& compress_computed;         // Contexts really computed.
+  prometheus::Counter& compress_shared;           // Requests that joined a running computation.
+  prometheus::Counter& compress_already_stored;   // Served by a stored upload.
+  prometheus::Counter& compress_refused;          // Queue full or memory budget.
+  prometheus::Counter& compress_cancelled;
+  prometheus::Counter& compress_context_tokens;   // Of computed contexts.
+  prometheus::Gauge& compress_queue_length;
+  prometheus::Gauge& compress_memory_reserved_bytes;
+  prometheus::Histogram& compress_prefill_seconds;
+  prometheus::Histogram& compress_scoring_seconds;
+
+  // Worker.
+  prometheus::Counter& worker_fetched_bytes;
+  prometheus::Counter& worker_questions;
+  prometheus::Counter& worker_answer_tokens;
+  prometheus::Counter& worker_asks_refused;
+  prometheus::Gauge& worker_attached_objects;
+  prometheus::Gauge& worker_attached_bytes;
+  prometheus::Counter& worker_prefilled_context_tokens;  // 0 by design.
+
+  // Store: bytes in and out; everything else is read from the store's own counters at scrape time.
+  prometheus::Counter& store_put_bytes;
+  prometheus::Counter& store_fetch_bytes;
+  // Exports `store`'s counters and usage (kvtier_store_*). The store must outlive the metrics.
+  void ExportStore(const TieredStore& store);
+
+  prometheus::Registry& registry() { return *registry_; }
+  std::shared_ptr<prometheus::Registry> shared_registry() { return registry_; }
+
+ private:
+  struct Families;
+  std::shared_ptr<prometheus::Registry> registry_;
+};
+
+}  // namespace kvtier
+
+#endif  // KVTIER_SERVICES_METRICS_H_

@@ -1,0 +1,50 @@
+// What every kvtier server does the same way: listen, health, reflection, /metrics, drain on SIGTERM.
+#ifndef KVTIER_SERVICES_SERVER_H_
+#define KVTIER_SERVICES_SERVER_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "services/metrics.h"
+
+namespace kvtier {
+
+struct ServerOptions {
+  std::string listen = "127.0.0.1:0";          // Port 0: any free one; see port().
+  std::string metrics_listen = "127.0.0.1:0";  // Empty: no /metrics.
+  std::string port_file;                       // When set, "<grpc port> <metrics port>\n" is written
+                                               // there (atomically) once both accept connections.
+  absl::Duration drain_timeout = absl::Seconds(20);  // Running calls get this long after SIGTERM.
+};
+
+class Server {
+ public:
+  // Starts serving `services` (not owned; they must outlive the server).
+  // UNAVAILABLE naming the address when it cannot be bound.
+  static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
+                                                       const std::vector<grpc::Service*>& services,
+                                                       Metrics& metrics);
+  virtual ~Server() = default;
+  virtual int port() const = 0;
+  virtual int metrics_port() const = 0;
+  // Blocks until SIGTERM or SIGINT, then drains: health says NOT_SERVING, new calls are refused with
+  // UNAVAILABLE, running ones finish or are cancelled after drain_timeout; `before_drain` is called
+  // first (e.g. to fire cancel tokens).
+  virtual void WaitForSignalAndDrain(const std::function<void()>& before_drain) = 0;
+  // The same at once; for tests.
+  virtual void Shutdown() = 0;
+};
+
+// Tunes malloc for large messages (data-plane.md: doubles throughput). Call first in main.
+void TuneMalloc();
+
+}  // namespace kvtier
+
+#endif  // KVTIER_SERVICES_SERVER_H_

@@ -1,0 +1,24 @@
+// The only mapping between absl::Status and grpc::Status. Codes are the same numbers; a
+// RESOURCE_EXHAUSTED or UNAVAILABLE that carries a retry delay has google.rpc.RetryInfo details.
+#ifndef KVTIER_SERVICES_STATUS_GRPC_H_
+#define KVTIER_SERVICES_STATUS_GRPC_H_
+
+#include <grpcpp/support/status.h>
+
+#include <optional>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
+namespace kvtier {
+
+grpc::Status ToGrpcStatus(const absl::Status& status);
+absl::Status FromGrpcStatus(const grpc::Status& status);
+
+// Attaches and reads "try again after": survives both mappings.
+absl::Status WithRetryAfter(absl::Status status, absl::Duration delay);
+std::optional<absl::Duration> RetryAfter(const absl::Status& status);
+
+}  // namespace kvtier
+
+#endif  // KVTIER_SERVICES_STATUS_GRPC_H_

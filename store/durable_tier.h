@@ -1,0 +1,43 @@
+// A tier that outlives the process: besides segments it keeps the sealed objects' records.
+//
+// Order on disk (design.md section 2): segments first, manifest last, so a crash leaves a whole
+// object or none. Shrinking is the reverse: the residency record is lowered first (synced), then
+// bytes go, highest band first. Recover() deletes whatever no record names.
+#ifndef KVTIER_STORE_DURABLE_TIER_H_
+#define KVTIER_STORE_DURABLE_TIER_H_
+
+#include <memory>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "store/tier.h"
+
+namespace kvtier {
+
+// What a sealed object's record says.
+struct SealedObject {
+  TenantId tenant;
+  std::shared_ptr<const Manifest> manifest;
+  uint32_t resident_bands = 0;
+  absl::Time sealed_at;
+};
+
+class DurableTier : public Tier {
+ public:
+  // Makes every band put so far of this upload durable and readable after a crash, under the
+  // current record of (tenant, key). Replaces the record of another upload atomically; that
+  // upload's segments stay until DropBands(upload, 0).
+  //   RESOURCE_EXHAUSTED  the disk is full: the old record stands
+  //   FAILED_PRECONDITION not all of the manifest's bands are here
+  virtual absl::Status Seal(const TenantId& tenant, const Manifest& manifest,
+                            absl::Time sealed_at) = 0;
+  // Removes the record of (tenant, key) if it is of `upload`, then the upload's segments.
+  virtual absl::Status Unseal(const TenantId& tenant, const Key& key, const UploadId& upload) = 0;
+  // Start-up: every sealed object whose record is intact, after deleting segments no record names
+  // and bands above a residency record. Records that fail their checksum are counted and removed.
+  virtual absl::StatusOr<std::vector<SealedObject>> Recover() = 0;
+};
+
+}  // namespace kvtier
+
+#endif  // KVTIER_STORE_DURABLE_TIER_H_

@@ -1,0 +1,135 @@
+// Where sealed objects live: host memory over a durable tier.
+//
+// Invariants (see also tier.h):
+//   1. The resident bands of an object are always a prefix of its bands.
+//   2. Before the first band of an object leaves host memory, the whole object is on disk, sealed.
+//      From then on what is in host memory is a subset of what is on disk, and both are prefixes.
+//   3. (tenant, key) names at most one current upload. Replacing it is atomic; readers that pinned
+//      the old upload keep reading it, and its bytes go when the last of them is done.
+//   4. What was acknowledged with kDisk survives a crash until policy, visibly, gives it up.
+//
+// Thread-safe. No lock is held during disk work that another object's reader would need.
+#ifndef KVTIER_STORE_TIERED_STORE_H_
+#define KVTIER_STORE_TIERED_STORE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "base/clock.h"
+#include "kvcache/compressed_object.h"
+#include "kvcache/transport.h"
+#include "store/durable_tier.h"
+#include "store/upload.h"
+
+namespace kvtier {
+
+// What an acknowledged object survives.
+enum class Durability { kHost, kDisk };  // Until the process ends; crash and restart.
+
+struct ObjectStat {
+  TenantId tenant;
+  std::shared_ptr<const Manifest> manifest;
+  uint32_t resident_bands = 0;  // In any tier.
+  uint32_t host_bands = 0;
+  uint32_t disk_bands = 0;
+  Durability durability = Durability::kHost;
+  absl::Time sealed_at;
+};
+
+// Counted since start. Invariant: requests == host_hits + disk_hits + misses + failures, each a
+// Pin() that was served wholly from host, partly or wholly from disk, not at all, or by an error.
+struct StoreCounters {
+  std::atomic<uint64_t> requests{0}, host_hits{0}, disk_hits{0}, misses{0}, failures{0};
+  std::atomic<uint64_t> uploads_sealed{0}, uploads_refused{0};
+  std::atomic<uint64_t> bands_demoted{0};        // Left host memory, still on disk.
+  std::atomic<uint64_t> bands_dropped{0};        // Gone for good, by policy or request.
+  std::atomic<uint64_t> bands_lost{0};           // Gone because bytes failed their checksum.
+  std::atomic<uint64_t> checksum_failures{0};
+  std::atomic<uint64_t> objects_evicted{0};
+};
+
+class ObjectState;  // Private to the implementation.
+
+// Pins one upload of one object: its resident bands at the time of Pin() stay readable. Movable;
+// releasing it is its destruction. Thread-safe for reading.
+class PinnedObject {
+ public:
+  virtual ~PinnedObject() = default;
+  virtual const std::shared_ptr<const Manifest>& manifest() const = 0;
+  virtual uint32_t resident_bands() const = 0;
+  // DATA_LOSS: no intact copy is left; that band and all higher ones have been given up and counted,
+  // and a new Pin() sees what remains.
+  virtual absl::StatusOr<SegmentRef> Read(BandIndex band, LayerIndex layer) = 0;
+};
+
+struct TieredStoreOptions {
+  uint64_t host_budget_bytes = uint64_t{1} << 30;
+  uint64_t upload_bytes_max = 0;  // 0: the host budget.
+};
+
+class TieredStore {
+ public:
+  // Opens the store and recovers every sealed object. `disk` may be null: host memory only, and
+  // kDisk is refused. `clock` must outlive the store.
+  static absl::StatusOr<std::unique_ptr<TieredStore>> Create(TieredStoreOptions options,
+                                                             std::unique_ptr<DurableTier> disk,
+                                                             Clock& clock);
+  virtual ~TieredStore() = default;
+
+  // Begins an upload, or finds the one already begun with the same upload id (resume).
+  //   INVALID_ARGUMENT    manifest inconsistent; another manifest under the same upload id
+  //   RESOURCE_EXHAUSTED  too many uploads, or larger than memory allows now
+  //   FAILED_PRECONDITION kDisk asked of a store without disk
+  virtual absl::StatusOr<std::shared_ptr<Upload>> StartUpload(const TenantId& tenant,
+                                                              std::shared_ptr<const Manifest>,
+                                                              Durability durability) = 0;
+  // Bytes of an unsealed upload that need not be sent again. NOT_FOUND: unknown here (start at 0).
+  virtual absl::StatusOr<uint64_t> UploadedBytes(const TenantId& tenant,
+                                                 const UploadId& upload) = 0;
+  // Seals a complete upload with its durability; when it returns OK the object is acknowledged.
+  // Finishing twice is fine. If a stored upload of the key has at least as many resident bands, that
+  // one stays and its state is returned instead.
+  //   INVALID_ARGUMENT    bytes missing
+  //   RESOURCE_EXHAUSTED  no room; nothing is kept of the upload on disk
+  virtual absl::StatusOr<ObjectStat> FinishUpload(const std::shared_ptr<Upload>& upload) = 0;
+  virtual void AbandonUpload(const TenantId& tenant, const UploadId& upload) = 0;
+  // Convenience for callers that hold a whole object: start, append everything, finish.
+  absl::StatusOr<ObjectStat> Put(const TenantId& tenant, const CompressedObject& object,
+                                 Durability durability);
+
+  // NOT_FOUND: a miss. ABORTED: `upload` is given and another one is current.
+  virtual absl::StatusOr<std::unique_ptr<PinnedObject>> Pin(
+      const TenantId& tenant, const Key& key, const std::optional<UploadId>& upload) = 0;
+  // Like Pin, without pinning or counting a request.
+  virtual absl::StatusOr<ObjectStat> Stat(const TenantId& tenant, const Key& key) = 0;
+
+  // Removes the object; current readers finish. NOT_FOUND when there is none.
+  virtual absl::Status Delete(const TenantId& tenant, const Key& key) = 0;
+  // Gives up bands above the first `band_count` for good, in every tier (counted). REQUIRES
+  // band_count >= 1 (INVALID_ARGUMENT otherwise).
+  virtual absl::Status DropBands(const TenantId& tenant, const Key& key, uint32_t band_count) = 0;
+
+  // Objects of a tenant in key order, after `after`, at most `limit`.
+  virtual std::vector<ObjectStat> List(const TenantId& tenant, const std::optional<Key>& after,
+                                       size_t limit) = 0;
+  // Reads everything resident of an object and checks every CRC and row. DATA_LOSS as Read does.
+  virtual absl::Status Verify(const TenantId& tenant, const Key& key) = 0;
+
+  virtual const StoreCounters& counters() const = 0;
+  virtual TierUsage host_usage() const = 0;
+  virtual std::optional<TierUsage> disk_usage() const = 0;
+  virtual uint64_t object_count() const = 0;
+  // Random at every start: what UploadedBytes says holds within one incarnation.
+  virtual uint64_t incarnation() const = 0;
+};
+
+}  // namespace kvtier
+
+#endif  // KVTIER_STORE_TIERED_STORE_H_

@@ -1,0 +1,50 @@
+// The receiving side of one Put: collects an object's segments, in any number of pieces, and
+// verifies each as soon as it is whole.
+//
+// Offsets count encoded bytes of all segments laid end to end, band by band and layer by layer
+// inside a band ("object offset"). Bytes arrive in ascending order; bytes before uploaded_bytes()
+// are repeats of a resumed stream and are skipped; a gap is an error.
+#ifndef KVTIER_STORE_UPLOAD_H_
+#define KVTIER_STORE_UPLOAD_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/mutex.h"
+#include "kvcache/manifest.h"
+#include "kvcache/segment_ref.h"
+
+namespace kvtier {
+
+// Thread-safe; concurrent appends of one upload are serialised (the second stream of a client that
+// lost its first one may overlap it).
+class Upload {
+ public:
+  // RESOURCE_EXHAUSTED when the memory for the segments cannot be had.
+  static absl::StatusOr<std::shared_ptr<Upload>> Create(std::shared_ptr<const Manifest> manifest);
+
+  const std::shared_ptr<const Manifest>& manifest() const { return manifest_; }
+  // Never decreases.
+  uint64_t uploaded_bytes() const;
+  // INVALID_ARGUMENT: a gap, past the end, or a segment whose CRC32C does not match the manifest
+  // (named; the upload stays where that segment began, so it can be sent again).
+  absl::Status Append(uint64_t object_offset, std::span<const std::byte> bytes);
+  bool complete() const;
+  // REQUIRES: complete(). [bands][layers], band-major. May be called again.
+  std::vector<SegmentRef> segments() const;
+
+ private:
+  explicit Upload(std::shared_ptr<const Manifest> manifest) : manifest_(std::move(manifest)) {}
+  std::shared_ptr<const Manifest> manifest_;
+  mutable Mutex mutex_;
+  struct State;
+  std::shared_ptr<State> state_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace kvtier
+
+#endif  // KVTIER_STORE_UPLOAD_H_
