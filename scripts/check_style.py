@@ -20,8 +20,9 @@ TEST_LINES_MAX = 800
 # Pieces are joined so that this file does not break its own rules.
 RULES = [
     # (applies to, pattern, message)
-    (lambda path: True, re.compile(r"TO" + r"DO(?!\(#\d+\))"), "a TO" "DO names its issue: TO" "DO(#12)"),
-    (lambda path: True, re.compile(r"FIX" + r"ME|XX" + r"X\b"), "use TO" "DO(#issue)"),
+    # Documents may talk about the word.
+    (lambda path: path.suffix != ".md", re.compile(r"TO" + r"DO(?!\(#\d+\))"), "a TO" "DO names its issue: TO" "DO(#12)"),
+    (lambda path: True, re.compile(r"FIX" + r"ME|(?<!X)XX" + r"X\b"), "use TO" "DO(#issue)"),
     (lambda path: path.name != "Makefile", re.compile(r"\t"), "tab"),
     (lambda path: True, re.compile(r"[ \t]+$"), "white space at the end of the line"),
     # Home folders and working copies; not /tmp, /usr, /dev, /proc, /etc.
@@ -72,6 +73,7 @@ SELF_TEST = [
     ("base/a.cc", b"int x;\n", True),
     ("base/a.cc", b"// TO" b"DO: later\n", False),
     ("base/a.cc", b"// TO" b"DO(#7): later\n", True),
+    ("base/a.cc", b'mkdtemp("/tmp/XXX' b'XXX");\n', True),
     ("base/a.cc", b"\tint x;\n", False),
     ("base/a.cc", b"int x; \n", False),
     ("base/a.cc", b"int x;", False),
