@@ -1,0 +1,414 @@
+#include "kvcache/manifest.h"
+
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/bytes.h"
+#include "base/limits.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "kvcache/segment.h"
+#include "kvcache/token_block_hash.h"
+
+namespace kvtier {
+namespace {
+
+constexpr absl::string_view kMagic = "KVTMANIF";
+
+// The envelope is the same in every version: magic, version, length, ..., CRC32C.
+constexpr uint64_t kEnvelopeBytes = 8 + 4 + 8 + 4;
+constexpr uint64_t kLengthOffset = 8 + 4;
+constexpr uint64_t kCrcBytes = 4;
+
+constexpr uint64_t kHeadEntryBytes = 4 + 8 + 4;
+constexpr uint64_t kBandHeaderBytes = 4 + 4 + 8;
+constexpr uint64_t kSegmentHeaderBytes = 1;
+
+// Everything between the envelope's start and the bands.
+uint64_t HeaderBytes(const Manifest& m) {
+  return Key::kSize + UploadId::kSize + 3 * Digest::kSize + 8 + 8 + (4 + m.model_name.size()) +
+         (4 + m.recipe.size()) + (4 + 4 + 1 + 4 + m.geometry.layers.size()) + 4;
+}
+
+// No overflow: the factors are bounded by limits.h or by the bytes of a manifest.
+uint64_t BandsBytes(uint64_t bands, uint64_t layers, uint64_t kv_heads) {
+  return bands * (kBandHeaderBytes + layers * (kSegmentHeaderBytes + kv_heads * kHeadEntryBytes));
+}
+
+uint64_t EncodedManifestBytes(const Manifest& m) {
+  return kEnvelopeBytes + HeaderBytes(m) +
+         BandsBytes(m.bands.size(), m.geometry.layers.size(), m.geometry.kv_heads);
+}
+
+template <typename... Parts>
+absl::Status Refuse(const Parts&... parts) {
+  return absl::InvalidArgumentError(absl::StrCat("manifest: ", parts...));
+}
+
+absl::Status CheckAtMost(absl::string_view field, uint64_t value, absl::string_view limit_name,
+                         uint64_t limit) {
+  if (value <= limit) return absl::OkStatus();
+  return Refuse(field, " is ", value, ", at most ", limit_name, " = ", limit);
+}
+
+// Everything but the bands.
+absl::Status CheckHeader(const Manifest& m) {
+  if (m.key.IsZero()) return Refuse("key is all zero");
+  if (m.upload_id.IsZero()) return Refuse("upload_id is all zero");
+  KVTIER_RETURN_IF_ERROR(CheckAtMost("model_name: byte count", m.model_name.size(), "kNameBytesMax",
+                                     limits::kNameBytesMax));
+  KVTIER_RETURN_IF_ERROR(
+      CheckAtMost("recipe: byte count", m.recipe.size(), "kNameBytesMax", limits::kNameBytesMax));
+  KVTIER_RETURN_IF_ERROR(m.geometry.Validate());
+  KVTIER_RETURN_IF_ERROR(
+      CheckAtMost("system_tokens", m.system_tokens, "kSystemTokensMax", limits::kSystemTokensMax));
+  KVTIER_RETURN_IF_ERROR(CheckAtMost("context_tokens", m.context_tokens, "kContextTokensMax",
+                                     limits::kContextTokensMax));
+  if (m.logical_length() == 0) return Refuse("no tokens");
+  if (m.context_tokens < kTokenBlockTokens && !m.last_block_hash.IsZero()) {
+    return Refuse("last_block_hash is set, but the context has no full block");
+  }
+  return absl::OkStatus();
+}
+
+// Shapes and sizes of one segment's entries, and that they follow from the row counts.
+absl::Status CheckSegmentEntry(const Manifest& m, BandIndex band, LayerIndex layer) {
+  const SegmentEntry& entry = m.segment(band, layer);
+  const auto where = [&] { return absl::StrCat("band ", band.value(), " layer ", layer.value()); };
+  if (entry.codec != CodecId::kRaw) {
+    return Refuse(where(), ": unknown codec ", static_cast<int>(entry.codec));
+  }
+  if (entry.heads.size() != m.geometry.kv_heads) {
+    return Refuse(where(), ": ", entry.heads.size(), " heads, the geometry has ",
+                  m.geometry.kv_heads);
+  }
+  uint64_t bytes = 0;  // At most kKvHeadsMax times what a head of so many rows can have.
+  for (size_t head = 0; head < entry.heads.size(); ++head) {
+    const HeadEntry& h = entry.heads[head];
+    if (h.rows > m.logical_length()) {
+      return Refuse(where(), " head ", head, ": rows is ", h.rows, ", the object has ",
+                    m.logical_length(), " tokens");
+    }
+    const uint64_t expected = LayOutHeadBlock(m.geometry, h.rows).bytes;
+    if (h.encoded_bytes != expected) {
+      return Refuse(where(), " head ", head, ": encoded_bytes is ", h.encoded_bytes, ", but ",
+                    h.rows, " rows take ", expected);
+    }
+    if (h.rows == 0 && h.crc32c != Crc32c()) {
+      return Refuse(where(), " head ", head, ": no rows, but a checksum");
+    }
+    bytes += h.encoded_bytes;
+  }
+  return CheckAtMost(where() + ": encoded bytes", bytes, "kSegmentBytesMax",
+                     limits::kSegmentBytesMax);
+}
+
+// Every (scored layer, head) keeps each of its positions in exactly one band.
+absl::Status CheckScoredLayer(const Manifest& m, LayerIndex layer) {
+  for (uint32_t head = 0; head < m.geometry.kv_heads; ++head) {
+    const uint32_t protected_rows = m.segment(BandIndex(0), layer).heads[head].rows;
+    if (protected_rows < m.system_tokens) {
+      return Refuse("band 0 layer ", layer.value(), " head ", head, ": rows is ", protected_rows,
+                    ", less than the ", m.system_tokens, " protected ones");
+    }
+    uint64_t rows = 0;
+    for (const BandEntry& band : m.bands) rows += band.layers[layer.value()].heads[head].rows;
+    if (rows != m.logical_length()) {
+      return Refuse("layer ", layer.value(), " head ", head, ": rows of all bands are ", rows,
+                    ", the object has ", m.logical_length(), " tokens");
+    }
+  }
+  return absl::OkStatus();
+}
+
+// A sliding layer keeps one window, the same for all heads, in band 0.
+absl::Status CheckSlidingLayer(const Manifest& m, LayerIndex layer) {
+  const std::vector<HeadEntry>& first = m.segment(BandIndex(0), layer).heads;
+  for (const HeadEntry& head : first) {
+    if (head.rows != first[0].rows) {
+      return Refuse("sliding layer ", layer.value(), ": heads differ in their window");
+    }
+  }
+  for (uint32_t band = 1; band < m.bands.size(); ++band) {
+    if (m.segment(BandIndex(band), layer).rows() != 0) {
+      return Refuse("band ", band, " layer ", layer.value(), ": a sliding layer has rows here");
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Band b ranks exactly k(b) - k(b-1) pairs.
+absl::Status CheckRankedRows(const Manifest& m, const BandEdges& edges, BandIndex band) {
+  const uint64_t pairs = m.scored_pairs();
+  const uint64_t expected = edges.RankEnd(band, pairs) - edges.RankBegin(band, pairs);
+  uint64_t ranked = 0;
+  for (uint32_t layer = 0; layer < m.geometry.layer_count(); ++layer) {
+    if (m.geometry.layers[layer] != LayerKind::kGlobal) continue;
+    ranked += m.segment(band, LayerIndex(layer)).rows();
+    if (band.value() == 0) ranked -= m.system_tokens * m.geometry.kv_heads;
+  }
+  if (ranked != expected) {
+    return Refuse("band ", band.value(), ": ranks ", ranked, " pairs, its edges ask for ",
+                  expected);
+  }
+  return absl::OkStatus();
+}
+
+// Thresholds fall from band to band. With no system prompt the first token of each scored head
+// ranks ahead of its score, so a band of nothing else has no place in that order.
+absl::Status CheckThresholds(const Manifest& m, const BandEdges& edges) {
+  const uint64_t pairs = m.scored_pairs();
+  const uint64_t forced =
+      m.system_tokens == 0 ? uint64_t{m.geometry.scored_layer_count()} * m.geometry.kv_heads : 0;
+  float previous = std::numeric_limits<float>::infinity();
+  for (uint32_t b = 0; b < m.bands.size(); ++b) {
+    const BandEntry& band = m.bands[b];
+    const uint64_t end = edges.RankEnd(BandIndex(b), pairs);
+    if (!std::isfinite(band.score_mass) || band.score_mass < 0) {
+      return Refuse("band ", b, ": score_mass is ", band.score_mass);
+    }
+    if (end == edges.RankBegin(BandIndex(b), pairs)) {
+      if (band.threshold != std::numeric_limits<float>::infinity() || band.score_mass != 0) {
+        return Refuse("band ", b, ": ranks no pairs, but threshold is ", band.threshold,
+                      " and score_mass is ", band.score_mass);
+      }
+      continue;
+    }
+    const bool only_forced = end <= forced;
+    if (!std::isfinite(band.threshold) && !(only_forced && band.threshold > 0)) {
+      return Refuse("band ", b, ": threshold is ", band.threshold);
+    }
+    if (only_forced) continue;
+    if (band.threshold > previous) {
+      return Refuse("band ", b, ": threshold ", band.threshold, " lies above the one before, ",
+                    previous);
+    }
+    previous = band.threshold;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> ReadName(ByteReader& reader) {
+  KVTIER_ASSIGN_OR_RETURN(const uint32_t bytes, reader.ReadCount(limits::kNameBytesMax, 1));
+  KVTIER_ASSIGN_OR_RETURN(const ByteSpan text, reader.ReadBytes(bytes));
+  return ToString(text);
+}
+
+template <typename Id>
+absl::Status ReadId(ByteReader& reader, Id* id) {
+  KVTIER_ASSIGN_OR_RETURN(const ByteSpan bytes, reader.ReadBytes(Id::kSize));
+  KVTIER_ASSIGN_OR_RETURN(*id, Id::FromBytes(bytes));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Geometry> ReadGeometry(ByteReader& reader) {
+  Geometry geometry;
+  KVTIER_ASSIGN_OR_RETURN(geometry.kv_heads, reader.ReadU32());
+  KVTIER_ASSIGN_OR_RETURN(geometry.head_dim, reader.ReadU32());
+  KVTIER_ASSIGN_OR_RETURN(const uint8_t dtype, reader.ReadU8());
+  KVTIER_ASSIGN_OR_RETURN(geometry.dtype, DTypeFromByte(dtype));
+  KVTIER_ASSIGN_OR_RETURN(const uint32_t layers, reader.ReadCount(limits::kLayersMax, 1));
+  KVTIER_ASSIGN_OR_RETURN(const ByteSpan kinds, reader.ReadBytes(layers));
+  geometry.layers.reserve(layers);
+  for (std::byte kind : kinds) geometry.layers.push_back(static_cast<LayerKind>(kind));
+  KVTIER_RETURN_IF_ERROR(geometry.Validate());
+  return geometry;
+}
+
+absl::StatusOr<BandEntry> ReadBand(ByteReader& reader, const Geometry& geometry) {
+  BandEntry band;
+  KVTIER_ASSIGN_OR_RETURN(const uint32_t edge, reader.ReadU32());
+  KVTIER_ASSIGN_OR_RETURN(band.edge, Ratio::FromMillionths(edge));
+  KVTIER_ASSIGN_OR_RETURN(band.threshold, reader.ReadF32());
+  KVTIER_ASSIGN_OR_RETURN(band.score_mass, reader.ReadF64());
+  band.layers.resize(geometry.layer_count());
+  for (SegmentEntry& segment : band.layers) {
+    KVTIER_ASSIGN_OR_RETURN(const uint8_t codec, reader.ReadU8());
+    segment.codec = static_cast<CodecId>(codec);
+    segment.heads.resize(geometry.kv_heads);
+    for (HeadEntry& head : segment.heads) {
+      KVTIER_ASSIGN_OR_RETURN(head.rows, reader.ReadU32());
+      KVTIER_ASSIGN_OR_RETURN(head.encoded_bytes, reader.ReadU64());
+      KVTIER_ASSIGN_OR_RETURN(const uint32_t crc, reader.ReadU32());
+      head.crc32c = Crc32c(crc);
+    }
+  }
+  return band;
+}
+
+// What lies between the envelope's start and its CRC32C.
+absl::StatusOr<Manifest> ReadBody(ByteReader& reader) {
+  Manifest m;
+  KVTIER_RETURN_IF_ERROR(ReadId(reader, &m.key));
+  KVTIER_RETURN_IF_ERROR(ReadId(reader, &m.upload_id));
+  KVTIER_RETURN_IF_ERROR(ReadId(reader, &m.model_digest));
+  KVTIER_RETURN_IF_ERROR(ReadId(reader, &m.prompt_profile_digest));
+  KVTIER_RETURN_IF_ERROR(ReadId(reader, &m.last_block_hash));
+  KVTIER_ASSIGN_OR_RETURN(m.system_tokens, reader.ReadU64());
+  KVTIER_ASSIGN_OR_RETURN(m.context_tokens, reader.ReadU64());
+  KVTIER_ASSIGN_OR_RETURN(m.model_name, ReadName(reader));
+  KVTIER_ASSIGN_OR_RETURN(m.recipe, ReadName(reader));
+  KVTIER_ASSIGN_OR_RETURN(m.geometry, ReadGeometry(reader));
+  KVTIER_ASSIGN_OR_RETURN(const uint32_t bands, reader.ReadU32());
+  KVTIER_RETURN_IF_ERROR(CheckAtMost("bands", bands, "kBandsMax", limits::kBandsMax));
+  // The counts say exactly how many bytes must follow; nothing is allocated before they are there.
+  const uint64_t expected = BandsBytes(bands, m.geometry.layer_count(), m.geometry.kv_heads);
+  if (reader.remaining() != expected) {
+    return Refuse("bands take ", expected, " bytes by their counts, ", reader.remaining(),
+                  " are left");
+  }
+  m.bands.reserve(bands);
+  for (uint32_t band = 0; band < bands; ++band) {
+    KVTIER_ASSIGN_OR_RETURN(BandEntry entry, ReadBand(reader, m.geometry));
+    m.bands.push_back(std::move(entry));
+  }
+  KVTIER_RETURN_IF_ERROR(m.Validate());
+  return m;
+}
+
+}  // namespace
+
+uint64_t SegmentEntry::encoded_bytes() const {
+  uint64_t bytes = 0;
+  for (const HeadEntry& head : heads) bytes += head.encoded_bytes;
+  return bytes;
+}
+
+uint64_t SegmentEntry::rows() const {
+  uint64_t sum = 0;
+  for (const HeadEntry& head : heads) sum += head.rows;
+  return sum;
+}
+
+SegmentEntry::ByteRange SegmentEntry::HeadBytes(HeadRange range) const {
+  KVTIER_CHECK(range.begin <= range.end && range.end <= heads.size());
+  ByteRange bytes;
+  for (uint32_t head = 0; head < range.end; ++head) {
+    if (head < range.begin) bytes.begin += heads[head].encoded_bytes;
+    bytes.end += heads[head].encoded_bytes;
+  }
+  return bytes;
+}
+
+uint64_t BandEntry::encoded_bytes() const {
+  uint64_t bytes = 0;
+  for (const SegmentEntry& segment : layers) bytes += segment.encoded_bytes();
+  return bytes;
+}
+
+std::vector<Ratio> Manifest::edges() const {
+  std::vector<Ratio> edges;
+  edges.reserve(bands.size());
+  for (const BandEntry& band : bands) edges.push_back(band.edge);
+  return edges;
+}
+
+uint64_t Manifest::PrefixBytes(uint32_t band_count) const {
+  KVTIER_CHECK(band_count <= bands.size());
+  uint64_t bytes = 0;
+  for (uint32_t band = 0; band < band_count; ++band) bytes += bands[band].encoded_bytes();
+  return bytes;
+}
+
+absl::Status Manifest::Validate() const {
+  KVTIER_RETURN_IF_ERROR(CheckHeader(*this));
+  KVTIER_ASSIGN_OR_RETURN(const BandEdges band_edges, BandEdges::Create(edges()));
+  for (uint32_t band = 0; band < bands.size(); ++band) {
+    if (bands[band].layers.size() != geometry.layers.size()) {
+      return Refuse("band ", band, ": ", bands[band].layers.size(), " layers, the geometry has ",
+                    geometry.layers.size());
+    }
+    for (uint32_t layer = 0; layer < geometry.layer_count(); ++layer) {
+      KVTIER_RETURN_IF_ERROR(CheckSegmentEntry(*this, BandIndex(band), LayerIndex(layer)));
+    }
+  }
+  for (uint32_t layer = 0; layer < geometry.layer_count(); ++layer) {
+    const bool scored = geometry.layers[layer] == LayerKind::kGlobal;
+    KVTIER_RETURN_IF_ERROR(scored ? CheckScoredLayer(*this, LayerIndex(layer))
+                                  : CheckSlidingLayer(*this, LayerIndex(layer)));
+  }
+  for (uint32_t band = 0; band < bands.size(); ++band) {
+    KVTIER_RETURN_IF_ERROR(CheckRankedRows(*this, band_edges, BandIndex(band)));
+  }
+  KVTIER_RETURN_IF_ERROR(CheckThresholds(*this, band_edges));
+  KVTIER_RETURN_IF_ERROR(
+      CheckAtMost("encoded bytes", total_bytes(), "kObjectBytesMax", limits::kObjectBytesMax));
+  return CheckAtMost("its own size", EncodedManifestBytes(*this), "kManifestBytesMax",
+                     limits::kManifestBytesMax);
+}
+
+std::string EncodeManifest(const Manifest& manifest) {
+  const uint64_t bytes = EncodedManifestBytes(manifest);
+  std::string out;
+  out.reserve(bytes);
+  ByteWriter writer(&out);
+  writer.WriteBytes(kMagic);
+  writer.WriteU32(kManifestFormatVersion);
+  writer.WriteU64(bytes);
+  writer.WriteBytes(manifest.key.bytes());
+  writer.WriteBytes(manifest.upload_id.bytes());
+  writer.WriteBytes(manifest.model_digest.bytes());
+  writer.WriteBytes(manifest.prompt_profile_digest.bytes());
+  writer.WriteBytes(manifest.last_block_hash.bytes());
+  writer.WriteU64(manifest.system_tokens);
+  writer.WriteU64(manifest.context_tokens);
+  writer.WriteU32(static_cast<uint32_t>(manifest.model_name.size()));
+  writer.WriteBytes(manifest.model_name);
+  writer.WriteU32(static_cast<uint32_t>(manifest.recipe.size()));
+  writer.WriteBytes(manifest.recipe);
+  writer.WriteU32(manifest.geometry.kv_heads);
+  writer.WriteU32(manifest.geometry.head_dim);
+  writer.WriteU8(static_cast<uint8_t>(manifest.geometry.dtype));
+  writer.WriteU32(manifest.geometry.layer_count());
+  for (LayerKind kind : manifest.geometry.layers) writer.WriteU8(static_cast<uint8_t>(kind));
+  writer.WriteU32(static_cast<uint32_t>(manifest.bands.size()));
+  for (const BandEntry& band : manifest.bands) {
+    writer.WriteU32(band.edge.millionths());
+    writer.WriteF32(band.threshold);
+    writer.WriteF64(band.score_mass);
+    for (const SegmentEntry& segment : band.layers) {
+      writer.WriteU8(static_cast<uint8_t>(segment.codec));
+      for (const HeadEntry& head : segment.heads) {
+        writer.WriteU32(head.rows);
+        writer.WriteU64(head.encoded_bytes);
+        writer.WriteU32(head.crc32c.value());
+      }
+    }
+  }
+  writer.WriteU32(ComputeCrc32c(AsBytes(out)).value());
+  KVTIER_CHECK_EQ(out.size(), bytes) << "EncodeManifest of a manifest that Validate refuses";
+  return out;
+}
+
+absl::StatusOr<Manifest> DecodeManifest(std::span<const std::byte> bytes) {
+  if (bytes.size() > limits::kManifestBytesMax) {
+    return CheckAtMost("its own size", bytes.size(), "kManifestBytesMax",
+                       limits::kManifestBytesMax);
+  }
+  if (bytes.size() < kEnvelopeBytes) return absl::DataLossError("manifest: truncated");
+  if (AsStringView(bytes.first(kMagic.size())) != kMagic) {
+    return absl::DataLossError("manifest: wrong magic");
+  }
+  const uint64_t length = LoadLittleEndian<uint64_t>(bytes.data() + kLengthOffset);
+  if (length != bytes.size()) {
+    return absl::DataLossError(
+        absl::StrCat("manifest: says ", length, " bytes, has ", bytes.size()));
+  }
+  const ByteSpan covered = bytes.first(bytes.size() - kCrcBytes);
+  const Crc32c stored(LoadLittleEndian<uint32_t>(bytes.data() + covered.size()));
+  if (ComputeCrc32c(covered) != stored) {
+    return absl::DataLossError("manifest: CRC32C does not match");
+  }
+  // Only now, so that a flipped bit is never taken for another version.
+  const uint32_t version = LoadLittleEndian<uint32_t>(bytes.data() + kMagic.size());
+  if (version != kManifestFormatVersion) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "manifest: format version ", version, ", this build reads ", kManifestFormatVersion));
+  }
+  ByteReader reader(covered.subspan(kEnvelopeBytes - kCrcBytes));
+  return ReadBody(reader);
+}
+
+}  // namespace kvtier
