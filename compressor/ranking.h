@@ -3,7 +3,8 @@
 // Plain functions of their arguments: any thread may call.
 //
 //   KVTIER_ASSIGN_OR_RETURN(BandAssignment bands,
-//                           AssignBands(scores, BandEdges::Default(), /*first_token_first=*/false));
+//                           AssignBands(scores, BandEdges::Default(),
+//                           /*first_token_first=*/false));
 //   bands.band[i] <= 2   // pair i is part of the cache at ratio 0.3
 #ifndef KVTIER_COMPRESSOR_RANKING_H_
 #define KVTIER_COMPRESSOR_RANKING_H_
@@ -12,7 +13,6 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-
 #include "kvcache/bands.h"
 
 namespace kvtier {
@@ -41,8 +41,8 @@ struct ScoreTable {
 
 // Which band every pair belongs to.
 struct BandAssignment {
-  std::vector<uint8_t> band;       // [layers, kv_heads, tokens], as ScoreTable
-  std::vector<float> thresholds;   // [bands] log score of each band's last rank; +inf if it is empty
+  std::vector<uint8_t> band;      // [layers, kv_heads, tokens], as ScoreTable
+  std::vector<float> thresholds;  // [bands] log score of each band's last rank; +inf if it is empty
   std::vector<double> score_mass;  // [bands] sum of exp(log score)
 };
 
@@ -57,8 +57,7 @@ absl::StatusOr<BandAssignment> AssignBands(const ScoreTable& scores, const BandE
 
 // The plain twin: sorts everything. Same bands and thresholds; score_mass up to rounding.
 absl::StatusOr<BandAssignment> AssignBandsReference(const ScoreTable& scores,
-                                                    const BandEdges& edges,
-                                                    bool first_token_first);
+                                                    const BandEdges& edges, bool first_token_first);
 
 }  // namespace kvtier
 
