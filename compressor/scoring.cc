@@ -1,0 +1,100 @@
+#include "compressor/scoring.h"
+
+#include <cmath>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "compressor/dense_spans.h"
+
+namespace kvtier {
+namespace {
+
+// A score of NaN or infinity would be ranked somewhere: an overflow in the model must not pass for
+// an opinion about the context.
+absl::Status CheckChunkScores(const ScoreTable& table, PromptProfile::Chunk chunk) {
+  for (uint32_t layer = 0; layer < table.layers; ++layer) {
+    for (uint32_t head = 0; head < table.kv_heads; ++head) {
+      for (uint64_t token = chunk.begin; token < chunk.end; ++token) {
+        const float score = table.at(layer, head, token);
+        if (std::isfinite(score)) continue;
+        return absl::InvalidArgumentError(absl::StrCat("score of layer ", layer, ", head ", head,
+                                                       ", context token ", token, " is ", score));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Row of each model layer in the score table; -1 for layers that are not scored.
+std::vector<int64_t> ScoredRows(const Geometry& geometry) {
+  std::vector<int64_t> rows;
+  int64_t next = 0;
+  for (LayerKind kind : geometry.layers) rows.push_back(kind == LayerKind::kGlobal ? next++ : -1);
+  return rows;
+}
+
+}  // namespace
+
+uint64_t EstimateScoringBytes(const Model& model, const Geometry& geometry,
+                              uint64_t context_tokens) {
+  const uint64_t repeat_rows = model.profile().RepeatRowsMax(context_tokens);
+  return DenseCache::EstimateBytes(geometry, static_cast<int64_t>(repeat_rows)) +
+         geometry.scored_pairs(context_tokens) * sizeof(float);
+}
+
+absl::StatusOr<ScoreTable> ScoreContext(const Model& model, std::span<const uint32_t> context,
+                                        int64_t system_tokens, const DenseCache& cache,
+                                        ForwardScratch& scratch, const CancelToken& cancel,
+                                        const std::function<void(uint64_t tokens_done)>& on_chunk) {
+  const PromptProfile& profile = model.profile();
+  const Geometry& geometry = cache.geometry();
+  const uint64_t tokens = context.size();
+  if (cache.length() != system_tokens + static_cast<int64_t>(tokens)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("scoring: the cache holds ", cache.length(), " rows, not ", system_tokens,
+                     " of the system prompt and ", tokens, " of the context"));
+  }
+  ScoreTable table = ScoreTable::Create(geometry.scored_layer_count(), geometry.kv_heads, tokens);
+  const std::vector<int64_t> scored_rows = ScoredRows(geometry);
+  const DenseSpans spans(cache);
+  KVTIER_ASSIGN_OR_RETURN(DenseCache repeat,
+                          DenseCache::Create(model.backend(), geometry,
+                                             static_cast<int64_t>(profile.RepeatRowsMax(tokens))));
+
+  for (uint32_t c = 0; c < profile.ChunkCount(tokens); ++c) {
+    KVTIER_RETURN_IF_ERROR(cancel.Check());
+    const PromptProfile::Chunk chunk = profile.ChunkAt(tokens, c);
+    // The repeat rows see every row of the cache and themselves; their own keys and values go into
+    // `repeat`, which the next chunk overwrites. Nothing writes to the cache.
+    repeat.SetLength(0);
+    ForwardPlan plan;
+    plan.spans = [&spans](int64_t layer) { return spans.layer(layer); };
+    plan.tail = &repeat;
+    plan.first_position = cache.length();  // For every chunk: they do not see each other's repeat.
+    plan.stop_after_last_queries = true;
+    plan.on_queries = [&](int64_t layer, TensorView q, KvLayerView repeat_layer) {
+      if (scored_rows[layer] < 0) return absl::OkStatus();
+      ScoreArgs args;
+      args.q = q;
+      args.cache = cache.layer(layer);
+      args.sink_rows = system_tokens;
+      args.chunk_begin = system_tokens + static_cast<int64_t>(chunk.begin);
+      args.chunk_end = system_tokens + static_cast<int64_t>(chunk.end);
+      args.repeat = repeat_layer;
+      args.scale = model.config().softmax_scale();
+      args.out = &table.at(static_cast<uint32_t>(scored_rows[layer]), 0, chunk.begin);
+      args.out_stride = static_cast<int64_t>(tokens);
+      return model.backend().ScoreColumnMax(args);
+    };
+    const std::vector<uint32_t> ids = profile.RepeatInput(context, c);
+    KVTIER_RETURN_IF_ERROR(Forward(model, ids, plan, scratch, /*logits=*/{}));
+    KVTIER_RETURN_IF_ERROR(model.backend().Synchronize());
+    KVTIER_RETURN_IF_ERROR(CheckChunkScores(table, chunk));
+    if (on_chunk) on_chunk(chunk.end);
+  }
+  return table;
+}
+
+}  // namespace kvtier
