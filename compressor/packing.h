@@ -2,6 +2,10 @@
 #ifndef KVTIER_COMPRESSOR_PACKING_H_
 #define KVTIER_COMPRESSOR_PACKING_H_
 
+#include <cstdint>
+#include <functional>
+
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "compressor/dense_cache.h"
 #include "compressor/ranking.h"
@@ -11,11 +15,20 @@ namespace kvtier {
 
 // `identity` carries every field of the manifest that is not a consequence of the packing (key,
 // upload id, model, recipe, geometry, token counts, last block hash). Rows of the system prompt and
-// of sliding layers go to band 0 with log score +inf.
-absl::StatusOr<CompressedObject> PackObject(Backend& backend, const DenseCache& cache,
-                                            const ScoreTable& scores,
-                                            const BandAssignment& assignment,
-                                            const BandEdges& edges, const Manifest& identity);
+// of sliding layers go to band 0 with log score +inf; the others carry their log score rounded to
+// fp16 (finite: beyond its range it is held at the largest number).
+// `on_layer` (may be empty) hears how many layers are packed; its error ends the packing.
+// INVALID_ARGUMENT: cache, scores, assignment or edges do not fit the identity.
+// RESOURCE_EXHAUSTED: no memory for a segment.
+absl::StatusOr<CompressedObject> PackObject(
+    Backend& backend, const DenseCache& cache, const ScoreTable& scores,
+    const BandAssignment& assignment, const BandEdges& edges, const Manifest& identity,
+    const std::function<absl::Status(int64_t layers_done)>& on_layer = nullptr);
+
+// Encoded bytes of the segments that PackObject makes, all bands together, before the row counts
+// are known: arrays are taken to waste half of an alignment step each.
+uint64_t EstimatePackedBytes(const Geometry& geometry, uint64_t system_tokens,
+                             uint64_t context_tokens, const BandEdges& edges);
 
 }  // namespace kvtier
 

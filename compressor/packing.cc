@@ -1,0 +1,139 @@
+#include "compressor/packing.h"
+
+#include <algorithm>
+#include <limits>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/half.h"
+#include "base/status_macros.h"
+#include "kvcache/segment.h"
+
+namespace kvtier {
+namespace {
+
+const float16 kProtectedScore(std::numeric_limits<float>::infinity());
+
+float16 StoredScore(float log_score) {
+  constexpr float kHalfMax = 65504.0f;
+  return float16(std::clamp(log_score, -kHalfMax, kHalfMax));
+}
+
+// Where one head's rows go: [bands] positions, ascending.
+using BandPositions = std::vector<std::vector<uint32_t>>;
+
+absl::Status CheckInputs(const DenseCache& cache, const ScoreTable& scores,
+                         const BandAssignment& assignment, const BandEdges& edges,
+                         const Manifest& identity) {
+  const Geometry& geometry = identity.geometry;
+  if (cache.geometry() != geometry) {
+    return absl::InvalidArgumentError("packing: the cache has another geometry than the manifest");
+  }
+  if (cache.length() != static_cast<int64_t>(identity.logical_length())) {
+    return absl::InvalidArgumentError(absl::StrCat("packing: the cache holds ", cache.length(),
+                                                   " rows, the manifest says ",
+                                                   identity.logical_length()));
+  }
+  if (scores.layers != geometry.scored_layer_count() || scores.kv_heads != geometry.kv_heads ||
+      scores.tokens != identity.context_tokens ||
+      scores.pairs() != geometry.scored_pairs(identity.context_tokens)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("packing: scores of ", scores.layers, " layers x ", scores.kv_heads,
+                     " heads x ", scores.tokens, " tokens do not fit the manifest"));
+  }
+  if (assignment.band.size() != scores.pairs() || assignment.thresholds.size() != edges.size() ||
+      assignment.score_mass.size() != edges.size() ||
+      std::any_of(assignment.band.begin(), assignment.band.end(),
+                  [&](uint8_t band) { return band >= edges.size(); })) {
+    return absl::InvalidArgumentError("packing: the band assignment does not fit scores and edges");
+  }
+  return absl::OkStatus();
+}
+
+// Rows of one head of a scored layer, system prompt first. `bands` is [context tokens].
+void SplitHead(std::span<const uint8_t> bands, uint64_t system_tokens, BandPositions& positions) {
+  for (uint64_t p = 0; p < system_tokens; ++p) positions[0].push_back(static_cast<uint32_t>(p));
+  for (uint64_t t = 0; t < bands.size(); ++t) {
+    positions[bands[t]].push_back(static_cast<uint32_t>(system_tokens + t));
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<CompressedObject> PackObject(
+    Backend& backend, const DenseCache& cache, const ScoreTable& scores,
+    const BandAssignment& assignment, const BandEdges& edges, const Manifest& identity,
+    const std::function<absl::Status(int64_t layers_done)>& on_layer) {
+  KVTIER_RETURN_IF_ERROR(CheckInputs(cache, scores, assignment, edges, identity));
+  const Geometry& geometry = identity.geometry;
+  const uint32_t layers = geometry.layer_count();
+  const uint64_t system_tokens = identity.system_tokens;
+
+  Manifest manifest = identity;
+  manifest.bands.clear();
+  for (uint32_t b = 0; b < edges.size(); ++b) {
+    BandEntry& band = manifest.bands.emplace_back();
+    band.edge = edges.edge(BandIndex(b));
+    band.threshold = assignment.thresholds[b];
+    band.score_mass = assignment.score_mass[b];
+    band.layers.resize(layers);
+  }
+  CompressedObject object;
+  object.segments.resize(uint64_t{edges.size()} * layers);
+
+  uint32_t scored_row = 0;
+  for (uint32_t l = 0; l < layers; ++l) {
+    const bool scored = geometry.layers[l] == LayerKind::kGlobal;
+    std::vector<BandPositions> heads(geometry.kv_heads, BandPositions(edges.size()));
+    for (uint32_t h = 0; h < geometry.kv_heads; ++h) {
+      if (scored) {
+        const uint64_t begin = (uint64_t{scored_row} * geometry.kv_heads + h) * scores.tokens;
+        SplitHead(std::span(assignment.band).subspan(begin, scores.tokens), system_tokens,
+                  heads[h]);
+      } else {
+        SplitHead({}, identity.logical_length(), heads[h]);  // Whole, in band 0.
+      }
+    }
+    for (uint32_t b = 0; b < edges.size(); ++b) {
+      std::vector<uint32_t> rows;
+      for (const BandPositions& head : heads) rows.push_back(static_cast<uint32_t>(head[b].size()));
+      KVTIER_ASSIGN_OR_RETURN(SegmentBuilder builder, SegmentBuilder::Create(geometry, rows));
+      for (uint32_t h = 0; h < geometry.kv_heads; ++h) {
+        const std::vector<uint32_t>& positions = heads[h][b];
+        if (positions.empty()) continue;
+        const HeadRowsMut out = builder.head(h);
+        std::copy(positions.begin(), positions.end(), out.positions.begin());
+        for (size_t i = 0; i < positions.size(); ++i) {
+          out.log_scores[i] =
+              scored && positions[i] >= system_tokens
+                  ? StoredScore(scores.at(scored_row, h, positions[i] - system_tokens))
+                  : kProtectedScore;
+        }
+        KVTIER_RETURN_IF_ERROR(
+            backend.GatherRows(cache.layer(l), h, positions, out.keys, out.values));
+      }
+      SegmentBuilder::Sealed sealed = std::move(builder).Seal();
+      manifest.bands[b].layers[l] = std::move(sealed.entry);
+      object.segments[uint64_t{b} * layers + l] = SegmentRef::Own(std::move(sealed.bytes));
+    }
+    if (scored) ++scored_row;
+    if (on_layer) KVTIER_RETURN_IF_ERROR(on_layer(l + 1));
+  }
+  KVTIER_RETURN_IF_ERROR(manifest.Validate());
+  object.manifest = std::make_shared<const Manifest>(std::move(manifest));
+  return object;
+}
+
+uint64_t EstimatePackedBytes(const Geometry& geometry, uint64_t system_tokens,
+                             uint64_t context_tokens, const BandEdges& edges) {
+  const uint64_t heads = uint64_t{geometry.layer_count()} * geometry.kv_heads;
+  const uint64_t row_bytes = 2 * geometry.row_bytes() + sizeof(uint32_t) + sizeof(float16);
+  constexpr uint64_t kArrays = 4;  // Positions, scores, keys, values.
+  return heads * (system_tokens + context_tokens) * row_bytes +
+         heads * edges.size() * kArrays * kSegmentAlignment / 2;
+}
+
+}  // namespace kvtier
