@@ -1,6 +1,6 @@
 // Compressing a context, top to bottom: prefill -> repeat each chunk -> score -> rank -> pack.
 //   Pipeline pipeline(*model, options);
-//   ASSIGN(CompressedObject object, pipeline.Compress(input, progress, cancel));
+//   KVTIER_ASSIGN_OR_RETURN(CompressedObject object, pipeline.Compress(input, progress, cancel));
 #ifndef KVTIER_COMPRESSOR_PIPELINE_H_
 #define KVTIER_COMPRESSOR_PIPELINE_H_
 
@@ -14,7 +14,9 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "base/cancel_token.h"
+#include "compressor/dense_cache.h"
 #include "compressor/model.h"
+#include "compressor/ranking.h"
 #include "kvcache/bands.h"
 #include "kvcache/compressed_object.h"
 #include "kvcache/key_descriptor.h"
@@ -23,14 +25,16 @@ namespace kvtier {
 
 struct CompressInput {
   std::string tenant_salt = "default";
-  std::span<const uint32_t> context;           // Token ids; at least one.
+  std::span<const uint32_t> context;  // Token ids; at least one. The caller keeps them alive.
   // Replaces the profile's prefix when set (may be empty); protected and part of the key.
   std::optional<std::vector<uint32_t>> system;
-  std::string recipe = "kvzip";                // The only one so far; others INVALID_ARGUMENT.
+  std::string recipe = "kvzip";  // The only one so far; others INVALID_ARGUMENT.
 };
 
 enum class CompressStage { kPrefill, kScore, kPack };
 absl::string_view CompressStageName(CompressStage stage);  // "prefill", "scoring", "packing"
+
+// Stages come in order; tokens_done ascends from 0 to tokens_total inside each.
 struct CompressProgress {
   CompressStage stage = CompressStage::kPrefill;
   uint64_t tokens_done = 0;
@@ -40,33 +44,51 @@ struct CompressProgress {
 struct PipelineOptions {
   DType kv_dtype = DType::kBf16;
   BandEdges edges = BandEdges::Default();
-  int64_t prefill_rows = 512;                // Rows of one prefill piece.
-  uint64_t context_tokens_max = 0;           // 0: only the model's positions bound it.
+  int64_t prefill_rows = 512;       // Rows of one prefill piece; at least 1.
+  uint64_t context_tokens_max = 0;  // 0: only the model's positions bound it.
 };
 
 // Thread-safe: several Compress calls may run at once, each with its own memory. Does not own the
-// model.
+// model, which must outlive it.
 class Pipeline {
  public:
   Pipeline(const Model& model, PipelineOptions options);
 
   const Model& model() const { return *model_; }
   const PipelineOptions& options() const { return options_; }
+
   // The key head of this model, profile, recipe and dtype. INVALID_ARGUMENT: unknown recipe.
   absl::StatusOr<KeyDescriptorHead> DescribeKey(const CompressInput& input) const;
+
   // Everything that can be refused before any work: empty context, id out of range (names the
-  // index), too long for the limit or, with the repeat pass, for the model's positions.
+  // index), too long for the limit or, with the repeat pass, for the model's positions. All
+  // INVALID_ARGUMENT.
   absl::Status Validate(const CompressInput& input) const;
+
   // Bytes that Compress will allocate at its peak: dense cache, scratch, scores, packed object.
   // Within 10 % of what it really takes; for admission before any work.
   uint64_t EstimateBytes(const CompressInput& input) const;
 
-  // Blocks until done. `progress` is called from this thread. CANCELLED soon after `cancel` fires.
+  // Blocks until done. `progress` (may be empty) is called from this thread. The object carries a
+  // fresh upload id.
+  //   INVALID_ARGUMENT    as Validate; or a score that is not finite (named)
+  //   RESOURCE_EXHAUSTED  memory cannot be had
+  //   CANCELLED           soon after `cancel` fires: between prefill pieces, chunks, packed layers
   absl::StatusOr<CompressedObject> Compress(
       const CompressInput& input, const std::function<void(const CompressProgress&)>& progress,
       const CancelToken& cancel) const;
 
  private:
+  using Progress = std::function<void(const CompressProgress&)>;
+
+  // system ++ context.
+  std::vector<uint32_t> PrefillIds(const CompressInput& input) const;
+  absl::StatusOr<Manifest> DescribeObject(const CompressInput& input) const;
+  // Prefill into `cache`, then score it. Scratch memory is gone when this returns.
+  absl::StatusOr<ScoreTable> FillAndScore(const CompressInput& input, DenseCache& cache,
+                                          const Progress& progress,
+                                          const CancelToken& cancel) const;
+
   const Model* model_;
   PipelineOptions options_;
 };
