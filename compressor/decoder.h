@@ -1,8 +1,9 @@
 // Answers one question over a shared, immutable cache: attention over the object's bands and a tail
 // of its own. Questions on one object share nothing but the RaggedCache.
-//   ASSIGN(auto decoder, Decoder::Create(model, cache, /*tail_tokens=*/256));
-//   ASSIGN(uint32_t next, decoder.Append(question_ids));        // greedy next token
-//   ASSIGN(next, decoder.Append({&next, 1}));
+//   KVTIER_ASSIGN_OR_RETURN(auto decoder, Decoder::Create(model, cache, /*tail_tokens=*/256));
+//   KVTIER_ASSIGN_OR_RETURN(auto logits, decoder->Append(profile.WrapQuery(question_ids)));
+//   uint32_t next = sampler.Next(logits);
+//   KVTIER_ASSIGN_OR_RETURN(logits, decoder->Append({&next, 1}));
 #ifndef KVTIER_COMPRESSOR_DECODER_H_
 #define KVTIER_COMPRESSOR_DECODER_H_
 
@@ -21,35 +22,47 @@ namespace kvtier {
 
 // One per question. Not thread-safe; different decoders run on different threads. The first token
 // gets position logical_length, whatever was evicted. Steps of one token allocate nothing and move
-// no retained row.
+// no retained row: attention reads the object's segments where they lie.
 class Decoder {
  public:
-  // FAILED_PRECONDITION: the cache is of another model, geometry or dtype (named).
-  // RESOURCE_EXHAUSTED: the tail's memory cannot be had.
-  static absl::StatusOr<std::unique_ptr<Decoder>> Create(
-      const Model& model, std::shared_ptr<const RaggedCache> cache, int64_t tail_tokens);
+  // FAILED_PRECONDITION: the cache is of another model, geometry or dtype, or holds only some heads
+  // (named). RESOURCE_EXHAUSTED: the tail's memory cannot be had. INVALID_ARGUMENT: tail_tokens
+  // < 1. UNIMPLEMENTED: a backend that cannot read segments in host memory.
+  static absl::StatusOr<std::unique_ptr<Decoder>> Create(const Model& model,
+                                                         std::shared_ptr<const RaggedCache> cache,
+                                                         int64_t tail_tokens);
 
   // Appends tokens to the tail and returns logits of the last one, [vocabulary], valid until the
-  // next call. RESOURCE_EXHAUSTED naming the limit when the tail is full (nothing is appended).
-  // INVALID_ARGUMENT: id out of range, position past the model's limit.
+  // next call. On any error nothing is appended.
+  // RESOURCE_EXHAUSTED naming the limit when the tail is full. INVALID_ARGUMENT: no ids, an id out
+  // of range, a position past the model's limit.
   absl::StatusOr<std::span<const float>> Append(std::span<const uint32_t> ids);
   // Logits of every appended row ([ids.size(), vocabulary]); for tests and teacher forcing.
   absl::StatusOr<std::vector<float>> AppendAllLogits(std::span<const uint32_t> ids);
   // Forgets the tail: ready for the next question.
-  void Reset();
+  void Reset() { tail_.SetLength(0); }
 
-  int64_t tail_length() const;
-  int64_t tail_capacity() const;
-  static uint64_t EstimateBytes(const Model& model, int64_t tail_tokens);
+  int64_t tail_length() const { return tail_.length(); }
+  int64_t tail_capacity() const { return tail_.capacity(); }
+
+  // Bytes that Create allocates on the backend. `kv_dtype` is that of the cache.
+  static uint64_t EstimateBytes(const Model& model, int64_t tail_tokens,
+                                DType kv_dtype = DType::kBf16);
 
  private:
-  Decoder(const Model& model, std::shared_ptr<const RaggedCache> cache);
+  Decoder(const Model& model, std::shared_ptr<const RaggedCache> cache, DenseCache tail,
+          ForwardScratch scratch);
+  absl::Status CheckFits(std::span<const uint32_t> ids) const;
+  // Appends in pieces that fit the scratch; writes logits_, and all rows' if `all` is not null.
+  absl::Status Run(std::span<const uint32_t> ids, std::vector<float>* all);
+
   const Model* model_;
   std::shared_ptr<const RaggedCache> cache_;
-  std::vector<HeadSpans> spans_;  // [layers]
+  std::vector<HeadSpans> spans_;  // [layers][kv_heads]
   DenseCache tail_;
   ForwardScratch scratch_;
-  std::vector<float> logits_;
+  std::vector<float> logits_;      // [vocabulary]
+  std::vector<float> all_logits_;  // Of one piece.
 };
 
 }  // namespace kvtier
