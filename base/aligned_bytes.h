@@ -14,7 +14,6 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
-
 #include "base/bytes.h"
 #include "base/log.h"
 

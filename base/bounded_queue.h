@@ -18,7 +18,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mutex.h"

@@ -15,7 +15,6 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
-
 #include "base/mutex.h"
 
 namespace kvtier {

@@ -26,7 +26,6 @@
 #include "absl/base/optimization.h"
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
-
 #include "base/status_macros.h"
 
 namespace kvtier {
@@ -37,7 +36,7 @@ enum class LogFormat { kText, kJson };
 struct LogOptions {
   LogFormat format = LogFormat::kText;
   LogSeverity min_level = LogSeverity::kInfo;  // Below it nothing is formatted or evaluated.
-  std::string component;                       // Name of the program, in every line; may be empty.
+  std::string component = "";                  // Name of the program, in every line; may be empty.
 };
 
 // Sets the process's logging. Without it: LogOptions{}. Called from main, before threads start;

@@ -12,10 +12,10 @@
 #define KVTIER_BASE_SIMULATED_CLOCK_H_
 
 #include <list>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
-
 #include "base/clock.h"
 #include "base/mutex.h"
 
@@ -45,7 +45,7 @@ class SimulatedClock final : public Clock {
   // Blocks, in real time, until at least `count` threads wait in SleepFor or WaitWithDeadline.
   void AwaitWaiters(int count);
 
-  // Threads that wait now.
+  // Threads that wait now; one whose deadline has come no longer counts, even before it runs.
   int waiter_count();
 
  private:
@@ -54,12 +54,16 @@ class SimulatedClock final : public Clock {
     Mutex* mutex;
     CondVar* cond;
     absl::Time deadline;
-    bool waking = false;  // An AdvanceTo is about to use `mutex` and `cond`.
+    bool waking = false;  // An advance is about to use `mutex` and `cond`.
   };
 
-  // Lock order: a waiter's own mutex before mutex_. AdvanceTo needs a waiter's mutex after it has
+  int CountWaiting() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::vector<Waiter*> MarkDueWaiters() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Wake(const std::vector<Waiter*>& due) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Lock order: a waiter's own mutex before mutex_. An advance needs a waiter's mutex after it has
   // found it in waiters_, so it marks it `waking`, lets mutex_ go, and the waiter stays until the
-  // mark is cleared: its mutex and condition cannot die under AdvanceTo.
+  // mark is cleared: its mutex and condition cannot die under the advance.
   Mutex mutex_;
   CondVar changed_;  // waiters_ grew, or a `waking` mark was cleared.
   absl::Time now_ ABSL_GUARDED_BY(mutex_);

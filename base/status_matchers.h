@@ -16,10 +16,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/status_macros.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-
-#include "base/status_macros.h"
 
 #define KVTIER_EXPECT_OK(...) EXPECT_THAT((__VA_ARGS__), ::kvtier::IsOk())
 #define KVTIER_ASSERT_OK(...) ASSERT_THAT((__VA_ARGS__), ::kvtier::IsOk())
