@@ -3,23 +3,26 @@
 //
 //   auto channel = MakeChannel("127.0.0.1:7071");
 //   StoreClient store(channel);
-//   ASSIGN(auto cache, FetchRaggedCache(*MakeGrpcTransport(channel), request, deadline));
+//   auto transport = MakeGrpcTransport(channel);
+//   KVTIER_ASSIGN_OR_RETURN(auto cache, FetchRaggedCache(*transport, request, deadline));
 #ifndef KVTIER_SERVICES_CLIENT_H_
 #define KVTIER_SERVICES_CLIENT_H_
 
-#include <grpcpp/channel.h>
-
+#include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
+#include <span>
 #include <string>
 #include <vector>
+
+#include <grpcpp/channel.h>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "base/cancel_token.h"
 #include "kvcache/compressed_object.h"
+#include "kvcache/ids.h"
 #include "kvcache/ragged_view.h"
 #include "kvcache/transport.h"
 #include "kvtier/v1/compressor.pb.h"
@@ -29,17 +32,21 @@
 
 namespace kvtier {
 
-// Channel settings that data-plane.md found to matter: no message size limit, keepalive.
+// A channel of its own connection, without transport security. Messages up to the largest manifest
+// pass; a silent peer is noticed by keepalive; nothing connects before the first call.
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address);
 
-// Typed calls on a store. Thread-safe. Deadlines are absolute; InfiniteFuture() means none.
+// Typed calls on a store. Thread-safe. Deadlines are absolute; InfiniteFuture() means none. Codes
+// are those of store.proto, beside UNAVAILABLE and DEADLINE_EXCEEDED.
 class StoreClient {
  public:
-  explicit StoreClient(std::shared_ptr<grpc::Channel> channel);
+  // Acts for `tenant` (services/tenant.h).
+  explicit StoreClient(std::shared_ptr<grpc::Channel> channel, TenantId tenant = TenantId());
   ~StoreClient();
 
   // Uploads an object: resumes where an earlier attempt with the same upload id got to, and after a
-  // cut (UNAVAILABLE) tries again up to three times. `on_bytes` hears the object offset reached.
+  // cut (UNAVAILABLE) tries again up to three times. `on_bytes` (may be null) hears the object
+  // offset sent so far. CANCELLED once `cancel` fires; what was uploaded can be resumed.
   absl::StatusOr<v1::ObjectSummary> Put(const CompressedObject& object, v1::Durability durability,
                                         const std::function<void(uint64_t)>& on_bytes,
                                         const CancelToken& cancel, absl::Time deadline);
@@ -60,16 +67,17 @@ class StoreClient {
 // once, into the segment.
 std::unique_ptr<Transport> MakeGrpcTransport(std::shared_ptr<grpc::Channel> channel);
 
-// Fetches into memory and assembles. `bytes_fetched` may be null.
+// Fetches into memory and assembles. REQUIRES: request.layers is absent (INVALID_ARGUMENT).
 absl::StatusOr<std::shared_ptr<const RaggedCache>> FetchRaggedCache(Transport& transport,
                                                                     const FetchRequest& request,
                                                                     absl::Time deadline);
 
-// Typed calls on a compressor.
+// Typed calls on a compressor. Thread-safe.
 class CompressorClient {
  public:
   explicit CompressorClient(std::shared_ptr<grpc::Channel> channel);
   ~CompressorClient();
+  // Returns when the object is stored. `on_progress` may be null.
   absl::StatusOr<v1::CompressResult> Compress(
       const v1::CompressRequest& request,
       const std::function<void(const v1::CompressProgress&)>& on_progress, absl::Time deadline);
@@ -80,7 +88,7 @@ class CompressorClient {
   std::unique_ptr<Impl> impl_;
 };
 
-// Typed calls on a worker.
+// Typed calls on a worker. Thread-safe.
 class WorkerClient {
  public:
   explicit WorkerClient(std::shared_ptr<grpc::Channel> channel);

@@ -4,14 +4,15 @@
 #ifndef KVTIER_SERVICES_METRICS_H_
 #define KVTIER_SERVICES_METRICS_H_
 
+#include <memory>
+#include <vector>
+
+#include <prometheus/collectable.h>
 #include <prometheus/counter.h>
+#include <prometheus/family.h>
 #include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
-
-#include <functional>
-#include <memory>
-#include <string>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
@@ -21,21 +22,31 @@ namespace kvtier {
 
 class TieredStore;
 
-// Thread-safe. Lives as long as the server.
+// Thread-safe. Lives as long as the server. Every server exports the metrics of every part (those
+// of other parts stay 0), so that one page and one dashboard fit all; kvtier_store_* beyond the two
+// byte counters appear only where ExportStore was called.
 class Metrics {
+ private:
+  // First, because everything below is a member of it.
+  const std::shared_ptr<prometheus::Registry> registry_;
+
  public:
   Metrics();
+  ~Metrics();
+  Metrics(const Metrics&) = delete;
+  Metrics& operator=(const Metrics&) = delete;
 
-  // kvtier_rpc_requests_total{method,code} and kvtier_rpc_seconds{method}: every server.
+  // kvtier_rpc_requests_total{method,code} and kvtier_rpc_seconds{method}: every server. `method`
+  // is the bare name ("Fetch") and must come from the code, never from a request.
   void CountRpc(absl::string_view method, const absl::Status& status, absl::Duration elapsed);
 
   // Compressor.
-  prometheus::Counter& compress_computed;         // Contexts really computed.
-  prometheus::Counter& compress_shared;           // Requests that joined a running computation.
-  prometheus::Counter& compress_already_stored;   // Served by a stored upload.
-  prometheus::Counter& compress_refused;          // Queue full or memory budget.
+  prometheus::Counter& compress_computed;        // Contexts really computed.
+  prometheus::Counter& compress_shared;          // Requests that joined a running computation.
+  prometheus::Counter& compress_already_stored;  // Served by a stored upload.
+  prometheus::Counter& compress_refused;         // Queue full or memory budget.
   prometheus::Counter& compress_cancelled;
-  prometheus::Counter& compress_context_tokens;   // Of computed contexts.
+  prometheus::Counter& compress_context_tokens;  // Of computed contexts.
   prometheus::Gauge& compress_queue_length;
   prometheus::Gauge& compress_memory_reserved_bytes;
   prometheus::Histogram& compress_prefill_seconds;
@@ -58,10 +69,13 @@ class Metrics {
 
   prometheus::Registry& registry() { return *registry_; }
   std::shared_ptr<prometheus::Registry> shared_registry() { return registry_; }
+  // Everything that a scrape must collect; they may be dropped before the metrics.
+  std::vector<std::shared_ptr<prometheus::Collectable>> collectables() const;
 
  private:
-  struct Families;
-  std::shared_ptr<prometheus::Registry> registry_;
+  prometheus::Family<prometheus::Counter>& rpc_requests_;
+  prometheus::Family<prometheus::Histogram>& rpc_seconds_;
+  std::shared_ptr<prometheus::Collectable> store_;  // Null until ExportStore.
 };
 
 }  // namespace kvtier

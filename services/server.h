@@ -1,13 +1,21 @@
-// What every kvtier server does the same way: listen, health, reflection, /metrics, drain on SIGTERM.
+// What every kvtier server does the same way: listen, health, reflection, /metrics, drain on
+// SIGTERM.
+//
+//   int main(int argc, char** argv) {
+//     kvtier::TuneMalloc();
+//     ...                                           // flags, store, services
+//     auto server = kvtier::Server::Start(options, {&service}, metrics);
+//     (*server)->WaitForSignalAndDrain([&] { service.CancelAll(); });
+//   }
 #ifndef KVTIER_SERVICES_SERVER_H_
 #define KVTIER_SERVICES_SERVER_H_
-
-#include <grpcpp/grpcpp.h>
 
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
+
+#include <grpcpp/grpcpp.h>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -19,26 +27,28 @@ namespace kvtier {
 struct ServerOptions {
   std::string listen = "127.0.0.1:0";          // Port 0: any free one; see port().
   std::string metrics_listen = "127.0.0.1:0";  // Empty: no /metrics.
-  std::string port_file;                       // When set, "<grpc port> <metrics port>\n" is written
-                                               // there (atomically) once both accept connections.
+  std::string port_file;  // When set, "<grpc port> <metrics port>\n" is written
+                          // there (atomically) once both accept connections.
   absl::Duration drain_timeout = absl::Seconds(20);  // Running calls get this long after SIGTERM.
 };
 
 class Server {
  public:
-  // Starts serving `services` (not owned; they must outlive the server).
-  // UNAVAILABLE naming the address when it cannot be bound.
+  // Starts serving `services` (not owned; they must outlive the server, as must `metrics`).
+  // From here on SIGTERM and SIGINT ask for a drain instead of ending the process; each does so
+  // once, so that a second Ctrl-C ends a drain that takes too long. UNAVAILABLE naming the address
+  // when it cannot be bound, or the port file that cannot be written.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
                                                        const std::vector<grpc::Service*>& services,
                                                        Metrics& metrics);
   virtual ~Server() = default;
   virtual int port() const = 0;
-  virtual int metrics_port() const = 0;
-  // Blocks until SIGTERM or SIGINT, then drains: health says NOT_SERVING, new calls are refused with
-  // UNAVAILABLE, running ones finish or are cancelled after drain_timeout; `before_drain` is called
-  // first (e.g. to fire cancel tokens).
+  virtual int metrics_port() const = 0;  // 0: no /metrics.
+  // Blocks until SIGTERM or SIGINT, then drains: health says NOT_SERVING, new calls are refused
+  // with UNAVAILABLE, running ones finish or are cancelled after drain_timeout; `before_drain` is
+  // called first (e.g. to fire cancel tokens).
   virtual void WaitForSignalAndDrain(const std::function<void()>& before_drain) = 0;
-  // The same at once; for tests.
+  // Drains at once, without a signal. Doing it twice is fine; the destructor does it too.
   virtual void Shutdown() = 0;
 };
 

@@ -3,9 +3,9 @@
 #ifndef KVTIER_SERVICES_STATUS_GRPC_H_
 #define KVTIER_SERVICES_STATUS_GRPC_H_
 
-#include <grpcpp/support/status.h>
-
 #include <optional>
+
+#include <grpcpp/support/status.h>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"

@@ -1,0 +1,198 @@
+#include "services/metrics.h"
+
+#include <cstdint>
+#include <initializer_list>
+#include <map>
+#include <string>
+#include <utility>
+
+#include <prometheus/client_metric.h>
+#include <prometheus/metric_family.h>
+
+#include "store/tiered_store.h"
+
+namespace kvtier {
+namespace {
+
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+using prometheus::Registry;
+
+prometheus::Counter& AddCounter(Registry& registry, const char* name, const char* help) {
+  return prometheus::BuildCounter().Name(name).Help(help).Register(registry).Add({});
+}
+
+prometheus::Gauge& AddGauge(Registry& registry, const char* name, const char* help) {
+  return prometheus::BuildGauge().Name(name).Help(help).Register(registry).Add({});
+}
+
+// 1 ms to 16 minutes: from a host hit to the prefill of a long context on a CPU.
+prometheus::Histogram::BucketBoundaries SecondsBuckets() {
+  return {0.001, 0.004, 0.016, 0.064, 0.25, 1, 4, 16, 64, 256, 1024};
+}
+
+prometheus::Histogram& AddSeconds(Registry& registry, const char* name, const char* help) {
+  return prometheus::BuildHistogram().Name(name).Help(help).Register(registry).Add(
+      {}, SecondsBuckets());
+}
+
+absl::string_view CodeName(absl::StatusCode code) {
+  // Bounded: a code that gRPC does not have counts as UNKNOWN.
+  const int number = static_cast<int>(code);
+  if (number < 0 || number > 16) return "UNKNOWN";
+  static constexpr absl::string_view kNames[] = {"OK",
+                                                 "CANCELLED",
+                                                 "UNKNOWN",
+                                                 "INVALID_ARGUMENT",
+                                                 "DEADLINE_EXCEEDED",
+                                                 "NOT_FOUND",
+                                                 "ALREADY_EXISTS",
+                                                 "PERMISSION_DENIED",
+                                                 "RESOURCE_EXHAUSTED",
+                                                 "FAILED_PRECONDITION",
+                                                 "ABORTED",
+                                                 "OUT_OF_RANGE",
+                                                 "UNIMPLEMENTED",
+                                                 "INTERNAL",
+                                                 "UNAVAILABLE",
+                                                 "DATA_LOSS",
+                                                 "UNAUTHENTICATED"};
+  return kNames[number];
+}
+
+// Reads a store's own counters at each scrape, so that nothing is counted twice.
+class StoreCollectable final : public prometheus::Collectable {
+ public:
+  explicit StoreCollectable(const TieredStore& store) : store_(store) {}
+
+  std::vector<MetricFamily> Collect() const override {
+    const StoreCounters& counters = store_.counters();
+    std::vector<MetricFamily> out;
+    const auto counter = [&](const char* name, const char* help,
+                             const std::atomic<uint64_t>& value) {
+      MetricFamily& family = Add(out, name, help, MetricType::Counter);
+      family.metric.emplace_back().counter.value =
+          static_cast<double>(value.load(std::memory_order_relaxed));
+    };
+    const auto gauge = [&](const char* name, const char* help, uint64_t value) {
+      MetricFamily& family = Add(out, name, help, MetricType::Gauge);
+      family.metric.emplace_back().gauge.value = static_cast<double>(value);
+    };
+    counter("kvtier_store_requests_total", "Fetches that asked for an object", counters.requests);
+    counter("kvtier_store_host_hits_total", "Fetches served wholly from host memory",
+            counters.host_hits);
+    counter("kvtier_store_disk_hits_total", "Fetches served at least in part from disk",
+            counters.disk_hits);
+    counter("kvtier_store_misses_total", "Fetches of what the store does not have",
+            counters.misses);
+    counter("kvtier_store_failures_total", "Fetches that ended with an error", counters.failures);
+    counter("kvtier_store_uploads_sealed_total", "Uploads acknowledged", counters.uploads_sealed);
+    counter("kvtier_store_uploads_refused_total", "Uploads refused for lack of room",
+            counters.uploads_refused);
+    counter("kvtier_store_bands_demoted_total", "Bands that left host memory and stay on disk",
+            counters.bands_demoted);
+    counter("kvtier_store_bands_dropped_total", "Bands given up by policy or request",
+            counters.bands_dropped);
+    counter("kvtier_store_bands_lost_total", "Bands given up because bytes failed their checksum",
+            counters.bands_lost);
+    counter("kvtier_store_checksum_failures_total", "Segments whose checksum was wrong when read",
+            counters.checksum_failures);
+    counter("kvtier_store_objects_evicted_total", "Objects evicted whole",
+            counters.objects_evicted);
+    gauge("kvtier_store_objects", "Sealed objects now", store_.object_count());
+    const TierUsage host = store_.host_usage();
+    gauge("kvtier_store_host_bytes", "Segment bytes in host memory", host.bytes);
+    gauge("kvtier_store_host_budget_bytes", "Most that host memory may hold; 0: unbounded",
+          host.budget_bytes);
+    const TierUsage disk = store_.disk_usage().value_or(TierUsage());
+    gauge("kvtier_store_disk_bytes", "Segment bytes on disk; 0 without a disk", disk.bytes);
+    gauge("kvtier_store_disk_budget_bytes", "Most that the disk may hold; 0: unbounded or none",
+          disk.budget_bytes);
+    return out;
+  }
+
+ private:
+  static MetricFamily& Add(std::vector<MetricFamily>& out, const char* name, const char* help,
+                           MetricType type) {
+    MetricFamily& family = out.emplace_back();
+    family.name = name;
+    family.help = help;
+    family.type = type;
+    return family;
+  }
+
+  const TieredStore& store_;
+};
+
+}  // namespace
+
+Metrics::Metrics()
+    : registry_(std::make_shared<Registry>()),
+      compress_computed(AddCounter(*registry_, "kvtier_compress_computed_total",
+                                   "Contexts that were really computed")),
+      compress_shared(AddCounter(*registry_, "kvtier_compress_shared_total",
+                                 "Requests that joined a running computation of their key")),
+      compress_already_stored(AddCounter(*registry_, "kvtier_compress_already_stored_total",
+                                         "Requests answered by an upload already stored")),
+      compress_refused(AddCounter(*registry_, "kvtier_compress_refused_total",
+                                  "Requests refused: queue full, or beyond the memory budget")),
+      compress_cancelled(AddCounter(*registry_, "kvtier_compress_cancelled_total",
+                                    "Computations ended early because no caller was left")),
+      compress_context_tokens(AddCounter(*registry_, "kvtier_compress_context_tokens_total",
+                                         "Context tokens of computed contexts")),
+      compress_queue_length(AddGauge(*registry_, "kvtier_compress_queue_length",
+                                     "Computations that wait for their turn")),
+      compress_memory_reserved_bytes(AddGauge(*registry_, "kvtier_compress_memory_reserved_bytes",
+                                              "Memory that admitted computations may use")),
+      compress_prefill_seconds(
+          AddSeconds(*registry_, "kvtier_compress_prefill_seconds", "Time to prefill one context")),
+      compress_scoring_seconds(
+          AddSeconds(*registry_, "kvtier_compress_scoring_seconds", "Time to score one context")),
+      worker_fetched_bytes(AddCounter(*registry_, "kvtier_worker_fetched_bytes_total",
+                                      "Encoded bytes fetched from the store")),
+      worker_questions(
+          AddCounter(*registry_, "kvtier_worker_questions_total", "Questions answered")),
+      worker_answer_tokens(
+          AddCounter(*registry_, "kvtier_worker_answer_tokens_total", "Tokens of answers")),
+      worker_asks_refused(AddCounter(*registry_, "kvtier_worker_asks_refused_total",
+                                     "Questions refused: too long, or too many at once")),
+      worker_attached_objects(
+          AddGauge(*registry_, "kvtier_worker_attached_objects", "Objects attached now")),
+      worker_attached_bytes(AddGauge(*registry_, "kvtier_worker_attached_bytes",
+                                     "Encoded bytes of the objects attached now")),
+      worker_prefilled_context_tokens(AddCounter(
+          *registry_, "kvtier_worker_prefilled_context_tokens_total",
+          "Context tokens whose keys and values the worker computed itself: 0 by design")),
+      store_put_bytes(
+          AddCounter(*registry_, "kvtier_store_put_bytes_total", "Payload bytes received by Put")),
+      store_fetch_bytes(
+          AddCounter(*registry_, "kvtier_store_fetch_bytes_total", "Payload bytes sent by Fetch")),
+      rpc_requests_(prometheus::BuildCounter()
+                        .Name("kvtier_rpc_requests_total")
+                        .Help("Calls that ended, by method and gRPC code")
+                        .Register(*registry_)),
+      rpc_seconds_(prometheus::BuildHistogram()
+                       .Name("kvtier_rpc_seconds")
+                       .Help("Time from the first byte of a call to its end, by method")
+                       .Register(*registry_)) {}
+
+Metrics::~Metrics() = default;
+
+void Metrics::CountRpc(absl::string_view method, const absl::Status& status,
+                       absl::Duration elapsed) {
+  const std::string name(method);
+  rpc_requests_.Add({{"method", name}, {"code", std::string(CodeName(status.code()))}}).Increment();
+  rpc_seconds_.Add({{"method", name}}, SecondsBuckets()).Observe(absl::ToDoubleSeconds(elapsed));
+}
+
+void Metrics::ExportStore(const TieredStore& store) {
+  store_ = std::make_shared<StoreCollectable>(store);
+}
+
+std::vector<std::shared_ptr<prometheus::Collectable>> Metrics::collectables() const {
+  std::vector<std::shared_ptr<prometheus::Collectable>> all = {registry_};
+  if (store_ != nullptr) all.push_back(store_);
+  return all;
+}
+
+}  // namespace kvtier
