@@ -1,7 +1,6 @@
 #include "base/bytes.h"
 
 #include "absl/strings/str_cat.h"
-
 #include "base/log.h"
 
 namespace kvtier {

@@ -8,7 +8,6 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/numbers.h"
-
 #include "base/log.h"
 #include "base/mutex.h"
 

@@ -8,6 +8,17 @@
 namespace kvtier {
 namespace {
 
+bool AnotherThreadCanLock(Mutex& mutex) {
+  bool locked = false;
+  std::thread([&] {
+    if (mutex.TryLock()) {
+      locked = true;
+      mutex.Unlock();
+    }
+  }).join();
+  return locked;
+}
+
 TEST(MutexTest, ExcludesOtherThreads) {
   Mutex mutex;
   int count = 0;
@@ -26,21 +37,11 @@ TEST(MutexTest, ExcludesOtherThreads) {
 
 TEST(MutexTest, TryLockFailsWhileAnotherThreadHoldsIt) {
   Mutex mutex;
-  const auto try_in_another_thread = [&] {
-    bool locked = false;
-    std::thread([&] {
-      if (mutex.TryLock()) {
-        locked = true;
-        mutex.Unlock();
-      }
-    }).join();
-    return locked;
-  };
   {
     MutexLock lock(&mutex);
-    EXPECT_FALSE(try_in_another_thread());
+    EXPECT_FALSE(AnotherThreadCanLock(mutex));
   }
-  EXPECT_TRUE(try_in_another_thread());
+  EXPECT_TRUE(AnotherThreadCanLock(mutex));
 }
 
 TEST(CondVarTest, SignalWakesAWaiter) {
@@ -65,12 +66,7 @@ TEST(CondVarTest, WaitWithTimeoutReportsTheTimeoutAndHoldsTheMutexAgain) {
   MutexLock lock(&mutex);
   while (!never.WaitWithTimeout(&mutex, absl::Nanoseconds(1))) {
   }
-  bool locked = true;
-  std::thread([&] {
-    locked = mutex.TryLock();
-    if (locked) mutex.Unlock();
-  }).join();
-  EXPECT_FALSE(locked);
+  EXPECT_FALSE(AnotherThreadCanLock(mutex));
 }
 
 }  // namespace
