@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "kvcache/bands.h"
 #include "kvcache/ids.h"
@@ -29,6 +30,14 @@ struct FetchRequest {
   std::optional<LayerRange> layers;  // All when absent.
   std::optional<HeadRange> heads;    // All when absent.
 };
+
+// Number of bands that serve `request` of an object with `resident_bands` bands resident: by byte
+// budget if there is one, else by ratio as bands.h says. The one place where store and clients
+// agree.
+//   NOT_FOUND         fewer bands than min_ratio asks for, or not even band 0 fits the budget
+//   INVALID_ARGUMENT  min_ratio above ratio (without a byte budget)
+absl::StatusOr<uint32_t> ChooseBands(const Manifest& manifest, uint32_t resident_bands,
+                                     const FetchRequest& request);
 
 // Receives what a fetch brings, on one thread, in the order layer by layer, bands inside a layer.
 // An error from any method ends the fetch with that error.
