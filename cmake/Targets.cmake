@@ -37,6 +37,7 @@ function(kvtier_binary name)
   target_include_directories(${name} PRIVATE "${PROJECT_SOURCE_DIR}")
   target_link_libraries(${name} PRIVATE kvtier_options ${arg_DEPS})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${KVTIER_BIN_DIR}")
+  set_property(GLOBAL APPEND PROPERTY KVTIER_PROGRAMS ${name})  # for scripts/check_docs.py
 endfunction()
 
 # One GoogleTest binary; every TEST becomes a ctest with the given LABELS.
@@ -88,6 +89,7 @@ function(kvtier_fuzz_target name)
   add_executable(${name} ${arg_SOURCES})
   target_include_directories(${name} PRIVATE "${PROJECT_SOURCE_DIR}")
   target_link_libraries(${name} PRIVATE kvtier_options ${arg_DEPS})
+  set_property(GLOBAL APPEND PROPERTY KVTIER_PROGRAMS ${name})
   if(KVTIER_FUZZ)
     target_link_options(${name} PRIVATE -fsanitize=fuzzer)
     set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${KVTIER_BIN_DIR}")

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Checks that the commands in our documents exist.
 
-Every ```bash block of README.md, CONTRIBUTING.md, CHANGELOG.md, docs/, cuda/ and deploy/ is read. In
-each command the program must be a script of this repository, a program that our CMake files build
+Every ```bash block of README.md, CONTRIBUTING.md, CHANGELOG.md, docs/, cuda/ and deploy/ is read.
+In each command the program must be a script of this repository, a program that our CMake files build
 (build/<preset>/bin/NAME, or NAME alone), or an ordinary tool listed below; further words that look
 like a path of ours must exist.
 
-    check_docs.py               check this repository
+    check_docs.py [BUILD_DIR]    default build/dev; its programs.txt, written by cmake, lists programs
     check_docs.py --self-test
 """
 
@@ -18,20 +18,14 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-TOOLS = {"cat", "cd", "cmake", "ctest", "curl", "docker", "echo", "export", "git", "jq", "kill", "kubectl",
-         "ls", "mkdir", "openssl", "python3", "rm", "sudo", "taskset", "time", "wait"}
+TOOLS = {"cat", "cd", "cmake", "ctest", "curl", "docker", "echo", "export", "git", "jq", "kill",
+         "kubectl", "ls", "mkdir", "openssl", "python3", "rm", "sudo", "taskset", "time", "wait"}
 OURS = re.compile(r"(\./)?(scripts|\.ci|build|docs|tests|deploy|bench|clients|proto)/")
 PLACEHOLDER = re.compile(r"[<>*$\[\]]|\.\.\.|\b(FILE|FOLDER|NAME|TARGET)\b")
 
 
-def programs():
-    """Names that kvtier_binary and kvtier_fuzz_target give to programs."""
-    names = set()
-    for file in ROOT.rglob("CMakeLists.txt"):
-        if "build" not in file.relative_to(ROOT).parts[:1]:
-            names |= set(re.findall(r"kvtier_(?:binary|fuzz_target)\(\s*([\w-]+)",
-                                    file.read_text(encoding="utf-8")))
-    return names
+def programs(build):
+    return set(pathlib.Path(build, "programs.txt").read_text(encoding="utf-8").split())
 
 
 def presets():
@@ -121,11 +115,14 @@ def main():
     files = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
     for folder in ("docs", "cuda", "deploy"):
         files += sorted((ROOT / folder).rglob("*.md"))
-    known_programs, known_presets = programs(), presets()
+    build = sys.argv[1] if len(sys.argv) > 1 else ROOT / "build" / "dev"
+    known_programs = programs(build)
+    known_presets = presets()
     errors = []
     for file in files:
         if file.exists():
-            for line, message in errors_in(file.read_text(encoding="utf-8"), known_programs, known_presets):
+            text = file.read_text(encoding="utf-8")
+            for line, message in errors_in(text, known_programs, known_presets):
                 errors.append(f"{file.relative_to(ROOT)}:{line}: {message}")
     print("\n".join(errors) if errors else "docs: every command exists")
     return 1 if errors else 0
