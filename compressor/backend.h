@@ -98,27 +98,27 @@ using HeadSpans = std::vector<std::span<const RowSpan>>;  // [kv_heads]
 // h * group + g reads KV head h. Softmax in fp32 or better. A query that sees a row whose logit is
 // +-inf or NaN gives an unspecified row, never a crash.
 struct AttentionArgs {
-  TensorView q;                // [rows, q_heads * head_dim], activation dtype
+  TensorView q = {};  // [rows, q_heads * head_dim], activation dtype
   const HeadSpans* spans = nullptr;
   DType span_dtype = DType::kBf16;
-  KvLayerView tail;            // of span_dtype; tail_rows >= q.rows
+  KvLayerView tail = {};  // of span_dtype; tail_rows >= q.rows
   int64_t tail_rows = 0;
-  float scale = 0;             // The model's softmax scale.
-  TensorView out;              // [rows, q_heads * head_dim]
+  float scale = 0;      // The model's softmax scale.
+  TensorView out = {};  // [rows, q_heads * head_dim]
 };
 
 // KVzip's score of one (layer, chunk), kvzip.md section 3: softmax of each query row over {sink
 // keys, chunk keys, causal repeat keys}, then the maximum over the query group and all rows.
 // Written as log scores, natural log, fp32, clamped to <= 0.
 struct ScoreArgs {
-  TensorView q;            // [q_rows, q_heads * head_dim]: the repeat rows' queries after RoPE
-  KvLayerView cache;       // the context's cache, only keys are read
-  int64_t sink_rows = 0;   // n_s: rows [0, sink_rows) of the cache
-  int64_t chunk_begin = 0; // rows [chunk_begin, chunk_end) of the cache are scored
+  TensorView q = {};        // [q_rows, q_heads * head_dim]: the repeat rows' queries after RoPE
+  KvLayerView cache = {};   // the context's cache, only keys are read
+  int64_t sink_rows = 0;    // n_s: rows [0, sink_rows) of the cache
+  int64_t chunk_begin = 0;  // rows [chunk_begin, chunk_end) of the cache are scored
   int64_t chunk_end = 0;
-  KvLayerView repeat;      // rows [0, q_rows): the repeat rows' own keys
+  KvLayerView repeat = {};  // rows [0, q_rows): the repeat rows' own keys
   float scale = 0;
-  float* out = nullptr;    // host, [kv_heads, out_stride], column 0 = chunk_begin
+  float* out = nullptr;  // host, [kv_heads, out_stride], column 0 = chunk_begin
   int64_t out_stride = 0;
 };
 
@@ -131,7 +131,7 @@ struct RopeTable {
 class Backend {
  public:
   virtual ~Backend() = default;
-  virtual absl::string_view name() const = 0;       // "reference", "cpu", "cuda:0"
+  virtual absl::string_view name() const = 0;  // "reference", "cpu", "cuda:0"
   virtual DType activation_dtype() const = 0;
 
   // Memory. Contents of a new tensor are unspecified.
@@ -151,6 +151,7 @@ class Backend {
   virtual absl::Status Embed(std::span<const uint32_t> ids, const TensorView& table,
                              TensorView y) = 0;  // table [vocabulary, hidden], any dtype
   virtual absl::Status Linear(TensorView x, const LinearWeights& weights, TensorView y) = 0;
+  // weight [1, hidden] fp32, whatever the activations are.
   virtual absl::Status RmsNorm(TensorView x, TensorView weight, float epsilon, TensorView y) = 0;
   virtual absl::Status AddInPlace(TensorView x, TensorView y) = 0;  // x += y
   virtual absl::Status SiluMul(TensorView gate, TensorView up, TensorView y) = 0;

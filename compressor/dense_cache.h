@@ -19,8 +19,10 @@ class DenseCache {
                                            int64_t capacity);
   const Geometry& geometry() const { return geometry_; }
   int64_t capacity() const { return capacity_; }
-  int64_t length() const { return length_; }        // Rows of every head.
-  void SetLength(int64_t length) { length_ = length; }  // Grow after all layers appended; or drop a tail.
+  int64_t length() const { return length_; }  // Rows of every head.
+  void SetLength(int64_t length) {
+    length_ = length;
+  }  // Grow after all layers appended; or drop a tail.
   KvLayerView layer(int64_t index) const;
   uint64_t bytes() const;
   static uint64_t EstimateBytes(const Geometry& geometry, int64_t capacity);
@@ -30,7 +32,7 @@ class DenseCache {
   Geometry geometry_;
   int64_t capacity_ = 0;
   int64_t length_ = 0;
-  std::vector<Tensor> keys_;    // [layers], each [kv_heads * capacity, head_dim]
+  std::vector<Tensor> keys_;  // [layers], each [kv_heads * capacity, head_dim]
   std::vector<Tensor> values_;
 };
 

@@ -35,14 +35,15 @@ class ForwardScratch {
 // What a pass looks at and leaves behind.
 struct ForwardPlan {
   // Rows that every new token sees, per layer: [layers][kv_heads] spans. Null: none.
-  std::function<const HeadSpans*(int64_t layer)> spans;
+  std::function<const HeadSpans*(int64_t layer)> spans = nullptr;
   // New keys and values are appended here at row tail->length(), after `first_position`'s RoPE, and
-  // seen causally together with the rows before them. Its length is advanced at the end of the pass.
+  // seen causally together with the rows before them. Its length is advanced at the end of the
+  // pass.
   DenseCache* tail = nullptr;
   int64_t first_position = 0;
   // Called per layer with the queries after RoPE (valid during the call); tail already holds the
   // new keys. Null: not wanted. The repeat pass scores here.
-  std::function<absl::Status(int64_t layer, TensorView q, KvLayerView tail)> on_queries;
+  std::function<absl::Status(int64_t layer, TensorView q, KvLayerView tail)> on_queries = nullptr;
   // Stop after the last layer's queries: its attention and MLP are not needed (repeat pass).
   bool stop_after_last_queries = false;
 };

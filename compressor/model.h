@@ -3,6 +3,7 @@
 #ifndef KVTIER_COMPRESSOR_MODEL_H_
 #define KVTIER_COMPRESSOR_MODEL_H_
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,8 +17,8 @@
 namespace kvtier {
 
 struct LayerWeights {
-  Tensor attention_norm;  // [1, hidden]
-  Tensor mlp_norm;        // [1, hidden]
+  Tensor attention_norm;  // [1, hidden] fp32
+  Tensor mlp_norm;        // [1, hidden] fp32
   std::unique_ptr<LinearWeights> q, k, v, o;
   std::unique_ptr<LinearWeights> gate, up, down;
 };
@@ -26,7 +27,8 @@ struct LayerWeights {
 // backend, which must outlive it.
 class Model {
  public:
-  // Reads config.json, *.safetensors and kvtier_prompt_profile.json of `folder`.
+  // Reads config.json, kvtier_prompt_profile.json and model.safetensors of `folder`; without a file
+  // of that name every *.safetensors, in order of their names.
   // NOT_FOUND: no such folder or file. INVALID_ARGUMENT / UNIMPLEMENTED as the parsers say, or a
   // tensor that is missing, unexpected or of the wrong shape or dtype (named).
   static absl::StatusOr<std::unique_ptr<Model>> Load(const std::string& folder, Backend& backend);
@@ -34,15 +36,24 @@ class Model {
   const std::string& name() const { return name_; }  // The folder's last component.
   const ModelConfig& config() const { return config_; }
   const PromptProfile& profile() const { return profile_; }
-  // SHA-256 over config.json and every weight file.
+  const RopeTable& rope() const { return rope_; }
+  // SHA-256 over config.json and every weight file, in this order: for each its name and its bytes,
+  // both preceded by their length (u64, little endian).
   const Digest& digest() const { return digest_; }
   Backend& backend() const { return *backend_; }
 
-  const TensorView embedding() const { return embedding_; }
+  // [vocabulary, hidden], of the checkpoint's dtype. The final norm is [1, hidden] fp32.
+  TensorView embedding() const { return embedding_; }
   const LayerWeights& layer(int64_t index) const { return layers_[index]; }
   TensorView final_norm() const { return final_norm_; }
   const LinearWeights& lm_head() const { return *lm_head_; }
   uint64_t weight_bytes() const { return weight_bytes_; }
+  // Context tokens that Prefill has run through this model since it was loaded. A worker reports
+  // it, to show that it never recomputes what the store serves.
+  uint64_t prefilled_tokens() const { return prefilled_tokens_.load(std::memory_order_relaxed); }
+  void CountPrefilled(uint64_t tokens) const {
+    prefilled_tokens_.fetch_add(tokens, std::memory_order_relaxed);
+  }
 
  private:
   Model() = default;
@@ -50,12 +61,14 @@ class Model {
   ModelConfig config_;
   PromptProfile profile_;
   Digest digest_;
+  RopeTable rope_;
   Backend* backend_ = nullptr;
   Tensor embedding_;
   std::vector<LayerWeights> layers_;
   Tensor final_norm_;
   std::unique_ptr<LinearWeights> lm_head_;
   uint64_t weight_bytes_ = 0;
+  mutable std::atomic<uint64_t> prefilled_tokens_{0};
 };
 
 }  // namespace kvtier

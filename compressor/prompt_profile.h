@@ -1,5 +1,13 @@
 // The token ids around a context (kvzip.md section 1). Data, not code: produced once per tokenizer,
 // its digest is part of every key. The compressor never tokenises.
+//
+// kvtier_prompt_profile.json is one object with the fields of PromptProfile under their own names:
+//   {"name": "llama-3", "prefix": [128000], "postfix": [271], "first_prompt": [1], "later_prompt":
+//   [2],
+//    "query_prefix": [271], "hint_tokens": 8, "chunk_tokens": 2000,
+//    "byte_vocabulary": {"first_id": 0}}
+// name and the five lists are required; the rest may be absent (defaults below, no byte
+// vocabulary).
 #ifndef KVTIER_COMPRESSOR_PROMPT_PROFILE_H_
 #define KVTIER_COMPRESSOR_PROMPT_PROFILE_H_
 
@@ -31,7 +39,7 @@ struct PromptProfile {
   std::vector<uint32_t> later_prompt;  // Of every later chunk; its hint ids follow.
   std::vector<uint32_t> query_prefix;  // Before every query.
   uint32_t hint_tokens = 8;
-  uint32_t chunk_tokens = 2000;        // m
+  uint32_t chunk_tokens = 2000;  // m
   std::optional<ByteVocabulary> byte_vocabulary;
 
   // Reads kvtier_prompt_profile.json. INVALID_ARGUMENT naming the field; unknown fields refused.

@@ -1,5 +1,6 @@
 // Reads safetensors files: memory-mapped, every offset checked before use. The file is never
-// trusted: a lying header gives a named error, not a crash or a wild read.
+// trusted: a lying header gives a named error, not a crash or a wild read. (A file that shrinks
+// while it is mapped raises SIGBUS, as any mapping does: replace checkpoints by renaming.)
 #ifndef KVTIER_COMPRESSOR_SAFETENSORS_H_
 #define KVTIER_COMPRESSOR_SAFETENSORS_H_
 
@@ -10,13 +11,14 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
 namespace kvtier {
 
 struct SafetensorsEntry {
-  std::string dtype;           // As written: "BF16", "F32", "I32", ...
+  std::string dtype;  // As written: "BF16", "F32", "I32", ...
   std::vector<int64_t> shape;
   std::span<const std::byte> bytes;  // Inside the mapping.
 };
@@ -32,9 +34,17 @@ class SafetensorsFile {
   virtual ~SafetensorsFile() = default;
   virtual const std::map<std::string, SafetensorsEntry>& entries() const = 0;
   virtual const std::string& path() const = 0;
+  // The whole file, header included: what a digest covers.
+  virtual std::span<const std::byte> bytes() const = 0;
 };
 
-// Writes a file (tools and tests). `entries` keep their order by name.
+// The entries of a file's image in memory, which they point into. `name` is for messages. What Open
+// does after mapping; apart for fuzzing. Same errors.
+absl::StatusOr<std::map<std::string, SafetensorsEntry>> ParseSafetensors(
+    std::span<const std::byte> file, absl::string_view name);
+
+// Writes a file (tools and tests). `entries` keep their order by name. INVALID_ARGUMENT: an entry
+// whose bytes do not fit its dtype and shape. UNAVAILABLE: the file system refused.
 absl::Status WriteSafetensors(const std::string& path,
                               const std::map<std::string, SafetensorsEntry>& entries);
 

@@ -1,0 +1,185 @@
+#include "compressor/forward.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "base/bytes.h"
+#include "base/status_macros.h"
+#include "compressor/host_backend.h"
+
+namespace kvtier {
+namespace {
+
+absl::Status Check(const Model& model, std::span<const uint32_t> ids, const ForwardPlan& plan,
+                   const ForwardScratch& scratch, std::span<float> logits, bool all_logits) {
+  const ModelConfig& config = model.config();
+  const int64_t rows = static_cast<int64_t>(ids.size());
+  const auto bad = [](auto... parts) {
+    return absl::InvalidArgumentError(absl::StrCat("forward: ", parts...));
+  };
+  if (rows == 0) return bad("no tokens");
+  if (rows > scratch.rows_max()) return bad(rows, " rows, scratch for ", scratch.rows_max());
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] >= config.vocabulary) {
+      return bad("id ", ids[i], " at index ", i, ", vocabulary ", config.vocabulary);
+    }
+  }
+  if (plan.first_position < 0 || rows > config.positions_max - plan.first_position) {
+    return bad("positions [", plan.first_position, ", ", plan.first_position + rows,
+               "), the model has ", config.positions_max);
+  }
+  if (plan.tail == nullptr) return bad("no tail");
+  if (rows > plan.tail->capacity() - plan.tail->length()) {
+    return bad(rows, " rows, the tail has room for ", plan.tail->capacity() - plan.tail->length());
+  }
+  const Geometry& geometry = plan.tail->geometry();
+  if (geometry.layer_count() != config.layers || geometry.kv_heads != config.kv_heads ||
+      geometry.head_dim != config.head_dim) {
+    return bad("the tail is of another model");
+  }
+  const bool wants_logits = !logits.empty() || all_logits;
+  if (!logits.empty() && static_cast<int64_t>(logits.size()) != config.vocabulary) {
+    return bad("room for ", logits.size(), " logits, vocabulary ", config.vocabulary);
+  }
+  if (wants_logits && plan.stop_after_last_queries) return bad("logits of a pass that stops early");
+  return absl::OkStatus();
+}
+
+// The layer's queries, and its new keys and values in the tail.
+absl::Status ProjectAndAppend(const Model& model, const LayerWeights& w, KvLayerView tail,
+                              int64_t at, int64_t first_position, int64_t rows, ForwardScratch& s) {
+  Backend& backend = model.backend();
+  const ModelConfig& config = model.config();
+  const auto head = [rows](const Tensor& t) { return TensorView(t).Rows(0, rows); };
+  KVTIER_RETURN_IF_ERROR(
+      backend.RmsNorm(head(s.x), w.attention_norm, config.rms_epsilon, head(s.normed)));
+  KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.normed), *w.q, head(s.q)));
+  KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.normed), *w.k, head(s.k)));
+  KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.normed), *w.v, head(s.v)));
+  KVTIER_RETURN_IF_ERROR(backend.Rope(head(s.q), config.q_heads, model.rope(), first_position));
+  KVTIER_RETURN_IF_ERROR(backend.Rope(head(s.k), config.kv_heads, model.rope(), first_position));
+  return backend.AppendKv(head(s.k), head(s.v), tail, at);
+}
+
+// The layer behind its queries: attention, output projection, MLP, both residuals.
+absl::Status AttendAndMix(const Model& model, const LayerWeights& w, const HeadSpans* spans,
+                          KvLayerView tail, int64_t tail_rows, int64_t rows, ForwardScratch& s) {
+  Backend& backend = model.backend();
+  const ModelConfig& config = model.config();
+  const auto head = [rows](const Tensor& t) { return TensorView(t).Rows(0, rows); };
+  KVTIER_RETURN_IF_ERROR(backend.Attention({.q = head(s.q),
+                                            .spans = spans,
+                                            .span_dtype = tail.dtype,
+                                            .tail = tail,
+                                            .tail_rows = tail_rows,
+                                            .scale = config.softmax_scale(),
+                                            .out = head(s.attended)}));
+  KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.attended), *w.o, head(s.projected)));
+  KVTIER_RETURN_IF_ERROR(backend.AddInPlace(head(s.x), head(s.projected)));
+  KVTIER_RETURN_IF_ERROR(
+      backend.RmsNorm(head(s.x), w.mlp_norm, config.rms_epsilon, head(s.normed)));
+  KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.normed), *w.gate, head(s.gate)));
+  KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.normed), *w.up, head(s.up)));
+  KVTIER_RETURN_IF_ERROR(backend.SiluMul(head(s.gate), head(s.up), head(s.gate)));
+  KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.gate), *w.down, head(s.projected)));
+  return backend.AddInPlace(head(s.x), head(s.projected));
+}
+
+// Downloads rows of activations (fp32 or 16 bits) as floats.
+absl::Status DownloadFloats(Backend& backend, TensorView from, std::span<float> to) {
+  if (from.dtype == DType::kF32) return backend.Download(from, AsMutableBytes(to));
+  std::vector<uint16_t> bits(to.size());
+  KVTIER_RETURN_IF_ERROR(backend.Download(from, AsMutableBytes(std::span<uint16_t>(bits))));
+  LoadFloats(AsBytes(std::span<const uint16_t>(bits)).data(), from.dtype, to);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<ForwardScratch> ForwardScratch::Create(const Model& model, int64_t rows_max) {
+  const ModelConfig& c = model.config();
+  Backend& backend = model.backend();
+  const DType dtype = backend.activation_dtype();
+  ForwardScratch s;
+  s.rows_max_ = rows_max;
+  const int64_t q_width = c.q_heads * c.head_dim;
+  const int64_t kv_width = c.kv_heads * c.head_dim;
+  KVTIER_ASSIGN_OR_RETURN(s.x, backend.Allocate(dtype, rows_max, c.hidden));
+  KVTIER_ASSIGN_OR_RETURN(s.normed, backend.Allocate(dtype, rows_max, c.hidden));
+  KVTIER_ASSIGN_OR_RETURN(s.q, backend.Allocate(dtype, rows_max, q_width));
+  KVTIER_ASSIGN_OR_RETURN(s.k, backend.Allocate(dtype, rows_max, kv_width));
+  KVTIER_ASSIGN_OR_RETURN(s.v, backend.Allocate(dtype, rows_max, kv_width));
+  KVTIER_ASSIGN_OR_RETURN(s.attended, backend.Allocate(dtype, rows_max, q_width));
+  KVTIER_ASSIGN_OR_RETURN(s.projected, backend.Allocate(dtype, rows_max, c.hidden));
+  KVTIER_ASSIGN_OR_RETURN(s.gate, backend.Allocate(dtype, rows_max, c.intermediate));
+  KVTIER_ASSIGN_OR_RETURN(s.up, backend.Allocate(dtype, rows_max, c.intermediate));
+  KVTIER_ASSIGN_OR_RETURN(s.logits, backend.Allocate(dtype, 1, c.vocabulary));
+  return s;
+}
+
+uint64_t ForwardScratch::EstimateBytes(const ModelConfig& c, DType activation, int64_t rows_max) {
+  const int64_t row = 3 * c.hidden + 2 * (c.q_heads + c.kv_heads) * c.head_dim + 2 * c.intermediate;
+  return static_cast<uint64_t>(rows_max * row + c.vocabulary) * DTypeBytes(activation);
+}
+
+absl::Status Forward(const Model& model, std::span<const uint32_t> ids, const ForwardPlan& plan,
+                     ForwardScratch& scratch, std::span<float> logits,
+                     std::vector<float>* all_logits) {
+  KVTIER_RETURN_IF_ERROR(Check(model, ids, plan, scratch, logits, all_logits != nullptr));
+  Backend& backend = model.backend();
+  const ModelConfig& config = model.config();
+  const int64_t rows = static_cast<int64_t>(ids.size());
+  const int64_t at = plan.tail->length();
+
+  KVTIER_RETURN_IF_ERROR(
+      backend.Embed(ids, model.embedding(), TensorView(scratch.x).Rows(0, rows)));
+  for (int64_t index = 0; index < config.layers; ++index) {
+    const LayerWeights& w = model.layer(index);
+    const KvLayerView tail = plan.tail->layer(index);
+    KVTIER_RETURN_IF_ERROR(
+        ProjectAndAppend(model, w, tail, at, plan.first_position, rows, scratch));
+    if (plan.on_queries) {
+      KVTIER_RETURN_IF_ERROR(plan.on_queries(index, TensorView(scratch.q).Rows(0, rows), tail));
+    }
+    if (plan.stop_after_last_queries && index + 1 == config.layers) break;
+    const HeadSpans* spans = plan.spans ? plan.spans(index) : nullptr;
+    KVTIER_RETURN_IF_ERROR(AttendAndMix(model, w, spans, tail, at + rows, rows, scratch));
+  }
+  plan.tail->SetLength(at + rows);
+  if (logits.empty() && all_logits == nullptr) return absl::OkStatus();
+
+  // Only the rows whose logits are wanted go through the LM head, the widest layer of all.
+  const int64_t first = all_logits != nullptr ? 0 : rows - 1;
+  const TensorView x = TensorView(scratch.x).Rows(first, rows - first);
+  const TensorView normed = TensorView(scratch.normed).Rows(first, rows - first);
+  KVTIER_RETURN_IF_ERROR(backend.RmsNorm(x, model.final_norm(), config.rms_epsilon, normed));
+  if (all_logits != nullptr) {
+    KVTIER_ASSIGN_OR_RETURN(Tensor all,
+                            backend.Allocate(backend.activation_dtype(), rows, config.vocabulary));
+    KVTIER_RETURN_IF_ERROR(backend.Linear(normed, model.lm_head(), all));
+    all_logits->resize(static_cast<size_t>(rows * config.vocabulary));
+    KVTIER_RETURN_IF_ERROR(DownloadFloats(backend, all, *all_logits));
+    if (!logits.empty()) {
+      std::copy(all_logits->end() - config.vocabulary, all_logits->end(), logits.begin());
+    }
+    return absl::OkStatus();
+  }
+  KVTIER_RETURN_IF_ERROR(backend.Linear(normed, model.lm_head(), scratch.logits));
+  return DownloadFloats(backend, scratch.logits, logits);
+}
+
+absl::Status Prefill(const Model& model, std::span<const uint32_t> ids, DenseCache& cache,
+                     ForwardScratch& scratch,
+                     const std::function<absl::Status(int64_t done)>& on_piece) {
+  const size_t piece = static_cast<size_t>(scratch.rows_max());
+  for (size_t begin = 0; begin < ids.size(); begin += piece) {
+    const size_t rows = std::min(piece, ids.size() - begin);
+    const ForwardPlan plan{.tail = &cache, .first_position = cache.length()};
+    KVTIER_RETURN_IF_ERROR(Forward(model, ids.subspan(begin, rows), plan, scratch, {}));
+    model.CountPrefilled(rows);
+    if (on_piece) KVTIER_RETURN_IF_ERROR(on_piece(static_cast<int64_t>(begin + rows)));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace kvtier
