@@ -1,0 +1,65 @@
+// kvtier-compressor: prefills, scores and prunes contexts, and puts them into a store.
+
+#include <memory>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "services/compressor_service.h"
+#include "services/model_flags.h"
+#include "services/server.h"
+#include "services/server_flags.h"
+
+ABSL_FLAG(std::string, store, "127.0.0.1:7071", "host:port of the store that keeps the results");
+ABSL_FLAG(std::string, kv_dtype, "bf16", "element type of stored keys and values: bf16, f16, f32");
+ABSL_FLAG(uint64_t, memory_budget_mib, 4096,
+          "memory that all running compressions may take together, weights not counted");
+ABSL_FLAG(uint64_t, context_tokens_max, 0,
+          "longest context accepted; 0: what the model's positions allow");
+ABSL_FLAG(uint32_t, compressions_max, 1, "compressions that run at once");
+ABSL_FLAG(uint32_t, queue_max, kvtier::limits::kCompressQueueMax, "compressions that may wait");
+
+namespace kvtier {
+namespace {
+
+constexpr char kUsage[] =
+    "Compresses KV caches of long contexts with KVzip and stores them.\n\n"
+    "  kvtier-compressor --model tests/fixtures/model --store 127.0.0.1:7071\n\n"
+    "Clients call kvtier.v1.CompressorService, e.g. through 'kvtierctl compress'. SIGTERM cancels "
+    "running compressions and drains.";
+
+absl::Status Run(const ServerOptions& server_options) {
+  KVTIER_ASSIGN_OR_RETURN(const DType kv_dtype, DTypeFromName(absl::GetFlag(FLAGS_kv_dtype)));
+  KVTIER_ASSIGN_OR_RETURN(const LoadedModels loaded, LoadModelsFromFlags());
+  std::vector<const Model*> models;
+  for (const auto& model : loaded.models) models.push_back(model.get());
+
+  Metrics metrics;
+  StoreClient store(MakeChannel(absl::GetFlag(FLAGS_store)));
+  CompressorService::Options options;
+  options.pipeline.kv_dtype = kv_dtype;
+  options.pipeline.context_tokens_max = absl::GetFlag(FLAGS_context_tokens_max);
+  options.queue.pool_threads = absl::GetFlag(FLAGS_compressions_max);
+  options.queue.queue_max = absl::GetFlag(FLAGS_queue_max);
+  options.queue.memory_bytes_max = absl::GetFlag(FLAGS_memory_budget_mib) * limits::kMiB;
+  if (options.queue.pool_threads == 0) {
+    return absl::InvalidArgumentError("--compressions_max must be at least 1");
+  }
+  CompressorService service(options, models, store, metrics, Clock::Real());
+  KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
+                          Server::Start(server_options, {&service}, metrics));
+  KVTIER_LOG(INFO) << "compressing on port " << server->port() << ", storing at "
+                   << absl::GetFlag(FLAGS_store);
+  server->WaitForSignalAndDrain([&service] { service.CancelAll(); });
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace kvtier
+
+int main(int argc, char** argv) {
+  const kvtier::ServerOptions options =
+      kvtier::StartProgram(argc, argv, "kvtier-compressor", kvtier::kUsage, "127.0.0.1:7072");
+  return kvtier::ExitWith(kvtier::Run(options));
+}
