@@ -176,11 +176,10 @@ absl::Status CheckThresholds(const Manifest& m, const BandEdges& edges) {
       }
       continue;
     }
-    const bool only_forced = end <= forced;
-    if (!std::isfinite(band.threshold) && !(only_forced && band.threshold > 0)) {
+    if (!std::isfinite(band.threshold)) {
       return Refuse("band ", b, ": threshold is ", band.threshold);
     }
-    if (only_forced) continue;
+    if (end <= forced) continue;
     if (band.threshold > previous) {
       return Refuse("band ", b, ": threshold ", band.threshold, " lies above the one before, ",
                     previous);

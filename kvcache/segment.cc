@@ -57,10 +57,8 @@ absl::Status CheckScoredRows(const Manifest& m, BandIndex band, const HeadRows& 
       return absl::DataLossError(
           absl::StrCat("row ", row, ": protected position ", row, " is missing"));
     }
-    // With no system prompt the first token of a head ranks first, whatever its score.
-    const bool may_be_forced = system_tokens == 0 && position == 0 && band.value() == 0;
     const bool is_infinite = std::isinf(score) && score > 0;
-    if (is_protected ? !is_infinite : !(std::isfinite(score) || (may_be_forced && is_infinite))) {
+    if (is_protected ? !is_infinite : !std::isfinite(score)) {
       return absl::DataLossError(
           absl::StrCat("row ", row, ": log score ", score, " at position ", position));
     }

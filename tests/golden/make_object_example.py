@@ -1,0 +1,173 @@
+#!/usr/bin/env python3
+"""The worked example of docs/object_format.md, computed from its grammar and formulas alone: shares
+no code with kvcache/, so that the two check each other.
+
+    make_object_example.py           rewrites the `hex` blocks of docs/object_format.md
+    make_object_example.py --check   fails if they differ from what would be written
+"""
+
+import json
+import math
+import pathlib
+import re
+import struct
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+DOC = HERE.parent.parent / "docs" / "object_format.md"
+
+LAYERS, HEADS, DIM = 2, 2, 4
+SYSTEM, CONTEXT = 1, 5
+EDGES = [400_000, 1_000_000]
+PAIRS = LAYERS * HEADS * CONTEXT
+ENDS = [PAIRS * edge // 1_000_000 for edge in EDGES]
+ALIGNMENT = 64
+
+
+def crc32c(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def bf16(value):
+    bits = struct.unpack("<I", struct.pack("<f", value))[0]
+    assert bits & 0xFFFF == 0, "the example uses exact values only"
+    return struct.pack("<H", bits >> 16)
+
+
+def rank(layer, head, position):
+    return (7 * (10 * layer + 5 * head + position - SYSTEM) + 3) % PAIRS
+
+
+def log_score(layer, head, position):
+    return math.inf if position < SYSTEM else -rank(layer, head, position) / 4
+
+
+def element(layer, head, position, d):
+    return 8 * (2 * layer + head) + position + d / 4  # of the key; the value's is -1 less this
+
+
+def positions_of(band, layer, head):
+    begin, end = ([0] + ENDS)[band], ENDS[band]
+    return [p for p in range(SYSTEM + CONTEXT)
+            if (band == 0 if p < SYSTEM else begin <= rank(layer, head, p) < end)]
+
+
+def head_block(band, layer, head):
+    """[(bytes, note)] with padding as pieces of their own."""
+    positions = positions_of(band, layer, head)
+    scores = [log_score(layer, head, p) for p in positions]
+    arrays = [
+        (b"".join(struct.pack("<I", p) for p in positions), f"positions {positions}"),
+        (b"".join(struct.pack("<e", s) for s in scores),
+         "log_scores " + " ".join("+inf" if s == math.inf else f"{s:g}" for s in scores)),
+    ]
+    for name, of_key in [("keys", lambda x: x), ("values", lambda x: -1 - x)]:
+        for p in positions:
+            row = [of_key(element(layer, head, p, d)) for d in range(DIM)]
+            arrays.append((b"".join(map(bf16, row)),
+                           f"{name} of position {p}: " + " ".join(f"{x:g}" for x in row)))
+    pieces, size = [], 0
+    ends_array = [1, 2, 2 + len(positions), 2 + 2 * len(positions)]
+    for index, (data, note) in enumerate(arrays, 1):
+        pieces.append((data, f"head {head}: {note}"))
+        size += len(data)
+        if index in ends_array and size % ALIGNMENT:
+            pieces.append((bytes(-size % ALIGNMENT), "padding"))
+            size += -size % ALIGNMENT
+    return pieces if positions else []
+
+
+def joined(pieces):
+    return b"".join(data for data, _ in pieces)
+
+
+def segment(band, layer):
+    return [piece for head in range(HEADS) for piece in head_block(band, layer, head)]
+
+
+def manifest():
+    vectors = json.loads((HERE / "key_vectors.json").read_text())["vectors"]
+    example = next(v for v in vectors if v["name"] == "object_format_example")
+    model = b"tiny"
+    recipe = example["recipe"].encode()
+    body = [
+        (bytes.fromhex(example["key"]), "key: vector object_format_example"),
+        (bytes(range(16)), "upload id"),
+        (bytes.fromhex(example["model_digest"]), "model digest"),
+        (bytes.fromhex(example["prompt_profile_digest"]), "prompt profile digest"),
+        (bytes(32), "last block hash: no full block"),
+        (struct.pack("<Q", SYSTEM), f"system tokens {SYSTEM}"),
+        (struct.pack("<Q", CONTEXT), f"context tokens {CONTEXT}"),
+        (struct.pack("<I", len(model)), f"model name: {len(model)} bytes"),
+        (model, '"tiny"'),
+        (struct.pack("<I", len(recipe)), f"recipe: {len(recipe)} bytes"),
+        (recipe, f'"{recipe.decode()}"'),
+        (struct.pack("<I", HEADS), f"KV heads {HEADS}"),
+        (struct.pack("<I", DIM), f"head dim {DIM}"),
+        (b"\x03", "dtype bf16"),
+        (struct.pack("<I", LAYERS), f"layers {LAYERS}"),
+        (b"\x01" * LAYERS, "both global"),
+        (struct.pack("<I", len(EDGES)), f"bands {len(EDGES)}"),
+    ]
+    for band, edge in enumerate(EDGES):
+        ranks = range(([0] + ENDS)[band], ENDS[band])
+        threshold = -ranks[-1] / 4
+        mass = math.fsum(math.exp(-r / 4) for r in ranks)
+        body += [
+            (struct.pack("<I", edge), f"band {band}: edge {edge / 1e6:g}"),
+            (struct.pack("<f", threshold), f"threshold {threshold:g}"),
+            (struct.pack("<d", mass), f"score mass {mass:.6f}"),
+        ]
+        for layer in range(LAYERS):
+            body.append((b"\x01", f"layer {layer}: codec raw"))
+            for head in range(HEADS):
+                block = joined(head_block(band, layer, head))
+                rows = len(positions_of(band, layer, head))
+                body.append((struct.pack("<IQI", rows, len(block), crc32c(block)),
+                             f"head {head}: {rows} rows, {len(block)} bytes, CRC32C"))
+    total = 8 + 4 + 8 + len(joined(body)) + 4
+    pieces = [(b"KVTMANIF", "magic"), (struct.pack("<I", 1), "version 1"),
+              (struct.pack("<Q", total), f"length {total}"), *body]
+    return pieces + [(struct.pack("<I", crc32c(joined(pieces))), "CRC32C of all before")]
+
+
+def render(pieces):
+    """Lines `offset  bytes | note`; `00*N` is N zero bytes."""
+    lines, offset = [], 0
+    for data, note in pieces:
+        if len(data) >= 16 and not any(data):
+            rows = [f"00*{len(data)}"]
+            sizes = [len(data)]
+        else:
+            chunks = [data[i:i + 16] for i in range(0, len(data), 16)]
+            rows = [chunk.hex(" ") for chunk in chunks]
+            sizes = [len(chunk) for chunk in chunks]
+        for index, (row, size) in enumerate(zip(rows, sizes)):
+            lines.append(f"{offset:04x}  {row:<47} | {note if index == 0 else ''}".rstrip())
+            offset += size
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    blocks = {"manifest": render(manifest()), "segment": render(segment(0, 0))}
+    text = DOC.read_text()
+    for name, block in blocks.items():
+        pattern = re.compile(rf"(```hex {name}\n).*?(```\n)", re.DOTALL)
+        new, count = pattern.subn(lambda m: m.group(1) + block + m.group(2), text)
+        if count != 1:
+            sys.exit(f"{DOC.name}: expected one block ```hex {name}, found {count}")
+        text = new
+    if sys.argv[1:] == ["--check"]:
+        if DOC.read_text() != text:
+            sys.exit(f"{DOC.name} is not what {pathlib.Path(__file__).name} writes")
+        return
+    DOC.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+#include "tests/unit/kvcache/random_object.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "base/log.h"
+#include "kvcache/segment.h"
+#include "kvcache/token_block_hash.h"
+#include "tests/testing/random.h"
+
+namespace kvtier {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct Pair {
+  uint32_t layer;
+  uint32_t head;
+  uint32_t position;
+  float log_score;
+  bool forced;
+};
+
+struct Row {
+  uint32_t position;
+  float log_score;
+};
+
+// [bands][layers][heads] rows.
+using Rows = std::vector<std::vector<std::vector<std::vector<Row>>>>;
+
+template <typename Id>
+Id RandomId(std::mt19937_64& random) {
+  return Id::FromBytes(RandomBytes(random, Id::kSize)).value();
+}
+
+std::vector<Pair> RankPairs(const ObjectShape& shape, std::mt19937_64& random) {
+  std::vector<Pair> pairs;
+  std::uniform_real_distribution<float> log_score(-12, 0);
+  for (uint32_t layer = 0; layer < shape.geometry.layer_count(); ++layer) {
+    if (shape.geometry.layers[layer] != LayerKind::kGlobal) continue;
+    for (uint32_t head = 0; head < shape.geometry.kv_heads; ++head) {
+      for (uint64_t token = 0; token < shape.context_tokens; ++token) {
+        const auto position = static_cast<uint32_t>(shape.system_tokens + token);
+        pairs.push_back({layer, head, position, log_score(random), position == 0});
+      }
+    }
+  }
+  std::stable_sort(pairs.begin(), pairs.end(), [](const Pair& a, const Pair& b) {
+    return a.forced != b.forced ? a.forced : a.log_score > b.log_score;
+  });
+  return pairs;
+}
+
+void AddUnrankedRows(const ObjectShape& shape, Rows& rows) {
+  const uint64_t length = shape.system_tokens + shape.context_tokens;
+  for (uint32_t layer = 0; layer < shape.geometry.layer_count(); ++layer) {
+    const bool scored = shape.geometry.layers[layer] == LayerKind::kGlobal;
+    const uint64_t begin = scored ? 0 : length - std::min<uint64_t>(length, shape.window);
+    const uint64_t end = scored ? shape.system_tokens : length;
+    for (auto& head : rows[0][layer]) {
+      for (uint64_t p = begin; p < end; ++p) {
+        head.push_back({static_cast<uint32_t>(p), kInfinity});
+      }
+    }
+  }
+}
+
+SegmentBuilder::Sealed BuildSegment(const Geometry& geometry,
+                                    const std::vector<std::vector<Row>>& heads,
+                                    std::mt19937_64& random) {
+  std::vector<uint32_t> counts;
+  for (const auto& head : heads) counts.push_back(static_cast<uint32_t>(head.size()));
+  SegmentBuilder builder = SegmentBuilder::Create(geometry, counts).value();
+  for (uint32_t head = 0; head < heads.size(); ++head) {
+    if (heads[head].empty()) continue;
+    const HeadRowsMut out = builder.head(head);
+    for (size_t i = 0; i < heads[head].size(); ++i) {
+      out.positions[i] = heads[head][i].position;
+      out.log_scores[i] = float16(heads[head][i].log_score);
+    }
+    const size_t bytes = heads[head].size() * geometry.row_bytes();
+    std::memcpy(out.keys, RandomBytes(random, bytes).data(), bytes);
+    std::memcpy(out.values, RandomBytes(random, bytes).data(), bytes);
+  }
+  return std::move(builder).Seal();
+}
+
+}  // namespace
+
+ObjectShape TinyShape() {
+  ObjectShape shape;
+  shape.geometry.kv_heads = 2;
+  shape.geometry.head_dim = 4;
+  shape.geometry.dtype = DType::kBf16;
+  shape.geometry.layers = {LayerKind::kGlobal, LayerKind::kGlobal};
+  shape.system_tokens = 1;
+  shape.context_tokens = 5;
+  shape.edges = BandEdges::Parse("0.4,1").value();
+  return shape;
+}
+
+CompressedObject MakeRandomObject(const ObjectShape& shape) {
+  std::mt19937_64 random(shape.seed);
+  Manifest manifest;
+  manifest.key = RandomId<Key>(random);
+  manifest.upload_id = RandomId<UploadId>(random);
+  manifest.model_name = "random";
+  manifest.model_digest = RandomId<Digest>(random);
+  manifest.recipe = "kvzip/1";
+  manifest.prompt_profile_digest = RandomId<Digest>(random);
+  manifest.geometry = shape.geometry;
+  manifest.system_tokens = shape.system_tokens;
+  manifest.context_tokens = shape.context_tokens;
+  if (shape.context_tokens >= kTokenBlockTokens) {
+    manifest.last_block_hash = RandomId<TokenBlockHash>(random);
+  }
+
+  const uint32_t layers = shape.geometry.layer_count();
+  Rows rows(shape.edges.size(), {layers, std::vector<std::vector<Row>>(shape.geometry.kv_heads)});
+  AddUnrankedRows(shape, rows);
+  const std::vector<Pair> pairs = RankPairs(shape, random);
+  manifest.bands.resize(shape.edges.size());
+  for (uint32_t b = 0; b < shape.edges.size(); ++b) {
+    manifest.bands[b].edge = shape.edges.edge(BandIndex(b));
+    manifest.bands[b].threshold = kInfinity;
+  }
+  for (uint64_t rank = 0; rank < pairs.size(); ++rank) {
+    const Pair& pair = pairs[rank];
+    const uint32_t b = shape.edges.BandOfRank(rank, pairs.size()).value();
+    manifest.bands[b].threshold = pair.log_score;
+    manifest.bands[b].score_mass += std::exp(double{pair.log_score});
+    rows[b][pair.layer][pair.head].push_back({pair.position, pair.log_score});
+  }
+
+  CompressedObject object;
+  for (uint32_t b = 0; b < shape.edges.size(); ++b) {
+    for (uint32_t layer = 0; layer < layers; ++layer) {
+      for (std::vector<Row>& head : rows[b][layer]) {
+        std::sort(head.begin(), head.end(),
+                  [](const Row& x, const Row& y) { return x.position < y.position; });
+      }
+      SegmentBuilder::Sealed sealed = BuildSegment(shape.geometry, rows[b][layer], random);
+      manifest.bands[b].layers.push_back(std::move(sealed.entry));
+      object.segments.push_back(SegmentRef::Own(std::move(sealed.bytes)));
+    }
+  }
+  KVTIER_CHECK_OK(manifest.Validate());
+  object.manifest = std::make_shared<const Manifest>(std::move(manifest));
+  return object;
+}
+
+}  // namespace kvtier
