@@ -1,0 +1,315 @@
+// kvtierctl ls, stat, fetch, rm, verify, stats: what a store holds.
+
+#include <sys/stat.h>
+
+#include <cstdio>
+#include <filesystem>
+
+#include <nlohmann/json.hpp>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/time.h"
+#include "base/bytes.h"
+#include "base/clock.h"
+#include "base/limits.h"
+#include "base/status_macros.h"
+#include "kvcache/segment.h"
+#include "services/client.h"
+#include "services/ctl/commands.h"
+#include "services/ctl/flags.h"
+#include "services/ctl/input.h"
+#include "services/ctl/output.h"
+#include "store/rocksdb_tier.h"
+#include "store/tiered_store.h"
+
+ABSL_DECLARE_FLAG(double, min_ratio);
+ABSL_DECLARE_FLAG(double, ratio);
+ABSL_DECLARE_FLAG(std::string, out);
+ABSL_FLAG(double, keep_ratio, 0,
+          "rm: keep the bands up to this ratio and give up the rest; 0: remove the object");
+ABSL_FLAG(
+    std::string, data_dir, "",
+    "verify: check every object of a stopped store's folder, or of a folder that fetch wrote");
+
+namespace kvtier::ctl {
+namespace {
+
+StoreClient MakeStoreClient() { return StoreClient(MakeChannel(absl::GetFlag(FLAGS_store))); }
+
+std::string SegmentFileName(BandIndex band, LayerIndex layer) {
+  return absl::StrFormat("segment-%02d-%04d", band.value(), layer.value());
+}
+
+// Writes what arrives to a folder: `manifest`, and a file per segment.
+class FolderSink final : public SegmentSink {
+ public:
+  explicit FolderSink(std::string folder) : folder_(std::move(folder)) {}
+  absl::Status OnManifest(std::shared_ptr<const Manifest> manifest, uint32_t band_count) override {
+    manifest_ = std::move(manifest);
+    band_count_ = band_count;
+    return WriteFile(absl::StrCat(folder_, "/manifest"), EncodeManifest(*manifest_));
+  }
+  absl::Status OnSegment(BandIndex band, LayerIndex layer, SegmentRef segment) override {
+    bytes_ += segment.bytes().size();
+    bar_.Update("fetching", bytes_, manifest_->PrefixBytes(band_count_));
+    return WriteFile(absl::StrCat(folder_, "/", SegmentFileName(band, layer)),
+                     AsStringView(segment.bytes()));
+  }
+  uint64_t bytes() const { return bytes_; }
+  uint32_t band_count() const { return band_count_; }
+  const Manifest& manifest() const { return *manifest_; }
+
+ private:
+  const std::string folder_;
+  std::shared_ptr<const Manifest> manifest_;
+  uint32_t band_count_ = 0;
+  uint64_t bytes_ = 0;
+  ProgressBar bar_;
+};
+
+struct Checked {
+  uint64_t objects = 0;
+  uint64_t bytes = 0;
+};
+
+absl::Status PrintChecked(const Checked& checked) {
+  if (absl::GetFlag(FLAGS_json)) {
+    std::puts(
+        nlohmann::json({{"objects", checked.objects}, {"bytes", checked.bytes}}).dump().c_str());
+  } else {
+    absl::PrintF("intact: %d objects, %s\n", checked.objects, FormatBytes(checked.bytes));
+  }
+  return absl::OkStatus();
+}
+
+// A folder that `fetch` wrote. Bands are complete up to the first missing file.
+absl::StatusOr<Checked> VerifyFetched(const std::string& folder) {
+  KVTIER_ASSIGN_OR_RETURN(const std::string bytes,
+                          ReadFile(absl::StrCat(folder, "/manifest"), limits::kManifestBytesMax));
+  KVTIER_ASSIGN_OR_RETURN(const Manifest manifest,
+                          DecodeManifest(AsBytes(absl::string_view(bytes))));
+  Checked checked{.objects = 1};
+  for (uint32_t b = 0; b < manifest.bands.size(); ++b) {
+    for (uint32_t l = 0; l < manifest.geometry.layer_count(); ++l) {
+      const BandIndex band(b);
+      const LayerIndex layer(l);
+      const std::string path = absl::StrCat(folder, "/", SegmentFileName(band, layer));
+      if (l == 0 && b > 0 && !std::filesystem::exists(path)) return checked;
+      KVTIER_ASSIGN_OR_RETURN(const std::string segment, ReadFile(path, limits::kSegmentBytesMax));
+      AlignedBytes aligned = AlignedBytes::Copy(AsBytes(absl::string_view(segment)));
+      KVTIER_RETURN_IF_ERROR(VerifySegmentContent(manifest, band, layer, aligned.span()));
+      checked.bytes += segment.size();
+    }
+  }
+  return checked;
+}
+
+// The folder of a store that is not running.
+absl::StatusOr<Checked> VerifyStoreFolder(const std::string& folder) {
+  KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<DurableTier> disk, OpenRocksDbTier({.folder = folder}));
+  KVTIER_ASSIGN_OR_RETURN(std::vector<SealedObject> objects, disk->Recover());
+  Checked checked;
+  absl::Status worst;
+  ProgressBar bar;
+  for (const SealedObject& object : objects) {
+    const Manifest& manifest = *object.manifest;
+    for (uint32_t b = 0; b < object.resident_bands; ++b) {
+      for (uint32_t l = 0; l < manifest.geometry.layer_count(); ++l) {
+        absl::StatusOr<SegmentRef> segment = disk->Get(manifest, BandIndex(b), LayerIndex(l));
+        const absl::Status status =
+            segment.ok()
+                ? VerifySegmentContent(manifest, BandIndex(b), LayerIndex(l), segment->bytes())
+                : segment.status();
+        if (!status.ok()) {
+          std::fprintf(stderr, "kvtierctl: key %s band %u layer %u: %s\n",
+                       manifest.key.ToHex().c_str(), b, l, status.ToString().c_str());
+          worst.Update(status);
+          continue;
+        }
+        checked.bytes += segment->bytes().size();
+      }
+    }
+    bar.Update("verifying", ++checked.objects, objects.size());
+  }
+  KVTIER_RETURN_IF_ERROR(worst);
+  return checked;
+}
+
+}  // namespace
+
+absl::Status List(const Arguments& arguments) {
+  KVTIER_RETURN_IF_ERROR(NoArguments(arguments));
+  StoreClient store = MakeStoreClient();
+  nlohmann::json json = nlohmann::json::array();
+  std::vector<std::vector<std::string>> rows = {
+      {"key", "model", "tokens", "ratio", "bytes", "dense", "host bands", "disk bands"}};
+  std::string after;
+  do {
+    KVTIER_ASSIGN_OR_RETURN(const v1::ListResponse page, store.List(after, 0, Deadline()));
+    for (const v1::ObjectSummary& object : page.objects()) {
+      json.push_back(ToJson(object));
+      uint64_t bytes = 0;
+      uint32_t edge = 0;
+      for (uint32_t b = 0; b < object.resident_bands() && b < uint32_t(object.bands_size()); ++b) {
+        bytes += object.bands(static_cast<int>(b)).bytes();
+        edge = object.bands(static_cast<int>(b)).edge_millionths();
+      }
+      rows.push_back({ToHex(object.name().key()), object.model(),
+                      absl::StrCat(object.context_tokens()), FormatRatio(edge), FormatBytes(bytes),
+                      FormatBytes(object.dense_bytes()), absl::StrCat(object.host_bands()),
+                      absl::StrCat(object.disk_bands())});
+    }
+    after = page.next_after_key();
+  } while (!after.empty());
+  if (absl::GetFlag(FLAGS_json)) {
+    std::puts(json.dump().c_str());
+  } else {
+    absl::PrintF("%s", FormatTable(rows));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Stat(const Arguments& arguments) {
+  KVTIER_ASSIGN_OR_RETURN(const Key key, RequiredKey(arguments));
+  KVTIER_ASSIGN_OR_RETURN(const v1::GetObjectResponse response,
+                          MakeStoreClient().GetObject(key, Deadline()));
+  const v1::ObjectSummary& object = response.object();
+  if (absl::GetFlag(FLAGS_json)) {
+    std::puts(ToJson(object).dump().c_str());
+    return absl::OkStatus();
+  }
+  absl::PrintF("key       %s\nupload    %s\nmodel     %s, recipe %s\n", ToHex(object.name().key()),
+               ToHex(object.name().upload_id()), object.model(), object.recipe());
+  absl::PrintF("context   %d tokens (+ %d protected), dense cache %s\n", object.context_tokens(),
+               object.system_tokens(), FormatBytes(object.dense_bytes()));
+  absl::PrintF(
+      "survives  %s, sealed %s\n",
+      object.durability() == v1::DURABILITY_DISK ? "crash and restart" : "until the store ends",
+      absl::FormatTime(absl::FromUnixMillis(object.sealed_unix_ms())));
+  absl::PrintF("%s", FormatBands(object));
+  return absl::OkStatus();
+}
+
+absl::Status Fetch(const Arguments& arguments) {
+  const std::string out = absl::GetFlag(FLAGS_out);
+  if (out.empty()) return absl::InvalidArgumentError("--out names the folder to write");
+  FetchRequest request;
+  KVTIER_ASSIGN_OR_RETURN(request.key, RequiredKey(arguments));
+  KVTIER_ASSIGN_OR_RETURN(request.ratio, Ratio::FromDouble(absl::GetFlag(FLAGS_ratio)));
+  request.min_ratio = request.ratio;
+  if (absl::GetFlag(FLAGS_min_ratio) != 0) {
+    KVTIER_ASSIGN_OR_RETURN(request.min_ratio, Ratio::FromDouble(absl::GetFlag(FLAGS_min_ratio)));
+  }
+  std::error_code error;
+  std::filesystem::create_directories(out, error);
+  if (error)
+    return absl::UnavailableError(absl::StrCat("cannot create ", out, ": ", error.message()));
+  const std::unique_ptr<Transport> transport =
+      MakeGrpcTransport(MakeChannel(absl::GetFlag(FLAGS_store)));
+  const absl::Time begin = Clock::Real().Now();
+  FolderSink sink(out);
+  KVTIER_RETURN_IF_ERROR(transport->Fetch(request, Deadline(), sink));
+  const double seconds = absl::ToDoubleSeconds(Clock::Real().Now() - begin);
+  const Ratio ratio = sink.manifest().bands[sink.band_count() - 1].edge;
+  if (absl::GetFlag(FLAGS_json)) {
+    std::puts(nlohmann::json({{"ratio", ratio.ToDouble()},
+                              {"bands", sink.band_count()},
+                              {"bytes", sink.bytes()},
+                              {"seconds", seconds}})
+                  .dump()
+                  .c_str());
+  } else {
+    absl::PrintF("ratio %s: %s in %d bands, written to %s in %.1f ms\n", ratio.ToString(),
+                 FormatBytes(sink.bytes()), sink.band_count(), out, 1e3 * seconds);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Remove(const Arguments& arguments) {
+  KVTIER_ASSIGN_OR_RETURN(const Key key, RequiredKey(arguments));
+  const double keep_ratio = absl::GetFlag(FLAGS_keep_ratio);
+  KVTIER_ASSIGN_OR_RETURN(const v1::DeleteResponse response,
+                          MakeStoreClient().Delete(key, keep_ratio, Deadline()));
+  if (absl::GetFlag(FLAGS_json)) {
+    const nlohmann::json json =
+        response.has_object() ? ToJson(response.object()) : nlohmann::json(nullptr);
+    std::puts(json.dump().c_str());
+  } else if (response.has_object()) {
+    absl::PrintF("%s", FormatBands(response.object()));
+  } else {
+    absl::PrintF("removed %s\n", key.ToHex());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Verify(const Arguments& arguments) {
+  if (const std::string folder = absl::GetFlag(FLAGS_data_dir); !folder.empty()) {
+    KVTIER_RETURN_IF_ERROR(NoArguments(arguments));
+    if (!std::filesystem::is_directory(folder)) {
+      return absl::NotFoundError(absl::StrCat("no such folder: ", folder));
+    }
+    const bool fetched = std::filesystem::exists(absl::StrCat(folder, "/manifest"));
+    KVTIER_ASSIGN_OR_RETURN(const Checked checked,
+                            fetched ? VerifyFetched(folder) : VerifyStoreFolder(folder));
+    return PrintChecked(checked);
+  }
+  StoreClient store = MakeStoreClient();
+  std::vector<Key> keys;
+  if (!absl::GetFlag(FLAGS_key).empty() || !arguments.empty()) {
+    KVTIER_ASSIGN_OR_RETURN(const Key key, RequiredKey(arguments));
+    keys.push_back(key);
+  } else {
+    std::string after;
+    do {
+      KVTIER_ASSIGN_OR_RETURN(const v1::ListResponse page, store.List(after, 0, Deadline()));
+      for (const v1::ObjectSummary& object : page.objects()) {
+        KVTIER_ASSIGN_OR_RETURN(const Key key,
+                                Key::FromBytes(absl::string_view(object.name().key())));
+        keys.push_back(key);
+      }
+      after = page.next_after_key();
+    } while (!after.empty());
+  }
+  Checked checked;
+  ProgressBar bar;
+  for (const Key& key : keys) {
+    KVTIER_ASSIGN_OR_RETURN(const v1::VerifyResponse response, store.Verify(key, Deadline()));
+    checked.bytes += response.bytes();
+    bar.Update("verifying", ++checked.objects, keys.size());
+  }
+  return PrintChecked(checked);
+}
+
+absl::Status Stats(const Arguments& arguments) {
+  KVTIER_RETURN_IF_ERROR(NoArguments(arguments));
+  KVTIER_ASSIGN_OR_RETURN(const v1::StatsResponse stats, MakeStoreClient().Stats(Deadline()));
+  if (absl::GetFlag(FLAGS_json)) {
+    nlohmann::json json = {{"objects", stats.objects()},
+                           {"host_bytes", stats.host().bytes()},
+                           {"host_budget_bytes", stats.host().budget_bytes()},
+                           {"frame_bytes_max", stats.limits().frame_bytes_max()},
+                           {"object_bytes_max", stats.limits().object_bytes_max()},
+                           {"version", stats.version()}};
+    if (stats.has_disk()) {
+      json["disk_bytes"] = stats.disk().bytes();
+      json["disk_budget_bytes"] = stats.disk().budget_bytes();
+    }
+    std::puts(json.dump().c_str());
+    return absl::OkStatus();
+  }
+  const auto budget = [](uint64_t bytes) {
+    return bytes == 0 ? std::string("unbounded") : FormatBytes(bytes);
+  };
+  std::vector<std::vector<std::string>> rows = {{"tier", "held", "budget"}};
+  rows.push_back({"host", FormatBytes(stats.host().bytes()), budget(stats.host().budget_bytes())});
+  if (stats.has_disk()) {
+    rows.push_back(
+        {"disk", FormatBytes(stats.disk().bytes()), budget(stats.disk().budget_bytes())});
+  }
+  absl::PrintF("%d objects\n%s", stats.objects(), FormatTable(rows));
+  return absl::OkStatus();
+}
+
+}  // namespace kvtier::ctl
