@@ -22,6 +22,13 @@ struct SealedObject {
   absl::Time sealed_at;
 };
 
+// What the tier found damaged or left over, since it was opened.
+struct DurableCounters {
+  uint64_t records_lost = 0;     // Failed their checksum, or lacked their other half: removed.
+  uint64_t bands_lost = 0;       // A record said they are resident, but their files are gone.
+  uint64_t orphans_removed = 0;  // Uploads that no record names, removed at start-up.
+};
+
 class DurableTier : public Tier {
  public:
   // Makes every band put so far of this upload durable and readable after a crash, under the
@@ -31,11 +38,21 @@ class DurableTier : public Tier {
   //   FAILED_PRECONDITION not all of the manifest's bands are here
   virtual absl::Status Seal(const TenantId& tenant, const Manifest& manifest,
                             absl::Time sealed_at) = 0;
+  // The same for an object that has given up its bands from `band_count` on: REQUIRES
+  // band_count >= 1. FAILED_PRECONDITION unless exactly that many bands are here.
+  virtual absl::Status SealPrefix(const TenantId& tenant, const Manifest& manifest,
+                                  uint32_t band_count, absl::Time sealed_at) = 0;
+  // The first half of DropBands: once it returns, a crash leaves at most `band_count` bands of the
+  // upload (0: no record of it). Until DropBands they are still served, to readers that pin them.
+  virtual absl::Status LowerResidency(const UploadId& upload, uint32_t band_count) = 0;
   // Removes the record of (tenant, key) if it is of `upload`, then the upload's segments.
   virtual absl::Status Unseal(const TenantId& tenant, const Key& key, const UploadId& upload) = 0;
   // Start-up: every sealed object whose record is intact, after deleting segments no record names
   // and bands above a residency record. Records that fail their checksum are counted and removed.
+  // REQUIRES: called once, before any other method.
   virtual absl::StatusOr<std::vector<SealedObject>> Recover() = 0;
+
+  virtual DurableCounters counters() = 0;
 };
 
 }  // namespace kvtier

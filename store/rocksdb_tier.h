@@ -19,9 +19,9 @@ class Env;
 namespace kvtier {
 
 struct RocksDbTierOptions {
-  std::string folder;             // Created if missing. One process at a time.
-  uint64_t budget_bytes = 0;      // 0: until the disk is full.
-  rocksdb::Env* env = nullptr;    // Not owned; tests inject faults here. Null: the default.
+  std::string folder;           // Created if missing. One process at a time.
+  uint64_t budget_bytes = 0;    // 0: until the disk is full.
+  rocksdb::Env* env = nullptr;  // Not owned; tests inject faults here. Null: the default.
 };
 
 // FAILED_PRECONDITION: a store of another format version (named), or in use by another process.

@@ -35,6 +35,7 @@ class Tier {
   // Adds the next band of `manifest`'s upload, [layers] segments of whole heads. All or nothing.
   //   RESOURCE_EXHAUSTED   no room within the budget, or the disk is full (nothing kept)
   //   FAILED_PRECONDITION  `band` is not the number of bands already here
+  //   INVALID_ARGUMENT     number or sizes of the segments are not what the manifest says
   //   UNAVAILABLE          the medium failed; the same call may work later
   virtual absl::Status PutBand(const Manifest& manifest, BandIndex band,
                                std::span<const SegmentRef> layers) = 0;
@@ -47,7 +48,8 @@ class Tier {
   virtual absl::StatusOr<SegmentRef> Get(const Manifest& manifest, BandIndex band,
                                          LayerIndex layer) = 0;
 
-  // Keeps bands 0..band_count-1 and removes the rest. 0 forgets the upload. Fine if there are fewer.
+  // Keeps bands 0..band_count-1 and removes the rest. 0 forgets the upload. Fine if there are
+  // fewer.
   virtual absl::Status DropBands(const UploadId& upload, uint32_t band_count) = 0;
 
   // Bands of an upload that are here; 0 for an unknown one.
@@ -55,6 +57,13 @@ class Tier {
 
   virtual TierUsage Usage() = 0;
 };
+
+// For implementations of PutBand.
+// INVALID_ARGUMENT unless `layers` are one segment per layer, of the sizes that the manifest says.
+absl::Status CheckBandSegments(const Manifest& manifest, BandIndex band,
+                               std::span<const SegmentRef> layers);
+// FAILED_PRECONDITION: `band` is not the number of bands already here.
+absl::Status NotNextBandError(const Manifest& manifest, BandIndex band, uint32_t band_count);
 
 }  // namespace kvtier
 

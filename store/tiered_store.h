@@ -48,9 +48,9 @@ struct ObjectStat {
 struct StoreCounters {
   std::atomic<uint64_t> requests{0}, host_hits{0}, disk_hits{0}, misses{0}, failures{0};
   std::atomic<uint64_t> uploads_sealed{0}, uploads_refused{0};
-  std::atomic<uint64_t> bands_demoted{0};        // Left host memory, still on disk.
-  std::atomic<uint64_t> bands_dropped{0};        // Gone for good, by policy or request.
-  std::atomic<uint64_t> bands_lost{0};           // Gone because bytes failed their checksum.
+  std::atomic<uint64_t> bands_demoted{0};  // Left host memory, still on disk.
+  std::atomic<uint64_t> bands_dropped{0};  // Gone for good, by policy or request.
+  std::atomic<uint64_t> bands_lost{0};     // Gone because bytes failed their checksum.
   std::atomic<uint64_t> checksum_failures{0};
   std::atomic<uint64_t> objects_evicted{0};
 };
@@ -64,8 +64,8 @@ class PinnedObject {
   virtual ~PinnedObject() = default;
   virtual const std::shared_ptr<const Manifest>& manifest() const = 0;
   virtual uint32_t resident_bands() const = 0;
-  // DATA_LOSS: no intact copy is left; that band and all higher ones have been given up and counted,
-  // and a new Pin() sees what remains.
+  // DATA_LOSS: no intact copy is left; that band and all higher ones have been given up and
+  // counted, and a new Pin() sees what remains.
   virtual absl::StatusOr<SegmentRef> Read(BandIndex band, LayerIndex layer) = 0;
 };
 
@@ -94,8 +94,8 @@ class TieredStore {
   virtual absl::StatusOr<uint64_t> UploadedBytes(const TenantId& tenant,
                                                  const UploadId& upload) = 0;
   // Seals a complete upload with its durability; when it returns OK the object is acknowledged.
-  // Finishing twice is fine. If a stored upload of the key has at least as many resident bands, that
-  // one stays and its state is returned instead.
+  // Finishing twice is fine. If a stored upload of the key has at least as many resident bands,
+  // that one stays and its state is returned instead.
   //   INVALID_ARGUMENT    bytes missing
   //   RESOURCE_EXHAUSTED  no room; nothing is kept of the upload on disk
   virtual absl::StatusOr<ObjectStat> FinishUpload(const std::shared_ptr<Upload>& upload) = 0;

@@ -1,0 +1,70 @@
+#include "store/object_index.h"
+
+#include "base/log.h"
+
+namespace kvtier {
+
+ObjectIndex::ObjectPtr ObjectIndex::Find(const TenantId& tenant, const Key& key) const {
+  const auto found = objects_.find(Name{tenant, key});
+  return found == objects_.end() ? nullptr : found->second;
+}
+
+ObjectIndex::ObjectPtr ObjectIndex::FindUpload(const UploadId& upload) const {
+  const auto found = uploads_.find(upload);
+  return found == uploads_.end() ? nullptr : found->second;
+}
+
+ObjectIndex::ObjectPtr ObjectIndex::Insert(ObjectPtr object) {
+  const bool is_new = uploads_.emplace(object->upload(), object).second;
+  KVTIER_CHECK(is_new) << "upload " << object->upload().ToHex() << " is sealed already";
+  ObjectPtr& slot = objects_[Name{object->tenant, object->manifest->key}];
+  std::swap(slot, object);
+  if (object != nullptr) {
+    object->retired = true;
+    RemoveFromHost(object);
+  }
+  return object;
+}
+
+void ObjectIndex::Retire(const ObjectPtr& object) {
+  if (object->retired) return;
+  object->retired = true;
+  RemoveFromHost(object);
+  objects_.erase(Name{object->tenant, object->manifest->key});
+}
+
+void ObjectIndex::Forget(const ObjectPtr& object) {
+  KVTIER_CHECK(object->retired);
+  uploads_.erase(object->upload());
+}
+
+std::vector<ObjectIndex::ObjectPtr> ObjectIndex::List(const TenantId& tenant,
+                                                      const std::optional<Key>& after,
+                                                      size_t limit) const {
+  std::vector<ObjectPtr> listed;
+  auto at = after.has_value() ? objects_.upper_bound(Name{tenant, *after})
+                              : objects_.lower_bound(Name{tenant, Key()});
+  for (; at != objects_.end() && at->first.first == tenant && listed.size() < limit; ++at) {
+    listed.push_back(at->second);
+  }
+  return listed;
+}
+
+void ObjectIndex::Touch(const ObjectPtr& object) {
+  if (object->in_host_.has_value()) {
+    in_host_.splice(in_host_.end(), in_host_, *object->in_host_);
+  }
+}
+
+void ObjectIndex::AddToHost(const ObjectPtr& object) {
+  if (object->in_host_.has_value()) return Touch(object);
+  object->in_host_ = in_host_.insert(in_host_.end(), object);
+}
+
+void ObjectIndex::RemoveFromHost(ObjectPtr object) {
+  if (!object->in_host_.has_value()) return;
+  in_host_.erase(*object->in_host_);
+  object->in_host_.reset();
+}
+
+}  // namespace kvtier

@@ -1,0 +1,90 @@
+// Which uploads a store knows: the current one of each (tenant, key), and those that were replaced
+// or deleted while somebody still reads them. Also the order in which host memory is given up.
+// Not thread-safe: TieredStore's mutex guards it and every ObjectState in it.
+#ifndef KVTIER_STORE_OBJECT_INDEX_H_
+#define KVTIER_STORE_OBJECT_INDEX_H_
+
+#include <cstdint>
+#include <list>
+#include <map>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/time/time.h"
+#include "kvcache/ids.h"
+#include "kvcache/manifest.h"
+#include "store/tiered_store.h"
+
+namespace kvtier {
+
+// One sealed upload. Where its bands are is what the tiers say; this is what the store decided.
+class ObjectState {
+ public:
+  ObjectState(TenantId tenant_id, std::shared_ptr<const Manifest> sealed_manifest,
+              absl::Time sealed, Durability sealed_durability, uint32_t bands)
+      : tenant(std::move(tenant_id)),
+        manifest(std::move(sealed_manifest)),
+        sealed_at(sealed),
+        durability(sealed_durability),
+        band_limit(bands) {}
+
+  const UploadId& upload() const { return manifest->upload_id; }
+
+  const TenantId tenant;
+  const std::shared_ptr<const Manifest> manifest;
+  const absl::Time sealed_at;
+  Durability durability;
+  // Bands that new readers may see. Only ever lowered: when bands are given up or lost.
+  uint32_t band_limit;
+  uint32_t pin_count = 0;
+  bool retired = false;   // Replaced, deleted or lost: no longer found by its key.
+  bool trimming = false;  // Somebody is removing its bytes now.
+
+ private:
+  friend class ObjectIndex;
+  std::optional<std::list<std::shared_ptr<ObjectState>>::iterator> in_host_;
+};
+
+class ObjectIndex {
+ public:
+  using ObjectPtr = std::shared_ptr<ObjectState>;
+
+  // Null when there is none.
+  ObjectPtr Find(const TenantId& tenant, const Key& key) const;
+  ObjectPtr FindUpload(const UploadId& upload) const;
+
+  // Makes `object` current for its key; returns the one it replaces, retired, or null.
+  // REQUIRES: no upload of its id is known.
+  ObjectPtr Insert(ObjectPtr object);
+  // Its key no longer finds it; its upload id does, until Forget. Fine if it is retired already.
+  void Retire(const ObjectPtr& object);
+  // REQUIRES: retired.
+  void Forget(const ObjectPtr& object);
+
+  // In key order.
+  std::vector<ObjectPtr> List(const TenantId& tenant, const std::optional<Key>& after,
+                              size_t limit) const;
+  size_t size() const { return objects_.size(); }
+
+  // Current objects with bands in host memory, least recently used first. Retired ones are pinned,
+  // and their record is gone: they wait in memory for their readers.
+  const std::list<ObjectPtr>& in_host() const { return in_host_; }
+  // Makes it the most recently used, if it is there (Touch) or in any case (AddToHost).
+  void Touch(const ObjectPtr& object);
+  void AddToHost(const ObjectPtr& object);
+  void RemoveFromHost(ObjectPtr object);  // By value: the list may own the last reference.
+
+ private:
+  using Name = std::pair<TenantId, Key>;
+
+  std::map<Name, ObjectPtr> objects_;  // Current ones; ordered, because List is.
+  absl::flat_hash_map<UploadId, ObjectPtr> uploads_;
+  std::list<ObjectPtr> in_host_;
+};
+
+}  // namespace kvtier
+
+#endif  // KVTIER_STORE_OBJECT_INDEX_H_

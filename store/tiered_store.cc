@@ -1,0 +1,217 @@
+#include "store/tiered_store.h"
+
+#include <algorithm>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "base/sync_point.h"
+#include "store/host_tier.h"
+#include "store/tiered_store_impl.h"
+
+namespace kvtier {
+namespace {
+
+uint64_t MakeIncarnation() {
+  std::random_device random;
+  return uint64_t{random()} << 32 | random();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<TieredStore>> TieredStore::Create(TieredStoreOptions options,
+                                                                 std::unique_ptr<DurableTier> disk,
+                                                                 Clock& clock) {
+  auto store = std::make_unique<TieredStoreImpl>(options, std::move(disk), clock);
+  KVTIER_RETURN_IF_ERROR(store->Recover());
+  return store;
+}
+
+absl::StatusOr<ObjectStat> TieredStore::Put(const TenantId& tenant, const CompressedObject& object,
+                                            Durability durability) {
+  const UploadId& id = object.manifest->upload_id;
+  KVTIER_ASSIGN_OR_RETURN(const std::shared_ptr<Upload> upload,
+                          StartUpload(tenant, object.manifest, durability));
+  const absl::StatusOr<ObjectStat> stat = [&]() -> absl::StatusOr<ObjectStat> {
+    uint64_t offset = 0;
+    for (const SegmentRef& segment : object.segments) {
+      KVTIER_RETURN_IF_ERROR(upload->Append(offset, segment.bytes()));
+      offset += segment.bytes().size();
+    }
+    return FinishUpload(upload);
+  }();
+  if (!stat.ok()) AbandonUpload(tenant, id);
+  return stat;
+}
+
+TieredStoreImpl::TieredStoreImpl(TieredStoreOptions options, std::unique_ptr<DurableTier> disk,
+                                 Clock& clock)
+    : options_(options),
+      upload_bytes_max_(options.upload_bytes_max != 0 ? options.upload_bytes_max
+                                                      : options.host_budget_bytes),
+      incarnation_(MakeIncarnation()),
+      clock_(clock),
+      host_(MakeHostTier(options.host_budget_bytes)),
+      disk_(std::move(disk)) {}
+
+TieredStoreImpl::~TieredStoreImpl() {
+  Trim();
+  MutexLock lock(&mutex_);
+  for (const ObjectPtr& object : garbage_) {
+    KVTIER_CHECK_EQ(object->pin_count, 0u) << "a PinnedObject outlives its store";
+  }
+}
+
+absl::Status TieredStoreImpl::Recover() {
+  if (disk_ == nullptr) return absl::OkStatus();
+  KVTIER_ASSIGN_OR_RETURN(const std::vector<SealedObject> sealed, disk_->Recover());
+  const DurableCounters found = disk_->counters();
+  counters_.bands_lost += found.bands_lost;
+  counters_.checksum_failures += found.records_lost;
+  MutexLock lock(&mutex_);
+  for (const SealedObject& object : sealed) {
+    index_.Insert(std::make_shared<ObjectState>(object.tenant, object.manifest, object.sealed_at,
+                                                Durability::kDisk, object.resident_bands));
+  }
+  KVTIER_LOG(INFO) << "recovered " << sealed.size() << " objects, removed " << found.orphans_removed
+                   << " unfinished uploads, lost " << found.records_lost << " records";
+  return absl::OkStatus();
+}
+
+std::string TieredStoreImpl::TurnName(const TenantId& tenant, const Key& key) {
+  return absl::StrCat(tenant.name(), "/", key.AsStringView());
+}
+
+uint32_t TieredStoreImpl::HostBands(const ObjectState& object) const {
+  return host_->BandCount(object.upload());
+}
+
+uint32_t TieredStoreImpl::DiskBands(const ObjectState& object) const {
+  return disk_ == nullptr ? 0 : disk_->BandCount(object.upload());
+}
+
+uint32_t TieredStoreImpl::ResidentBands(const ObjectState& object) const {
+  return std::min(object.band_limit, std::max(HostBands(object), DiskBands(object)));
+}
+
+ObjectStat TieredStoreImpl::StatOf(const ObjectState& object) const {
+  return ObjectStat{
+      .tenant = object.tenant,
+      .manifest = object.manifest,
+      .resident_bands = ResidentBands(object),
+      .host_bands = std::min(object.band_limit, HostBands(object)),
+      .disk_bands = std::min(object.band_limit, DiskBands(object)),
+      .durability = object.durability,
+      .sealed_at = object.sealed_at,
+  };
+}
+
+absl::StatusOr<ObjectStat> TieredStoreImpl::Stat(const TenantId& tenant, const Key& key) {
+  MutexLock lock(&mutex_);
+  const ObjectPtr object = index_.Find(tenant, key);
+  if (object == nullptr) return absl::NotFoundError("");
+  return StatOf(*object);
+}
+
+std::vector<ObjectStat> TieredStoreImpl::List(const TenantId& tenant,
+                                              const std::optional<Key>& after, size_t limit) {
+  std::vector<ObjectStat> stats;
+  MutexLock lock(&mutex_);
+  for (const ObjectPtr& object : index_.List(tenant, after, limit)) {
+    stats.push_back(StatOf(*object));
+  }
+  return stats;
+}
+
+absl::Status TieredStoreImpl::Delete(const TenantId& tenant, const Key& key) {
+  {
+    const Turns::Turn turn = turns_.Take(TurnName(tenant, key));
+    ObjectPtr object;
+    {
+      MutexLock lock(&mutex_);
+      object = index_.Find(tenant, key);
+    }
+    if (object == nullptr) return absl::NotFoundError("");
+    KVTIER_SYNC_POINT("store.delete.before_record");
+    if (DiskBands(*object) > 0) {
+      KVTIER_RETURN_IF_ERROR(disk_->LowerResidency(object->upload(), 0));
+    }
+    KVTIER_SYNC_POINT("store.delete.after_record");
+    MutexLock lock(&mutex_);
+    object->band_limit = 0;
+    index_.Retire(object);
+    garbage_.insert(object);
+  }
+  Trim();
+  KVTIER_SYNC_POINT("store.delete.after_segments");
+  return absl::OkStatus();
+}
+
+absl::Status TieredStoreImpl::DropBands(const TenantId& tenant, const Key& key,
+                                        uint32_t band_count) {
+  if (band_count == 0) {
+    return absl::InvalidArgumentError("band_count is 0; Delete removes whole objects");
+  }
+  {
+    const Turns::Turn turn = turns_.Take(TurnName(tenant, key));
+    ObjectPtr object;
+    {
+      MutexLock lock(&mutex_);
+      object = index_.Find(tenant, key);
+      if (object == nullptr) return absl::NotFoundError("");
+      if (band_count >= ResidentBands(*object)) return absl::OkStatus();
+    }
+    if (DiskBands(*object) > band_count) {
+      KVTIER_RETURN_IF_ERROR(disk_->LowerResidency(object->upload(), band_count));
+    }
+    MutexLock lock(&mutex_);
+    const uint32_t resident = ResidentBands(*object);  // A loss may have come in between.
+    if (band_count < resident) {
+      counters_.bands_dropped += resident - band_count;
+      object->band_limit = band_count;
+    }
+    garbage_.insert(object);
+  }
+  Trim();
+  return absl::OkStatus();
+}
+
+void TieredStoreImpl::Trim() {
+  std::set<ObjectPtr> tried;
+  for (;;) {
+    ObjectPtr object;
+    uint32_t keep = 0;
+    {
+      MutexLock lock(&mutex_);
+      for (const ObjectPtr& candidate : garbage_) {
+        if (candidate->pin_count > 0 || candidate->trimming || tried.contains(candidate)) continue;
+        object = candidate;
+        break;
+      }
+      if (object == nullptr) return;
+      object->trimming = true;
+      keep = object->retired ? 0 : object->band_limit;
+    }
+    tried.insert(object);
+    absl::Status removed = host_->DropBands(object->upload(), keep);
+    if (disk_ != nullptr) removed.Update(disk_->DropBands(object->upload(), keep));
+    if (!removed.ok()) {
+      KVTIER_LOG(WARNING) << "bytes of upload " << object->upload().ToHex()
+                          << " stay for now: " << removed.message();
+    }
+    MutexLock lock(&mutex_);
+    object->trimming = false;
+    if (HostBands(*object) == 0) index_.RemoveFromHost(object);
+    // Lowered further meanwhile: once more.
+    if (keep != (object->retired ? 0 : object->band_limit)) {
+      tried.erase(object);
+    } else if (removed.ok()) {
+      garbage_.erase(object);
+      if (object->retired) index_.Forget(object);
+    }
+  }
+}
+
+}  // namespace kvtier

@@ -1,0 +1,159 @@
+// The implementation of TieredStore, in three files: tiered_store.cc (start-up, the index, giving
+// up), tiered_store_put.cc (uploads and making room), tiered_store_read.cc (pins, reads, losses).
+// Private to store/.
+//
+// How it stays correct without a lock around disk work:
+//   1. Where bands are is asked of the tiers, never remembered here. What is decided about an
+//   object
+//      is in its ObjectState, under mutex_.
+//   2. Operations that put bands of a key or give them up on request take turns per key. A reader
+//      takes no turn. Whoever holds a turn takes another one (of a victim of MakeRoom) only if it
+//      is free at that moment.
+//   3. Losses and removals only lower things (band_limit, bands of a tier), so they need no turn:
+//      lowering twice, in any order, is lowering once to the least.
+//   4. Bytes go last: an ObjectState that serves fewer bands than the tiers hold is in garbage_
+//      until nobody pins it and Trim has removed the difference.
+//
+// Lock order: mutex_, then a tier's own. The host tier may be called under mutex_ (it only touches
+// memory), of the disk tier only BandCount and Usage.
+#ifndef KVTIER_STORE_TIERED_STORE_IMPL_H_
+#define KVTIER_STORE_TIERED_STORE_IMPL_H_
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "base/mutex.h"
+#include "store/object_index.h"
+#include "store/tiered_store.h"
+#include "store/turns.h"
+
+namespace kvtier {
+
+class TieredStoreImpl final : public TieredStore {
+ public:
+  using ObjectPtr = ObjectIndex::ObjectPtr;
+
+  TieredStoreImpl(TieredStoreOptions options, std::unique_ptr<DurableTier> disk, Clock& clock);
+  ~TieredStoreImpl() override;
+
+  absl::Status Recover() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  absl::StatusOr<std::shared_ptr<Upload>> StartUpload(const TenantId& tenant,
+                                                      std::shared_ptr<const Manifest> manifest,
+                                                      Durability durability) override;
+  absl::StatusOr<uint64_t> UploadedBytes(const TenantId& tenant, const UploadId& upload) override;
+  absl::StatusOr<ObjectStat> FinishUpload(const std::shared_ptr<Upload>& upload) override;
+  void AbandonUpload(const TenantId& tenant, const UploadId& upload) override;
+
+  absl::StatusOr<std::unique_ptr<PinnedObject>> Pin(const TenantId& tenant, const Key& key,
+                                                    const std::optional<UploadId>& upload) override;
+  absl::StatusOr<ObjectStat> Stat(const TenantId& tenant, const Key& key) override;
+  absl::Status Delete(const TenantId& tenant, const Key& key) override;
+  absl::Status DropBands(const TenantId& tenant, const Key& key, uint32_t band_count) override;
+  std::vector<ObjectStat> List(const TenantId& tenant, const std::optional<Key>& after,
+                               size_t limit) override;
+  absl::Status Verify(const TenantId& tenant, const Key& key) override;
+
+  const StoreCounters& counters() const override { return counters_; }
+  TierUsage host_usage() const override { return host_->Usage(); }
+  std::optional<TierUsage> disk_usage() const override {
+    return disk_ == nullptr ? std::nullopt : std::optional(disk_->Usage());
+  }
+  uint64_t object_count() const override {
+    MutexLock lock(&mutex_);
+    return index_.size();
+  }
+  uint64_t incarnation() const override { return incarnation_; }
+
+ private:
+  friend class PinnedObjectImpl;
+
+  struct OpenUpload {
+    std::shared_ptr<Upload> upload;
+    TenantId tenant;
+    Durability durability;
+    uint64_t seen_bytes = 0;  // Progress when we last looked, and when that was.
+    absl::Time seen_at;
+  };
+
+  // One turn per (tenant, key).
+  static std::string TurnName(const TenantId& tenant, const Key& key);
+
+  // --- tiered_store.cc
+  uint32_t HostBands(const ObjectState& object) const;
+  uint32_t DiskBands(const ObjectState& object) const;
+  uint32_t ResidentBands(const ObjectState& object) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  ObjectStat StatOf(const ObjectState& object) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Removes the bytes of everything in garbage_ that nobody pins. What fails stays there for the
+  // next time.
+  void Trim() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // --- tiered_store_put.cc
+  // Null if there is none of this id; INVALID_ARGUMENT if it is of another object.
+  absl::StatusOr<std::shared_ptr<Upload>> FindOpen(const TenantId& tenant, const Manifest& manifest,
+                                                   Durability durability)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckRoomForUpload(const Manifest& manifest) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void CloseIdleUploads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void CloseUpload(const UploadId& upload) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // REQUIRES for the following: the caller holds the key's turn.
+  absl::StatusOr<ObjectStat> KeepStored(const ObjectPtr& stored, const OpenUpload& open);
+  absl::StatusOr<ObjectStat> Publish(const OpenUpload& open, Durability durability);
+  // All bands, sealed, or nothing.
+  absl::Status StoreOnDisk(const OpenUpload& open, absl::Time sealed_at);
+  // All bands, or nothing. `own` (may be null) is the current object of the same key.
+  absl::Status StoreInHost(const OpenUpload& open, const ObjectPtr& own);
+  // As many bands as there is or can be made room for.
+  void FillHost(const ObjectPtr& object, const std::vector<SegmentRef>& segments);
+  absl::Status PutHostBand(const Manifest& manifest, BandIndex band,
+                           const std::vector<SegmentRef>& segments, const ObjectPtr& own);
+  // Makes `bytes` of the host budget free, taking them from the top of the coldest objects.
+  // RESOURCE_EXHAUSTED names the limit.
+  absl::Status MakeRoom(uint64_t bytes, const ObjectPtr& own) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Takes the top band of `victim` out of host memory. REQUIRES: its turn.
+  absl::Status DemoteTopBand(const ObjectPtr& victim) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Makes every resident band be on disk, sealed. REQUIRES: its turn; host memory holds what the
+  // disk lacks.
+  absl::Status EnsureOnDisk(const ObjectPtr& object) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status GiveUpTopBand(const ObjectPtr& victim) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // --- tiered_store_read.cc
+  struct ReadResult {
+    SegmentRef segment;
+    bool from_disk = false;
+  };
+  absl::StatusOr<ReadResult> Read(const ObjectPtr& object, BandIndex band, LayerIndex layer)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Bands from `band` on have no intact copy: gives them up everywhere, and counts.
+  void Lose(const ObjectPtr& object, BandIndex band) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Unpin(const ObjectPtr& object) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Promote(const ObjectPtr& object, BandIndex band, const std::vector<SegmentRef>& layers)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status VerifySegmentCopies(const ObjectPtr& object, BandIndex band, LayerIndex layer);
+  absl::Status RepairDiskCopy(const ObjectPtr& object, BandIndex band);
+
+  const TieredStoreOptions options_;
+  const uint64_t upload_bytes_max_;
+  const uint64_t incarnation_;
+  Clock& clock_;
+  const std::unique_ptr<Tier> host_;
+  const std::unique_ptr<DurableTier> disk_;  // May be null.
+  StoreCounters counters_;
+  Turns turns_;
+
+  mutable Mutex mutex_;
+  ObjectIndex index_ ABSL_GUARDED_BY(mutex_);
+  std::map<UploadId, OpenUpload> uploads_ ABSL_GUARDED_BY(mutex_);
+  uint64_t upload_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::set<ObjectPtr> garbage_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace kvtier
+
+#endif  // KVTIER_STORE_TIERED_STORE_IMPL_H_

@@ -1,0 +1,399 @@
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/limits.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "base/sync_point.h"
+#include "store/tiered_store_impl.h"
+
+namespace kvtier {
+namespace {
+
+std::span<const SegmentRef> LayersOf(const Manifest& manifest, BandIndex band,
+                                     const std::vector<SegmentRef>& segments) {
+  const size_t layers = manifest.geometry.layer_count();
+  return std::span(segments).subspan(band.value() * layers, layers);
+}
+
+uint32_t BandCountOf(const Manifest& manifest) {
+  return static_cast<uint32_t>(manifest.bands.size());
+}
+
+}  // namespace
+
+// --- Uploads that are open -----------------------------------------------------------------------
+
+absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::FindOpen(const TenantId& tenant,
+                                                                  const Manifest& manifest,
+                                                                  Durability durability) {
+  const auto mismatch = [&] {
+    return absl::InvalidArgumentError(
+        absl::StrCat("upload id ", manifest.upload_id.ToHex(), " names another object already"));
+  };
+  const ObjectPtr sealed = index_.FindUpload(manifest.upload_id);
+  if (sealed != nullptr && (sealed->tenant != tenant || *sealed->manifest != manifest)) {
+    return mismatch();
+  }
+  const auto found = uploads_.find(manifest.upload_id);
+  if (found == uploads_.end()) return nullptr;
+  OpenUpload& open = found->second;
+  if (open.tenant != tenant || *open.upload->manifest() != manifest) return mismatch();
+  if (durability == Durability::kDisk) open.durability = durability;
+  open.seen_at = clock_.Now();
+  return open.upload;
+}
+
+void TieredStoreImpl::CloseIdleUploads() {
+  const absl::Time now = clock_.Now();
+  std::vector<UploadId> idle;
+  for (auto& [id, open] : uploads_) {
+    const uint64_t bytes = open.upload->uploaded_bytes();
+    if (bytes != open.seen_bytes) {
+      open.seen_bytes = bytes;
+      open.seen_at = now;
+    } else if (now - open.seen_at > limits::kUploadIdleMax) {
+      idle.push_back(id);
+    }
+  }
+  for (const UploadId& id : idle) CloseUpload(id);
+}
+
+void TieredStoreImpl::CloseUpload(const UploadId& upload) {
+  const auto found = uploads_.find(upload);
+  if (found == uploads_.end()) return;
+  upload_bytes_ -= found->second.upload->manifest()->total_bytes();
+  uploads_.erase(found);
+}
+
+absl::Status TieredStoreImpl::CheckRoomForUpload(const Manifest& manifest) {
+  const uint64_t bytes = manifest.total_bytes();
+  if (uploads_.size() >= limits::kUploadsMax) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        uploads_.size(), " uploads are open, the limit (kUploadsMax) is ", limits::kUploadsMax));
+  }
+  if (index_.size() >= limits::kObjectsMax) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        index_.size(), " objects are stored, the limit (kObjectsMax) is ", limits::kObjectsMax));
+  }
+  if (upload_bytes_max_ != 0 &&
+      (upload_bytes_ > upload_bytes_max_ || bytes > upload_bytes_max_ - upload_bytes_)) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("an upload of ", bytes, " bytes beside ", upload_bytes_,
+                     " bytes of open ones; the limit (upload_bytes_max) is ", upload_bytes_max_));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::StartUpload(
+    const TenantId& tenant, std::shared_ptr<const Manifest> manifest, Durability durability) {
+  KVTIER_RETURN_IF_ERROR(manifest->Validate());
+  if (durability == Durability::kDisk && disk_ == nullptr) {
+    return absl::FailedPreconditionError("durability DISK: this store has no disk");
+  }
+  const UploadId id = manifest->upload_id;
+  {
+    MutexLock lock(&mutex_);
+    CloseIdleUploads();
+    KVTIER_ASSIGN_OR_RETURN(std::shared_ptr<Upload> open, FindOpen(tenant, *manifest, durability));
+    if (open != nullptr) return open;
+    KVTIER_RETURN_IF_ERROR(CheckRoomForUpload(*manifest));
+    upload_bytes_ += manifest->total_bytes();  // Reserved while we allocate.
+  }
+  absl::StatusOr<std::shared_ptr<Upload>> upload = Upload::Create(manifest);
+
+  MutexLock lock(&mutex_);
+  absl::StatusOr<std::shared_ptr<Upload>> raced = FindOpen(tenant, *manifest, durability);
+  if (!upload.ok() || !raced.ok() || *raced != nullptr) {
+    upload_bytes_ -= manifest->total_bytes();
+    return upload.ok() ? raced : upload;
+  }
+  uploads_[id] = OpenUpload{*upload, tenant, durability, 0, clock_.Now()};
+  return upload;
+}
+
+absl::StatusOr<uint64_t> TieredStoreImpl::UploadedBytes(const TenantId& tenant,
+                                                        const UploadId& upload) {
+  MutexLock lock(&mutex_);
+  const auto open = uploads_.find(upload);
+  if (open != uploads_.end() && open->second.tenant == tenant) {
+    open->second.seen_at = clock_.Now();
+    return open->second.upload->uploaded_bytes();
+  }
+  const ObjectPtr sealed = index_.FindUpload(upload);
+  if (sealed != nullptr && sealed->tenant == tenant) return sealed->manifest->total_bytes();
+  return absl::NotFoundError("");
+}
+
+void TieredStoreImpl::AbandonUpload(const TenantId& tenant, const UploadId& upload) {
+  std::shared_ptr<Upload> released;  // Its memory goes after the lock.
+  MutexLock lock(&mutex_);
+  const auto open = uploads_.find(upload);
+  if (open == uploads_.end() || open->second.tenant != tenant) return;
+  released = open->second.upload;
+  CloseUpload(upload);
+}
+
+// --- Sealing -------------------------------------------------------------------------------------
+
+absl::StatusOr<ObjectStat> TieredStoreImpl::FinishUpload(const std::shared_ptr<Upload>& upload) {
+  const Manifest& manifest = *upload->manifest();
+  TenantId tenant;
+  {
+    MutexLock lock(&mutex_);
+    const auto found = uploads_.find(manifest.upload_id);
+    if (found != uploads_.end()) {
+      tenant = found->second.tenant;
+    } else if (const ObjectPtr sealed = index_.FindUpload(manifest.upload_id)) {
+      return StatOf(*sealed);
+    } else {
+      return absl::NotFoundError(
+          absl::StrCat("upload ", manifest.upload_id.ToHex(), " is not open"));
+    }
+  }
+  absl::StatusOr<ObjectStat> finished = [&]() -> absl::StatusOr<ObjectStat> {
+    const Turns::Turn turn = turns_.Take(TurnName(tenant, manifest.key));
+    OpenUpload open;
+    ObjectPtr stored;
+    {
+      MutexLock lock(&mutex_);
+      if (const ObjectPtr sealed = index_.FindUpload(manifest.upload_id)) {
+        CloseUpload(manifest.upload_id);
+        return StatOf(*sealed);
+      }
+      const auto found = uploads_.find(manifest.upload_id);
+      if (found == uploads_.end()) {
+        return absl::NotFoundError(
+            absl::StrCat("upload ", manifest.upload_id.ToHex(), " is not open"));
+      }
+      open = found->second;
+      stored = index_.Find(tenant, manifest.key);
+    }
+    if (!open.upload->complete()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("upload ", manifest.upload_id.ToHex(), ": ", open.upload->uploaded_bytes(),
+                       " of ", manifest.total_bytes(), " bytes have arrived"));
+    }
+    if (stored != nullptr) {
+      MutexLock lock(&mutex_);
+      if (ResidentBands(*stored) < BandCountOf(*stored->manifest)) stored = nullptr;
+    }
+    return stored != nullptr ? KeepStored(stored, open) : Publish(open, open.durability);
+  }();
+  if (!finished.ok()) ++counters_.uploads_refused;
+  Trim();
+  return finished;
+}
+
+// What is stored is whole: a second computation of the same key brings nothing.
+absl::StatusOr<ObjectStat> TieredStoreImpl::KeepStored(const ObjectPtr& stored,
+                                                       const OpenUpload& open) {
+  if (open.durability == Durability::kDisk) KVTIER_RETURN_IF_ERROR(EnsureOnDisk(stored));
+  MutexLock lock(&mutex_);
+  if (open.durability == Durability::kDisk) stored->durability = Durability::kDisk;
+  CloseUpload(open.upload->manifest()->upload_id);
+  return StatOf(*stored);
+}
+
+absl::StatusOr<ObjectStat> TieredStoreImpl::Publish(const OpenUpload& open, Durability durability) {
+  const std::shared_ptr<const Manifest>& manifest = open.upload->manifest();
+  ObjectPtr replaced;
+  {
+    MutexLock lock(&mutex_);
+    replaced = index_.Find(open.tenant, manifest->key);
+  }
+  // What is on disk is replaced on disk, or a crash would bring the old one back.
+  if (replaced != nullptr && DiskBands(*replaced) > 0) durability = Durability::kDisk;
+
+  const absl::Time sealed_at = clock_.Now();
+  if (durability == Durability::kDisk) {
+    KVTIER_RETURN_IF_ERROR(StoreOnDisk(open, sealed_at));
+  } else {
+    KVTIER_RETURN_IF_ERROR(StoreInHost(open, replaced));
+  }
+  const auto object = std::make_shared<ObjectState>(open.tenant, manifest, sealed_at, durability,
+                                                    BandCountOf(*manifest));
+  {
+    MutexLock lock(&mutex_);
+    if (const ObjectPtr old = index_.Insert(object)) garbage_.insert(old);
+    if (durability == Durability::kHost) index_.AddToHost(object);
+    CloseUpload(manifest->upload_id);
+  }
+  ++counters_.uploads_sealed;
+  KVTIER_SYNC_POINT("store.put.after_publish");
+  if (durability == Durability::kDisk) {
+    Trim();  // The replaced one's memory first.
+    FillHost(object, open.upload->segments());
+  }
+  MutexLock lock(&mutex_);
+  return StatOf(*object);
+}
+
+absl::Status TieredStoreImpl::StoreOnDisk(const OpenUpload& open, absl::Time sealed_at) {
+  const Manifest& manifest = *open.upload->manifest();
+  const std::vector<SegmentRef> segments = open.upload->segments();
+  KVTIER_SYNC_POINT("store.put.before_disk");
+  // Left by an attempt that failed and could not clean up.
+  KVTIER_RETURN_IF_ERROR(disk_->DropBands(manifest.upload_id, 0));
+  absl::Status stored;
+  for (uint32_t band = 0; stored.ok() && band < BandCountOf(manifest); ++band) {
+    stored =
+        disk_->PutBand(manifest, BandIndex(band), LayersOf(manifest, BandIndex(band), segments));
+  }
+  if (stored.ok()) stored = disk_->Seal(open.tenant, manifest, sealed_at);
+  if (!stored.ok()) {
+    const absl::Status removed = disk_->DropBands(manifest.upload_id, 0);
+    if (!removed.ok()) {
+      KVTIER_LOG(WARNING) << "segments of a refused upload stay for now: " << removed.message();
+    }
+    return stored;
+  }
+  KVTIER_SYNC_POINT("store.put.after_disk");
+  return absl::OkStatus();
+}
+
+absl::Status TieredStoreImpl::StoreInHost(const OpenUpload& open, const ObjectPtr& own) {
+  const Manifest& manifest = *open.upload->manifest();
+  const std::vector<SegmentRef> segments = open.upload->segments();
+  absl::Status stored;
+  for (uint32_t band = 0; stored.ok() && band < BandCountOf(manifest); ++band) {
+    stored = PutHostBand(manifest, BandIndex(band), segments, own);
+  }
+  if (!stored.ok()) host_->DropBands(manifest.upload_id, 0).IgnoreError();
+  return stored;
+}
+
+void TieredStoreImpl::FillHost(const ObjectPtr& object, const std::vector<SegmentRef>& segments) {
+  const Manifest& manifest = *object->manifest;
+  for (uint32_t band = 0; band < BandCountOf(manifest); ++band) {
+    if (!PutHostBand(manifest, BandIndex(band), segments, /*own=*/nullptr).ok()) break;
+  }
+  MutexLock lock(&mutex_);
+  // Lost or deleted meanwhile: Trim takes what we have put.
+  if (object->retired || object->band_limit < HostBands(*object)) garbage_.insert(object);
+  if (HostBands(*object) > 0 && !object->retired) index_.AddToHost(object);
+}
+
+absl::Status TieredStoreImpl::PutHostBand(const Manifest& manifest, BandIndex band,
+                                          const std::vector<SegmentRef>& segments,
+                                          const ObjectPtr& own) {
+  const uint64_t bytes = manifest.bands[band.value()].encoded_bytes();
+  // Another Put may take the room that we made; a bounded number of times.
+  absl::Status stored;
+  for (int attempt = 0; attempt < 4; ++attempt) {
+    KVTIER_RETURN_IF_ERROR(MakeRoom(bytes, own));
+    stored = host_->PutBand(manifest, band, LayersOf(manifest, band, segments));
+    if (!absl::IsResourceExhausted(stored)) return stored;
+  }
+  return stored;
+}
+
+// --- Making room ---------------------------------------------------------------------------------
+
+absl::Status TieredStoreImpl::MakeRoom(uint64_t bytes, const ObjectPtr& own) {
+  std::set<ObjectPtr> tried;
+  const auto has_room = [&](const TierUsage& usage) {
+    return usage.budget_bytes == 0 ||
+           (usage.bytes <= usage.budget_bytes && bytes <= usage.budget_bytes - usage.bytes);
+  };
+  for (;;) {
+    const TierUsage usage = host_->Usage();
+    if (has_room(usage)) return absl::OkStatus();
+    ObjectPtr victim;
+    std::optional<Turns::Turn> turn;
+    if (disk_ != nullptr && bytes <= usage.budget_bytes) {
+      MutexLock lock(&mutex_);
+      for (const ObjectPtr& candidate : index_.in_host()) {
+        if (tried.contains(candidate)) continue;
+        if (candidate != own) {
+          std::optional<Turns::Turn> free =
+              turns_.TryTake(TurnName(candidate->tenant, candidate->manifest->key));
+          if (!free.has_value()) continue;
+          turn.emplace(*std::move(free));
+        }
+        victim = candidate;
+        break;
+      }
+    }
+    if (victim == nullptr) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "host memory budget (host_budget_bytes) of ", usage.budget_bytes, " bytes: ", usage.bytes,
+          " in use and not evictable now, ", bytes, " more needed"));
+    }
+    const absl::Status demoted = DemoteTopBand(victim);
+    if (!demoted.ok()) {
+      KVTIER_LOG_EVERY_N_SEC(WARNING, 10) << "cannot demote: " << demoted.message();
+      tried.insert(victim);
+    }
+  }
+}
+
+absl::Status TieredStoreImpl::DemoteTopBand(const ObjectPtr& victim) {
+  const uint32_t host_bands = HostBands(*victim);
+  if (host_bands > 0) {
+    const absl::Status on_disk = EnsureOnDisk(victim);
+    if (absl::IsResourceExhausted(on_disk)) return GiveUpTopBand(victim);
+    KVTIER_RETURN_IF_ERROR(on_disk);
+    KVTIER_SYNC_POINT("store.demote.before_host_drop");
+    KVTIER_RETURN_IF_ERROR(host_->DropBands(victim->upload(), host_bands - 1));
+    ++counters_.bands_demoted;
+    KVTIER_SYNC_POINT("store.demote.after_host_drop");
+  }
+  MutexLock lock(&mutex_);
+  if (HostBands(*victim) == 0) index_.RemoveFromHost(victim);
+  return absl::OkStatus();
+}
+
+absl::Status TieredStoreImpl::EnsureOnDisk(const ObjectPtr& object) {
+  const Manifest& manifest = *object->manifest;
+  uint32_t resident = 0;
+  {
+    MutexLock lock(&mutex_);
+    resident = ResidentBands(*object);
+  }
+  const uint32_t on_disk = DiskBands(*object);
+  if (on_disk >= resident) return absl::OkStatus();
+  KVTIER_SYNC_POINT("store.demote.before_disk");
+  absl::Status stored;
+  for (uint32_t band = on_disk; stored.ok() && band < resident; ++band) {
+    std::vector<SegmentRef> layers;
+    for (uint32_t layer = 0; layer < manifest.geometry.layer_count(); ++layer) {
+      absl::StatusOr<SegmentRef> segment = host_->Get(manifest, BandIndex(band), LayerIndex(layer));
+      if (!segment.ok()) return absl::AbortedError("the object is being given up");
+      layers.push_back(*std::move(segment));
+    }
+    stored = disk_->PutBand(manifest, BandIndex(band), layers);
+  }
+  if (stored.ok()) {
+    stored = disk_->SealPrefix(object->tenant, manifest, resident, object->sealed_at);
+  }
+  if (!stored.ok()) {
+    const absl::Status removed = disk_->DropBands(object->upload(), on_disk);
+    if (!removed.ok()) {
+      KVTIER_LOG(WARNING) << "segments of a failed demotion stay for now: " << removed.message();
+    }
+    return stored;
+  }
+  KVTIER_SYNC_POINT("store.demote.after_disk");
+  return absl::OkStatus();
+}
+
+// The disk is full too: quality goes before whole objects do (design.md section 2).
+absl::Status TieredStoreImpl::GiveUpTopBand(const ObjectPtr& victim) {
+  uint32_t keep = 0;
+  {
+    MutexLock lock(&mutex_);
+    const uint32_t resident = ResidentBands(*victim);
+    if (victim->pin_count > 0 || resident <= 1) {
+      return absl::ResourceExhaustedError("the disk is full");
+    }
+    keep = resident - 1;
+    victim->band_limit = keep;
+    ++counters_.bands_dropped;
+  }
+  return host_->DropBands(victim->upload(), keep);
+}
+
+}  // namespace kvtier

@@ -1,0 +1,281 @@
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "base/sync_point.h"
+#include "kvcache/segment.h"
+#include "store/tiered_store_impl.h"
+
+namespace kvtier {
+
+// One reader of one upload. Segments read from disk are kept until their band is complete, as far
+// as host memory has free room for them, and then offered to it.
+class PinnedObjectImpl final : public PinnedObject {
+ public:
+  PinnedObjectImpl(TieredStoreImpl& store, TieredStoreImpl::ObjectPtr object,
+                   uint32_t resident_bands, bool is_counted)
+      : store_(store),
+        object_(std::move(object)),
+        resident_bands_(resident_bands),
+        is_counted_(is_counted) {}
+  ~PinnedObjectImpl() override;
+
+  const std::shared_ptr<const Manifest>& manifest() const override { return object_->manifest; }
+  uint32_t resident_bands() const override { return resident_bands_; }
+  absl::StatusOr<SegmentRef> Read(BandIndex band, LayerIndex layer) override;
+
+  const TieredStoreImpl::ObjectPtr& object() const { return object_; }
+
+ private:
+  struct BandFromDisk {
+    std::vector<SegmentRef> layers;  // [layers]
+    std::vector<bool> is_there;      // [layers]; an empty segment has no bytes to tell it by.
+    uint32_t count = 0;
+  };
+
+  void Collect(BandIndex band, LayerIndex layer, const SegmentRef& segment);
+
+  TieredStoreImpl& store_;
+  const TieredStoreImpl::ObjectPtr object_;
+  const uint32_t resident_bands_;
+  const bool is_counted_;
+
+  Mutex mutex_;
+  bool has_read_ ABSL_GUARDED_BY(mutex_) = false;
+  bool has_read_disk_ ABSL_GUARDED_BY(mutex_) = false;
+  bool has_failed_ ABSL_GUARDED_BY(mutex_) = false;
+  std::map<BandIndex, BandFromDisk> from_disk_ ABSL_GUARDED_BY(mutex_);
+  uint64_t collected_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+PinnedObjectImpl::~PinnedObjectImpl() {
+  if (is_counted_) {
+    MutexLock lock(&mutex_);
+    StoreCounters& counters = store_.counters_;
+    ++(has_failed_      ? counters.failures
+       : has_read_disk_ ? counters.disk_hits
+       : has_read_      ? counters.host_hits
+                        : counters.misses);
+    ++counters.requests;
+  }
+  store_.Unpin(object_);
+}
+
+absl::StatusOr<SegmentRef> PinnedObjectImpl::Read(BandIndex band, LayerIndex layer) {
+  if (band.value() >= resident_bands_ ||
+      layer.value() >= object_->manifest->geometry.layer_count()) {
+    return absl::OutOfRangeError(absl::StrCat("band ", band.value(), " of ", resident_bands_,
+                                              ", layer ", layer.value(), " of ",
+                                              object_->manifest->geometry.layer_count()));
+  }
+  absl::StatusOr<TieredStoreImpl::ReadResult> result = store_.Read(object_, band, layer);
+  {
+    MutexLock lock(&mutex_);
+    has_read_ = true;
+    if (!result.ok()) {
+      has_failed_ = true;
+      return result.status();
+    }
+    if (result->from_disk) has_read_disk_ = true;
+  }
+  if (result->from_disk) Collect(band, layer, result->segment);
+  return std::move(result->segment);
+}
+
+void PinnedObjectImpl::Collect(BandIndex band, LayerIndex layer, const SegmentRef& segment) {
+  const TierUsage usage = store_.host_->Usage();
+  std::vector<SegmentRef> complete;
+  {
+    MutexLock lock(&mutex_);
+    const uint64_t wanted = collected_bytes_ + segment.bytes().size();
+    if (usage.budget_bytes != 0 &&
+        (usage.bytes > usage.budget_bytes || wanted > usage.budget_bytes - usage.bytes)) {
+      return;
+    }
+    const uint32_t layers = object_->manifest->geometry.layer_count();
+    BandFromDisk& collected = from_disk_[band];
+    collected.layers.resize(layers);
+    collected.is_there.resize(layers);
+    if (collected.is_there[layer.value()]) return;
+    collected.is_there[layer.value()] = true;
+    collected.layers[layer.value()] = segment;
+    collected_bytes_ += segment.bytes().size();
+    if (++collected.count < layers) return;
+    complete = std::move(collected.layers);
+    for (const SegmentRef& ref : complete) collected_bytes_ -= ref.bytes().size();
+    from_disk_.erase(band);
+  }
+  store_.Promote(object_, band, complete);
+}
+
+// --- Pins ----------------------------------------------------------------------------------------
+
+absl::StatusOr<std::unique_ptr<PinnedObject>> TieredStoreImpl::Pin(
+    const TenantId& tenant, const Key& key, const std::optional<UploadId>& upload) {
+  MutexLock lock(&mutex_);
+  const ObjectPtr object = index_.Find(tenant, key);
+  const uint32_t resident = object == nullptr ? 0 : ResidentBands(*object);
+  if (resident == 0) {
+    ++counters_.misses;
+    ++counters_.requests;
+    return absl::NotFoundError("");
+  }
+  if (upload.has_value() && *upload != object->upload()) {
+    ++counters_.failures;
+    ++counters_.requests;
+    return absl::AbortedError(absl::StrCat("upload ", upload->ToHex(), " is not the current one; ",
+                                           object->upload().ToHex(), " is"));
+  }
+  ++object->pin_count;
+  index_.Touch(object);
+  return std::make_unique<PinnedObjectImpl>(*this, object, resident, /*is_counted=*/true);
+}
+
+void TieredStoreImpl::Unpin(const ObjectPtr& object) {
+  {
+    MutexLock lock(&mutex_);
+    if (--object->pin_count > 0 || !garbage_.contains(object)) return;
+  }
+  Trim();
+}
+
+// --- Reads ---------------------------------------------------------------------------------------
+
+absl::StatusOr<TieredStoreImpl::ReadResult> TieredStoreImpl::Read(const ObjectPtr& object,
+                                                                  BandIndex band,
+                                                                  LayerIndex layer) {
+  const Manifest& manifest = *object->manifest;
+  absl::StatusOr<SegmentRef> segment = host_->Get(manifest, band, layer);
+  if (segment.ok()) return ReadResult{*std::move(segment), /*from_disk=*/false};
+  KVTIER_SYNC_POINT("store.read.after_host_miss");
+  if (disk_ != nullptr) {
+    segment = disk_->Get(manifest, band, layer);
+    if (segment.ok()) return ReadResult{*std::move(segment), /*from_disk=*/true};
+    if (absl::IsDataLoss(segment.status())) {
+      ++counters_.checksum_failures;
+      KVTIER_LOG(ERROR) << segment.status().message();
+      absl::StatusOr<SegmentRef> intact = host_->Get(manifest, band, layer);
+      if (intact.ok()) return ReadResult{*std::move(intact), /*from_disk=*/false};
+      Lose(object, band);
+      return segment.status();
+    }
+    if (!absl::IsNotFound(segment.status())) return segment.status();
+  }
+  return absl::DataLossError(absl::StrCat("band ", band.value(), " of upload ",
+                                          object->upload().ToHex(), " has been given up"));
+}
+
+void TieredStoreImpl::Lose(const ObjectPtr& object, BandIndex band) {
+  const uint32_t keep = band.value();
+  {
+    MutexLock lock(&mutex_);
+    const uint32_t resident = ResidentBands(*object);
+    if (keep < resident) counters_.bands_lost += resident - keep;
+    object->band_limit = std::min(object->band_limit, keep);
+    if (keep == 0) index_.Retire(object);
+    garbage_.insert(object);  // In case the removal below fails.
+  }
+  // At once, pinned or not: nobody can read them.
+  absl::Status removed = host_->DropBands(object->upload(), keep);
+  if (disk_ != nullptr) removed.Update(disk_->DropBands(object->upload(), keep));
+  if (!removed.ok()) KVTIER_LOG(WARNING) << "damaged bands stay for now: " << removed.message();
+}
+
+void TieredStoreImpl::Promote(const ObjectPtr& object, BandIndex band,
+                              const std::vector<SegmentRef>& layers) {
+  MutexLock lock(&mutex_);
+  if (object->retired || band.value() >= object->band_limit || band.value() != HostBands(*object)) {
+    return;
+  }
+  // Refused when there is no free room: fine.
+  if (host_->PutBand(*object->manifest, band, layers).ok()) index_.AddToHost(object);
+}
+
+// --- Verify --------------------------------------------------------------------------------------
+
+absl::Status TieredStoreImpl::Verify(const TenantId& tenant, const Key& key) {
+  std::unique_ptr<PinnedObjectImpl> pinned;
+  {
+    MutexLock lock(&mutex_);
+    const ObjectPtr object = index_.Find(tenant, key);
+    const uint32_t resident = object == nullptr ? 0 : ResidentBands(*object);
+    if (resident == 0) return absl::NotFoundError("");
+    ++object->pin_count;
+    pinned = std::make_unique<PinnedObjectImpl>(*this, object, resident, /*is_counted=*/false);
+  }
+  for (uint32_t band = 0; band < pinned->resident_bands(); ++band) {
+    for (uint32_t layer = 0; layer < pinned->manifest()->geometry.layer_count(); ++layer) {
+      KVTIER_RETURN_IF_ERROR(
+          VerifySegmentCopies(pinned->object(), BandIndex(band), LayerIndex(layer)));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Both copies, where there are two. A damaged one goes if the other is intact.
+absl::Status TieredStoreImpl::VerifySegmentCopies(const ObjectPtr& object, BandIndex band,
+                                                  LayerIndex layer) {
+  const Manifest& manifest = *object->manifest;
+  const SegmentEntry& entry = manifest.segment(band, layer);
+  const HeadRange heads{0, manifest.geometry.kv_heads};
+  absl::StatusOr<SegmentRef> in_host = host_->Get(manifest, band, layer);
+  if (in_host.ok()) {
+    const absl::Status intact = VerifySegment(entry, heads, in_host->bytes());
+    if (!intact.ok()) {
+      ++counters_.checksum_failures;
+      KVTIER_LOG(ERROR) << "host memory is damaged: " << intact.message();
+      if (DiskBands(*object) <= band.value()) {
+        Lose(object, band);
+        return intact;
+      }
+      KVTIER_RETURN_IF_ERROR(host_->DropBands(object->upload(), band.value()));
+      in_host = absl::NotFoundError("");
+    }
+  }
+  absl::StatusOr<SegmentRef> on_disk = absl::NotFoundError("");
+  if (disk_ != nullptr) on_disk = disk_->Get(manifest, band, layer);
+  if (absl::IsDataLoss(on_disk.status())) {
+    ++counters_.checksum_failures;
+    KVTIER_LOG(ERROR) << on_disk.status().message();
+    if (!in_host.ok()) {
+      Lose(object, band);
+      return on_disk.status();
+    }
+    KVTIER_RETURN_IF_ERROR(RepairDiskCopy(object, band));
+  } else if (!on_disk.ok() && !absl::IsNotFound(on_disk.status())) {
+    return on_disk.status();
+  }
+  if (!in_host.ok() && !on_disk.ok()) {
+    return absl::DataLossError(absl::StrCat("band ", band.value(), " of upload ",
+                                            object->upload().ToHex(), " has been given up"));
+  }
+  const SegmentRef& copy = in_host.ok() ? *in_host : *on_disk;
+  return VerifySegmentContent(manifest, band, layer, copy.bytes());
+}
+
+// The disk's copy of `band` is damaged, host memory's is not: writes it again from there. Bands
+// that only the disk has, above what host memory holds, go with the damaged one.
+absl::Status TieredStoreImpl::RepairDiskCopy(const ObjectPtr& object, BandIndex band) {
+  const Turns::Turn turn = turns_.Take(TurnName(object->tenant, object->manifest->key));
+  const uint32_t in_host = HostBands(*object);
+  if (in_host <= band.value()) return absl::OkStatus();  // Demoted meanwhile; a read will find it.
+  bool has_lost = false;
+  {
+    MutexLock lock(&mutex_);
+    const uint32_t resident = ResidentBands(*object);
+    if (in_host < resident) {
+      has_lost = true;
+      counters_.bands_lost += resident - in_host;
+      object->band_limit = std::min(object->band_limit, in_host);
+    }
+  }
+  KVTIER_RETURN_IF_ERROR(disk_->DropBands(object->upload(), band.value()));
+  KVTIER_RETURN_IF_ERROR(EnsureOnDisk(object));
+  if (!has_lost) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat("bands of upload ", object->upload().ToHex(), " from ",
+                                          in_host, " on are lost"));
+}
+
+}  // namespace kvtier

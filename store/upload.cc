@@ -1,0 +1,110 @@
+#include "store/upload.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/aligned_bytes.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "kvcache/segment.h"
+
+namespace kvtier {
+
+// Segments are numbered band-major: index = band * layers + layer.
+//   1. Segments [0, next) are whole and verified; `verified_bytes` is their sum, which is also the
+//      object offset at which segment `next` begins (empty segments are passed at once).
+//   2. verified_bytes <= received_bytes; the bytes between them are the first of segment `next`.
+struct Upload::State {
+  std::vector<AlignedBytes> receiving;  // [segments]; empty once sealed into `segments`.
+  std::vector<SegmentRef> segments;     // [next]
+  size_t next = 0;
+  uint64_t verified_bytes = 0;
+  uint64_t received_bytes = 0;
+  uint64_t total_bytes = 0;
+};
+
+absl::StatusOr<std::shared_ptr<Upload>> Upload::Create(std::shared_ptr<const Manifest> manifest) {
+  auto state = std::make_shared<State>();
+  state->total_bytes = manifest->total_bytes();
+  for (const BandEntry& band : manifest->bands) {
+    for (const SegmentEntry& layer : band.layers) {
+      KVTIER_ASSIGN_OR_RETURN(
+          AlignedBytes bytes,
+          AlignedBytes::TryAllocate(layer.encoded_bytes(), AlignedBytes::Fill::kUninitialized));
+      state->receiving.push_back(std::move(bytes));
+    }
+  }
+  state->segments.reserve(state->receiving.size());
+  std::shared_ptr<Upload> upload(new Upload(std::move(manifest)));
+  {
+    MutexLock lock(&upload->mutex_);
+    upload->state_ = std::move(state);
+  }
+  // Passes the empty segments at the front; an object may consist of nothing else.
+  KVTIER_RETURN_IF_ERROR(upload->Append(0, {}));
+  return upload;
+}
+
+uint64_t Upload::uploaded_bytes() const {
+  MutexLock lock(&mutex_);
+  return state_->verified_bytes;
+}
+
+absl::Status Upload::Append(uint64_t object_offset, std::span<const std::byte> bytes) {
+  MutexLock lock(&mutex_);
+  State& state = *state_;
+  if (object_offset > state.total_bytes || bytes.size() > state.total_bytes - object_offset) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "upload ", manifest_->upload_id.ToHex(), ": ", bytes.size(), " bytes at offset ",
+        object_offset, " reach past the object's end at ", state.total_bytes));
+  }
+  if (object_offset > state.received_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat("upload ", manifest_->upload_id.ToHex(),
+                                                   ": gap between ", state.received_bytes,
+                                                   " received bytes and offset ", object_offset));
+  }
+  // What a resumed stream repeats is skipped.
+  bytes = bytes.subspan(std::min<uint64_t>(bytes.size(), state.received_bytes - object_offset));
+
+  const uint32_t layers = manifest_->geometry.layer_count();
+  while (state.next < state.receiving.size()) {
+    AlignedBytes& segment = state.receiving[state.next];
+    const uint64_t begin = state.received_bytes - state.verified_bytes;
+    const size_t piece_bytes = std::min<uint64_t>(bytes.size(), segment.size() - begin);
+    if (piece_bytes > 0) std::memcpy(segment.data() + begin, bytes.data(), piece_bytes);
+    state.received_bytes += piece_bytes;
+    bytes = bytes.subspan(piece_bytes);
+    if (begin + piece_bytes < segment.size()) break;
+
+    const BandIndex band(static_cast<uint32_t>(state.next / layers));
+    const LayerIndex layer(static_cast<uint32_t>(state.next % layers));
+    const SegmentEntry& entry = manifest_->segment(band, layer);
+    const absl::Status intact =
+        VerifySegment(entry, HeadRange{0, manifest_->geometry.kv_heads}, segment.span());
+    if (!intact.ok()) {
+      state.received_bytes = state.verified_bytes;
+      return absl::InvalidArgumentError(absl::StrCat("upload ", manifest_->upload_id.ToHex(),
+                                                     ", band ", band.value(), ", layer ",
+                                                     layer.value(), ": ", intact.message()));
+    }
+    state.verified_bytes = state.received_bytes;
+    state.segments.push_back(SegmentRef::Own(std::move(segment)));
+    ++state.next;
+  }
+  return absl::OkStatus();
+}
+
+bool Upload::complete() const {
+  MutexLock lock(&mutex_);
+  return state_->next == state_->receiving.size();
+}
+
+std::vector<SegmentRef> Upload::segments() const {
+  MutexLock lock(&mutex_);
+  KVTIER_CHECK_EQ(state_->next, state_->receiving.size()) << "the upload is not complete";
+  return state_->segments;
+}
+
+}  // namespace kvtier
