@@ -8,9 +8,9 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "base/bytes.h"
-#include "base/half.h"
 #include "base/status_macros.h"
 #include "compressor/dense_spans.h"
+#include "compressor/host_backend.h"
 
 namespace kvtier {
 namespace {
@@ -27,10 +27,7 @@ absl::StatusOr<std::vector<float>> DownloadFloats(Backend& backend, TensorView f
   }
   std::vector<uint16_t> bits(count);
   KVTIER_RETURN_IF_ERROR(backend.Download(from, AsMutableBytes(std::span(bits))));
-  for (size_t i = 0; i < count; ++i) {
-    floats[i] = from.dtype == DType::kBf16 ? static_cast<float>(bfloat16::FromBits(bits[i]))
-                                           : static_cast<float>(float16::FromBits(bits[i]));
-  }
+  LoadFloats(AsBytes(std::span<const uint16_t>(bits)).data(), from.dtype, floats);
   return floats;
 }
 

@@ -156,12 +156,16 @@ absl::StatusOr<ScoreTable> Pipeline::FillAndScore(const CompressInput& input, De
       ForwardScratch scratch,
       ForwardScratch::Create(*model_,
                              ScratchRows(*model_, options_, system_tokens, context_tokens)));
-  const auto on_piece = [&](int64_t done) {
-    progress({CompressStage::kPrefill, static_cast<uint64_t>(done), ids.size()});
-    return cancel.Check();
-  };
-  KVTIER_RETURN_IF_ERROR(on_piece(0));
-  KVTIER_RETURN_IF_ERROR(Prefill(*model_, ids, cache, scratch, on_piece));
+  // In pieces of our own: the scratch may have more rows, for the repeat pass.
+  for (size_t done = 0; done < ids.size();) {
+    progress({CompressStage::kPrefill, done, ids.size()});
+    KVTIER_RETURN_IF_ERROR(cancel.Check());
+    const size_t rows = std::min<size_t>(options_.prefill_rows, ids.size() - done);
+    KVTIER_RETURN_IF_ERROR(
+        Prefill(*model_, std::span(ids).subspan(done, rows), cache, scratch, nullptr));
+    done += rows;
+  }
+  progress({CompressStage::kPrefill, ids.size(), ids.size()});
   const auto on_chunk = [&](uint64_t done) {
     progress({CompressStage::kScore, done, context_tokens});
   };
