@@ -1,0 +1,342 @@
+#include "compressor/pipeline.h"
+
+#include <algorithm>
+#include <cstring>
+#include <thread>  // NOLINT(build/c++11)
+
+#include "base/status_matchers.h"
+#include "compressor/packing.h"
+#include "compressor/reference_backend.h"
+#include "compressor/scoring.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kvcache/segment.h"
+#include "kvcache/token_block_hash.h"
+#include "tests/unit/compressor/compress_testing.h"
+
+namespace kvtier {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr absl::StatusCode kInvalid = absl::StatusCode::kInvalidArgument;
+
+CompressInput InputOf(const std::vector<uint32_t>& context) {
+  CompressInput input;
+  input.context = context;
+  return input;
+}
+
+// [layers][kv_heads] positions in bands [0, bands), ascending, and the bytes of their rows.
+struct Row {
+  uint32_t position;
+  std::string keys_and_values;
+  friend auto operator<=>(const Row&, const Row&) = default;
+};
+std::vector<std::vector<Row>> RowsUpTo(const CompressedObject& object, uint32_t bands) {
+  const auto cache = PrefixOf(object, bands);
+  const Geometry& geometry = object.manifest->geometry;
+  const size_t row_bytes = geometry.row_bytes();
+  std::vector<std::vector<Row>> all;
+  for (uint32_t layer = 0; layer < geometry.layer_count(); ++layer) {
+    for (uint32_t head = 0; head < geometry.kv_heads; ++head) {
+      std::vector<Row>& rows = all.emplace_back();
+      for (const RowSpan& span : cache->spans(LayerIndex(layer), head)) {
+        for (uint32_t i = 0; i < span.rows; ++i) {
+          std::string bytes(reinterpret_cast<const char*>(span.keys) + i * row_bytes, row_bytes);
+          bytes.append(reinterpret_cast<const char*>(span.values) + i * row_bytes, row_bytes);
+          rows.push_back({span.positions[i], std::move(bytes)});
+        }
+      }
+      std::sort(rows.begin(), rows.end());
+    }
+  }
+  return all;
+}
+
+uint64_t CountRows(const std::vector<std::vector<Row>>& rows) {
+  uint64_t count = 0;
+  for (const std::vector<Row>& head : rows) count += head.size();
+  return count;
+}
+
+BandEdges Edges(absl::string_view text) {
+  absl::StatusOr<BandEdges> edges = BandEdges::Parse(text);
+  EXPECT_THAT(edges, IsOk());
+  return *edges;
+}
+
+class PipelineTest : public ::testing::Test {
+ protected:
+  PipelineTest() : tiny_(MakeTestModel()), context_(RandomTokens(150, /*seed=*/1)) {}
+  const Model& model() const { return *tiny_.model; }
+
+  TestModel tiny_;
+  std::vector<uint32_t> context_;
+};
+
+TEST_F(PipelineTest, MakesAnObjectThatVerifies) {
+  const Pipeline pipeline(model(), {});
+  const CompressInput input = InputOf(context_);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const CompressedObject object,
+                              pipeline.Compress(input, nullptr, CancelToken()));
+  const Manifest& manifest = *object.manifest;
+  KVTIER_EXPECT_OK(manifest.Validate());
+  KVTIER_ASSERT_OK_AND_ASSIGN(const KeyDescriptorHead head, pipeline.DescribeKey(input));
+  EXPECT_THAT(ComputeKey(head, context_), IsOkAndHolds(manifest.key));
+  EXPECT_EQ(head.recipe, "kvzip/1");
+  EXPECT_EQ(manifest.recipe, "kvzip/1");
+  EXPECT_EQ(manifest.model_digest, model().digest());
+  EXPECT_EQ(manifest.prompt_profile_digest, model().profile().ComputeDigest());
+  EXPECT_EQ(manifest.system_tokens, model().profile().prefix.size());
+  EXPECT_EQ(manifest.context_tokens, 150u);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Digest digest, ComputeHeadDigest(head));
+  EXPECT_EQ(manifest.last_block_hash, ComputeTokenBlockHashes(digest, context_).back());
+  for (uint32_t b = 0; b < manifest.bands.size(); ++b) {
+    for (uint32_t l = 0; l < manifest.geometry.layer_count(); ++l) {
+      KVTIER_EXPECT_OK(VerifySegmentContent(manifest, BandIndex(b), LayerIndex(l),
+                                            object.segment(BandIndex(b), LayerIndex(l)).bytes()));
+    }
+  }
+}
+
+TEST_F(PipelineTest, HoldsTheRowsOfADenseCacheAndNothingElse) {
+  const CompressedObject object = CompressForTest(model(), context_);
+  std::vector<uint32_t> ids = model().profile().prefix;
+  ids.insert(ids.end(), context_.begin(), context_.end());
+  const DenseCache cache = PrefillForTest(model(), ids, DType::kF32);
+  const std::vector<std::vector<Row>> all = RowsUpTo(object, 6);
+  const size_t row_bytes = cache.geometry().row_bytes();
+  for (uint32_t l = 0; l < 2; ++l) {
+    for (uint32_t h = 0; h < 2; ++h) {
+      const std::vector<Row>& rows = all[l * 2 + h];
+      ASSERT_EQ(rows.size(), ids.size());
+      for (uint32_t p = 0; p < ids.size(); ++p) {
+        EXPECT_EQ(rows[p].position, p);
+        const size_t at = (h * cache.capacity() + p) * row_bytes;
+        // Prefill in pieces of 512 here and of 32 there: rows may differ in rounding, no more.
+        const auto* key = reinterpret_cast<const float*>(rows[p].keys_and_values.data());
+        const auto* expected =
+            reinterpret_cast<const float*>(static_cast<const std::byte*>(cache.layer(l).keys) + at);
+        for (int d = 0; d < 32; ++d) EXPECT_NEAR(key[d], expected[d], 1e-4);
+      }
+    }
+  }
+}
+
+TEST_F(PipelineTest, AnyPrefixOfBandsIsADirectCompressionToThatRatio) {
+  const CompressedObject object = CompressForTest(model(), context_);
+  const BandEdges edges = BandEdges::Default();
+  const uint64_t heads = 2 * 2;
+  const uint64_t protected_rows = heads * object.manifest->system_tokens;
+  for (uint32_t b = 0; b < edges.size(); ++b) {
+    const Ratio edge = edges.edge(BandIndex(b));
+    PipelineOptions options{.kv_dtype = DType::kF32};
+    options.edges = b + 1 < edges.size() ? Edges(edge.ToString() + ",1") : Edges("1");
+    const CompressedObject direct = CompressForTest(model(), context_, options);
+    const std::vector<std::vector<Row>> kept = RowsUpTo(object, b + 1);
+    EXPECT_EQ(kept, RowsUpTo(direct, 1)) << "ratio " << edge.ToString();
+    EXPECT_EQ(CountRows(kept), protected_rows + edge.Of(heads * context_.size()));
+  }
+}
+
+TEST_F(PipelineTest, KeepsTheSystemPromptOfTheRequestInBandZero) {
+  CompressInput input = InputOf(context_);
+  input.system = RandomTokens(7, /*seed=*/2);
+  const Pipeline pipeline(model(), {});
+  KVTIER_ASSERT_OK_AND_ASSIGN(const CompressedObject object,
+                              pipeline.Compress(input, nullptr, CancelToken()));
+  EXPECT_EQ(object.manifest->system_tokens, 7u);
+  for (const std::vector<Row>& head : RowsUpTo(object, 1)) {
+    ASSERT_GE(head.size(), 7u);
+    for (uint32_t p = 0; p < 7; ++p) EXPECT_EQ(head[p].position, p);
+  }
+  KVTIER_ASSERT_OK_AND_ASSIGN(const KeyDescriptorHead with, pipeline.DescribeKey(input));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const KeyDescriptorHead without,
+                              pipeline.DescribeKey(InputOf(context_)));
+  EXPECT_NE(*ComputeKey(with, context_), *ComputeKey(without, context_));
+}
+
+TEST_F(PipelineTest, KeepsTheFirstTokenWhereThereIsNoSystemPrompt) {
+  CompressInput input = InputOf(context_);
+  input.system.emplace();
+  KVTIER_ASSERT_OK_AND_ASSIGN(const CompressedObject object,
+                              Pipeline(model(), {}).Compress(input, nullptr, CancelToken()));
+  const std::vector<std::vector<Row>> kept = RowsUpTo(object, 1);
+  EXPECT_EQ(CountRows(kept), 60u);  // 0.1 of 600 pairs, the four first tokens among them.
+  for (const std::vector<Row>& head : kept) {
+    ASSERT_FALSE(head.empty());
+    EXPECT_EQ(head[0].position, 0u);
+  }
+}
+
+TEST_F(PipelineTest, TwoComputationsGiveTheSameBytesUnderDifferentUploadIds) {
+  const Pipeline pipeline(model(), {});
+  absl::StatusOr<CompressedObject> objects[2];
+  std::thread other([&] {  // Several calls may run at once.
+    objects[1] = pipeline.Compress(InputOf(context_), nullptr, CancelToken());
+  });
+  objects[0] = pipeline.Compress(InputOf(context_), nullptr, CancelToken());
+  other.join();
+  KVTIER_ASSERT_OK(objects[0]);
+  KVTIER_ASSERT_OK(objects[1]);
+  EXPECT_EQ(objects[0]->manifest->key, objects[1]->manifest->key);
+  EXPECT_NE(objects[0]->manifest->upload_id, objects[1]->manifest->upload_id);
+  for (size_t i = 0; i < objects[0]->segments.size(); ++i) {
+    const auto a = objects[0]->segments[i].bytes();
+    const auto b = objects[1]->segments[i].bytes();
+    EXPECT_TRUE(std::equal(a.begin(), a.end(), b.begin(), b.end())) << "segment " << i;
+  }
+}
+
+TEST_F(PipelineTest, ReportsEveryStageFromNothingToAll) {
+  PipelineOptions options;
+  options.prefill_rows = 60;
+  std::vector<std::string> heard;
+  const auto progress = [&](const CompressProgress& p) {
+    heard.push_back(
+        absl::StrCat(CompressStageName(p.stage), " ", p.tokens_done, "/", p.tokens_total));
+  };
+  KVTIER_ASSERT_OK(Pipeline(model(), options).Compress(InputOf(context_), progress, CancelToken()));
+  EXPECT_THAT(heard,
+              ElementsAre("prefill 0/153", "prefill 60/153", "prefill 120/153", "prefill 153/153",
+                          "scoring 0/150", "scoring 64/150", "scoring 128/150", "scoring 150/150",
+                          "packing 0/150", "packing 75/150", "packing 150/150"));
+}
+
+TEST_F(PipelineTest, StopsAtOnceWhenCancelledInAnyStage) {
+  PipelineOptions options;
+  options.prefill_rows = 60;
+  for (int stop_at = 1; stop_at <= 10; ++stop_at) {
+    CancelToken cancel;
+    int heard = 0;
+    int heard_after_cancel = 0;
+    const auto progress = [&](const CompressProgress&) {
+      if (cancel.cancelled()) ++heard_after_cancel;
+      if (++heard == stop_at) cancel.Cancel();
+    };
+    const auto object = Pipeline(model(), options).Compress(InputOf(context_), progress, cancel);
+    EXPECT_THAT(object, StatusIs(absl::StatusCode::kCancelled)) << "after report " << stop_at;
+    EXPECT_LE(heard_after_cancel, 1);  // The first report of the next stage at most.
+  }
+}
+
+TEST_F(PipelineTest, RefusesBadInputByNameBeforeAnyWork) {
+  PipelineOptions options;
+  options.context_tokens_max = 200;
+  const Pipeline pipeline(model(), options);
+  const auto refusal = [&](const CompressInput& input) {
+    const absl::Status status = pipeline.Validate(input);
+    // Compress refuses the same with the same words, without any progress.
+    EXPECT_EQ(pipeline
+                  .Compress(
+                      input, [](const auto&) { FAIL(); }, CancelToken())
+                  .status(),
+              status);
+    return status;
+  };
+  KVTIER_EXPECT_OK(pipeline.Validate(InputOf(context_)));
+  EXPECT_THAT(refusal(InputOf({})), StatusIs(kInvalid, HasSubstr("the context is empty")));
+
+  std::vector<uint32_t> ids = context_;
+  ids[17] = 264;
+  EXPECT_THAT(refusal(InputOf(ids)),
+              StatusIs(kInvalid, HasSubstr("context token 17 is 264, the vocabulary has 264 ids")));
+  CompressInput input = InputOf(context_);
+  input.system = {1, 2, 999};
+  EXPECT_THAT(refusal(input), StatusIs(kInvalid, HasSubstr("system prompt token 2 is 999")));
+  input.system = std::vector<uint32_t>(65537, 1);
+  EXPECT_THAT(refusal(input),
+              StatusIs(kInvalid, HasSubstr("the system prompt has 65537 tokens, at most 65536")));
+
+  const std::vector<uint32_t> long_context = RandomTokens(201, /*seed=*/3);
+  EXPECT_THAT(refusal(InputOf(long_context)),
+              StatusIs(kInvalid, HasSubstr("the context has 201 tokens, at most 200")));
+  input = InputOf(context_);
+  input.recipe = "kvpress";
+  EXPECT_THAT(refusal(input), StatusIs(kInvalid, HasSubstr("recipe \"kvpress\" is unknown")));
+  EXPECT_THAT(pipeline.DescribeKey(input), StatusIs(kInvalid, HasSubstr("kvpress")));
+}
+
+TEST(PipelineLimitsTest, CountsTheRepeatPassAgainstTheModelsPositions) {
+  TinyModelOptions tiny_options;
+  tiny_options.positions_max = 300;
+  const TestModel tiny = MakeTestModel(tiny_options);
+  const Pipeline pipeline(*tiny.model, {.kv_dtype = DType::kF32});
+  // The longest context that fits: system prompt + context + its longest repeat input.
+  uint64_t longest = 0;
+  while (3 + longest + 1 + tiny.model->profile().RepeatRowsMax(longest + 1) <= 300) ++longest;
+  const std::vector<uint32_t> fits = RandomTokens(longest, /*seed=*/4);
+  const std::vector<uint32_t> too_long = RandomTokens(longest + 1, /*seed=*/4);
+  KVTIER_EXPECT_OK(pipeline.Compress(InputOf(fits), nullptr, CancelToken()));
+  EXPECT_THAT(pipeline.Validate(InputOf(too_long)),
+              StatusIs(kInvalid, HasSubstr("the context needs 301 positions (3 of the system "
+                                           "prompt,")));
+}
+
+// Peak of backend memory, and the host's: scores while scoring, then scores, bands and segments.
+TEST(PipelineMemoryTest, EstimateIsWithinTenPercentOfWhatCompressTakes) {
+  for (uint64_t tokens : {100, 400, 1500}) {
+    for (int64_t prefill_rows : {16, 512}) {
+      auto counting = std::make_unique<CountingBackend>(MakeReferenceBackend());
+      CountingBackend& backend = *counting;
+      TinyModelOptions tiny_options;
+      tiny_options.kv_heads = 4;
+      tiny_options.layers = 3;
+      tiny_options.hidden = 16;
+      tiny_options.intermediate = 16;
+      tiny_options.head_dim = 16;
+      const TestModel tiny = MakeTestModel(tiny_options, std::move(counting));
+      PipelineOptions options;
+      options.prefill_rows = prefill_rows;
+      const Pipeline pipeline(*tiny.model, options);
+      const std::vector<uint32_t> context = RandomTokens(tokens, /*seed=*/5);
+      const uint64_t before = backend.live_bytes();
+      backend.ResetPeak();
+      uint64_t while_packing = 0;
+      const auto progress = [&](const CompressProgress& p) {
+        if (p.stage == CompressStage::kPack) while_packing = backend.live_bytes() - before;
+      };
+      KVTIER_ASSERT_OK_AND_ASSIGN(const CompressedObject object,
+                                  pipeline.Compress(InputOf(context), progress, CancelToken()));
+      const uint64_t pairs = object.manifest->scored_pairs();
+      uint64_t segments = 0;
+      for (const SegmentRef& segment : object.segments) segments += segment.bytes().size();
+      const uint64_t measured =
+          std::max(backend.peak_bytes() - before + 4 * pairs, while_packing + 5 * pairs + segments);
+      const uint64_t estimate = pipeline.EstimateBytes(InputOf(context));
+      EXPECT_NEAR(static_cast<double>(estimate), measured, 0.1 * measured)
+          << tokens << " tokens, prefill in pieces of " << prefill_rows;
+      EXPECT_EQ(backend.live_bytes(), before);
+    }
+  }
+}
+
+TEST_F(PipelineTest, PackingRefusesWhatDoesNotFitTogether) {
+  const DenseCache cache = PrefillForTest(model(), context_, DType::kF32);
+  Manifest identity;
+  identity.key = *Key::FromBytes(std::string(32, 'k'));
+  identity.upload_id = MakeUploadId();
+  identity.geometry = cache.geometry();
+  identity.context_tokens = context_.size();
+  const ScoreTable scores = ScoreTable::Create(2, 2, context_.size());
+  const BandEdges edges = BandEdges::Default();
+  KVTIER_ASSERT_OK_AND_ASSIGN(const BandAssignment bands, AssignBands(scores, edges, true));
+  const auto pack = [&](const Manifest& m, const ScoreTable& s, const BandEdges& e) {
+    return PackObject(model().backend(), cache, s, bands, e, m);
+  };
+  KVTIER_EXPECT_OK(pack(identity, scores, edges));
+  EXPECT_THAT(pack(identity, scores, Edges("1")), StatusIs(kInvalid, HasSubstr("assignment")));
+  EXPECT_THAT(pack(identity, ScoreTable::Create(2, 2, 3), edges),
+              StatusIs(kInvalid, HasSubstr("scores of 2 layers x 2 heads x 3 tokens")));
+  Manifest other = identity;
+  other.context_tokens = 100;
+  EXPECT_THAT(pack(other, scores, edges), StatusIs(kInvalid, HasSubstr("holds 150 rows")));
+  other = identity;
+  other.geometry.dtype = DType::kBf16;
+  EXPECT_THAT(pack(other, scores, edges), StatusIs(kInvalid, HasSubstr("another geometry")));
+}
+
+}  // namespace
+}  // namespace kvtier
