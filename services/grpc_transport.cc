@@ -1,0 +1,197 @@
+// MakeGrpcTransport and FetchRaggedCache of services/client.h.
+#include <cstring>
+#include <utility>
+
+#include <grpcpp/client_context.h>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "base/aligned_bytes.h"
+#include "base/bytes.h"
+#include "base/limits.h"
+#include "base/status_macros.h"
+#include "kvcache/segment.h"
+#include "services/client.h"
+#include "services/fetch_plan.h"
+#include "services/frames.h"
+#include "services/proto_convert.h"
+#include "services/status_grpc.h"
+#include "services/tenant.h"
+
+namespace kvtier {
+namespace {
+
+// A stream that does not follow the protocol. To the caller it is what damaged bytes are: discard
+// the fetch, ask again.
+absl::Status BadStream(absl::string_view what) {
+  return absl::DataLossError(absl::StrCat("fetch stream: ", what));
+}
+
+// One fetch: reads the stream in step with the plan.
+class FetchStream {
+ public:
+  FetchStream(grpc::ClientReader<grpc::ByteBuffer>& reader, const FetchRequest& request,
+              SegmentSink& sink)
+      : reader_(reader), request_(request), sink_(sink) {}
+
+  // Everything up to the last frame. If the stream ends early the reason is in the call's status,
+  // and the one returned here (`ended()` is true then) counts only if that is OK.
+  absl::Status Receive() {
+    KVTIER_RETURN_IF_ERROR(ReceiveHeader());
+    for (uint32_t layer = plan_.layers.begin; layer < plan_.layers.end; ++layer) {
+      for (uint32_t band = 0; band < plan_.band_count; ++band) {
+        KVTIER_RETURN_IF_ERROR(ReceiveSegment(BandIndex(band), LayerIndex(layer)));
+      }
+    }
+    grpc::ByteBuffer message;
+    if (reader_.Read(&message)) return BadStream("a message after the last frame");
+    return absl::OkStatus();
+  }
+
+  bool ended() const { return ended_; }
+
+ private:
+  absl::StatusOr<grpc::ByteBuffer> Next() {
+    grpc::ByteBuffer message;
+    if (reader_.Read(&message)) return message;
+    ended_ = true;
+    return BadStream("it ended early");
+  }
+
+  absl::Status ReceiveHeader() {
+    KVTIER_ASSIGN_OR_RETURN(const grpc::ByteBuffer message, Next());
+    v1::FetchResponse response;
+    if (!ParseFromByteBuffer(message, response).ok() || !response.has_header()) {
+      return BadStream("no header");
+    }
+    const v1::FetchHeader& header = response.header();
+    absl::StatusOr<Manifest> decoded = DecodeManifest(AsBytes(header.manifest()));
+    // FAILED_PRECONDITION says that the object is of a version that this build does not read.
+    if (absl::IsFailedPrecondition(decoded.status())) return decoded.status();
+    if (!decoded.ok()) return BadStream(decoded.status().message());
+    if (decoded->key != request_.key) return BadStream("another object");
+    if (request_.upload_id.has_value() && decoded->upload_id != *request_.upload_id) {
+      return BadStream("another upload");
+    }
+    auto manifest = std::make_shared<const Manifest>(*std::move(decoded));
+    absl::StatusOr<FetchPlan> plan = PlanBands(manifest, header.band_count(), request_);
+    if (!plan.ok()) return BadStream(plan.status().message());
+    plan_ = *std::move(plan);
+    if (plan_.payload_bytes() != header.payload_bytes()) {
+      return BadStream(absl::StrCat("it announces ", header.payload_bytes(), " bytes, not ",
+                                    plan_.payload_bytes()));
+    }
+    return sink_.OnManifest(std::move(manifest), plan_.band_count);
+  }
+
+  absl::Status ReceiveSegment(BandIndex band, LayerIndex layer) {
+    const SegmentEntry::ByteRange range = plan_.bytes_of(band, layer);
+    KVTIER_ASSIGN_OR_RETURN(
+        AlignedBytes bytes,
+        AlignedBytes::TryAllocate(range.end - range.begin, AlignedBytes::Fill::kUninitialized));
+    uint64_t filled = 0;
+    while (filled < bytes.size()) {
+      KVTIER_ASSIGN_OR_RETURN(const grpc::ByteBuffer message, Next());
+      const absl::StatusOr<std::optional<SegmentFrameView>> frame = ReadFrame(message);
+      if (!frame.ok() || !frame->has_value()) return BadStream("not a frame");
+      const SegmentFrameView& view = **frame;
+      if (view.band != band.value() || view.layer != layer.value() || view.offset != filled ||
+          view.payload.bytes == 0 || view.payload.bytes > bytes.size() - filled) {
+        return BadStream(absl::StrCat("band ", view.band, ", layer ", view.layer, ", offset ",
+                                      view.offset, " with ", view.payload.bytes,
+                                      " bytes where band ", band.value(), ", layer ", layer.value(),
+                                      ", offset ", filled, " was due"));
+      }
+      for (const std::span<const std::byte> piece : view.payload.pieces) {
+        std::memcpy(bytes.data() + filled, piece.data(), piece.size());
+        filled += piece.size();
+      }
+    }
+    const absl::Status intact =
+        VerifySegment(plan_.manifest->segment(band, layer), plan_.heads, bytes.span());
+    if (!intact.ok()) {
+      return absl::DataLossError(absl::StrCat("band ", band.value(), ", layer ", layer.value(),
+                                              ", on the way: ", intact.message()));
+    }
+    return sink_.OnSegment(band, layer, SegmentRef::Own(std::move(bytes)));
+  }
+
+  grpc::ClientReader<grpc::ByteBuffer>& reader_;
+  const FetchRequest& request_;
+  SegmentSink& sink_;
+  FetchPlan plan_;
+  bool ended_ = false;
+};
+
+class GrpcTransport final : public Transport {
+ public:
+  explicit GrpcTransport(std::shared_ptr<grpc::Channel> channel) : channel_(std::move(channel)) {}
+
+  absl::Status Fetch(const FetchRequest& request, absl::Time deadline, SegmentSink& sink) override {
+    grpc::ClientContext context;
+    if (deadline != absl::InfiniteFuture()) context.set_deadline(absl::ToChronoTime(deadline));
+    AddTenant(request.tenant, context);
+    const auto reader = StartRawFetch(*channel_, &context, FetchRequestToProto(request));
+    FetchStream stream(*reader, request, sink);
+    const absl::Status received = stream.Receive();
+    if (received.ok() || stream.ended()) {
+      const absl::Status status = FromGrpcStatus(reader->Finish());
+      return status.ok() ? received : status;
+    }
+    // Our own reason to stop counts; what is still under way is thrown away.
+    context.TryCancel();
+    grpc::ByteBuffer rest;
+    while (reader->Read(&rest)) {
+    }
+    reader->Finish();
+    return received;
+  }
+
+ private:
+  const std::shared_ptr<grpc::Channel> channel_;
+};
+
+// Puts segments, which come layer by layer, where a RaggedCache wants them.
+class CollectingSink final : public SegmentSink {
+ public:
+  absl::Status OnManifest(std::shared_ptr<const Manifest> manifest, uint32_t band_count) override {
+    manifest_ = std::move(manifest);
+    band_count_ = band_count;
+    segments_.resize(size_t{band_count} * manifest_->geometry.layer_count());
+    return absl::OkStatus();
+  }
+  absl::Status OnSegment(BandIndex band, LayerIndex layer, SegmentRef bytes) override {
+    segments_[size_t{band.value()} * manifest_->geometry.layer_count() + layer.value()] =
+        std::move(bytes);
+    return absl::OkStatus();
+  }
+  absl::StatusOr<std::shared_ptr<const RaggedCache>> Finish(
+      const std::optional<HeadRange>& heads) && {
+    const HeadRange range = heads.value_or(HeadRange{0, manifest_->geometry.kv_heads});
+    return RaggedCache::Create(std::move(manifest_), band_count_, range, std::move(segments_));
+  }
+
+ private:
+  std::shared_ptr<const Manifest> manifest_;
+  uint32_t band_count_ = 0;
+  std::vector<SegmentRef> segments_;
+};
+
+}  // namespace
+
+std::unique_ptr<Transport> MakeGrpcTransport(std::shared_ptr<grpc::Channel> channel) {
+  return std::make_unique<GrpcTransport>(std::move(channel));
+}
+
+absl::StatusOr<std::shared_ptr<const RaggedCache>> FetchRaggedCache(Transport& transport,
+                                                                    const FetchRequest& request,
+                                                                    absl::Time deadline) {
+  if (request.layers.has_value()) {
+    return absl::InvalidArgumentError("a cache needs every layer: leave the layer range out");
+  }
+  CollectingSink sink;
+  KVTIER_RETURN_IF_ERROR(transport.Fetch(request, deadline, sink));
+  return std::move(sink).Finish(request.heads);
+}
+
+}  // namespace kvtier

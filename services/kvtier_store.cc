@@ -1,0 +1,82 @@
+// kvtier-store: keeps compressed KV caches in host memory over a folder, and streams them to
+// workers.
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "base/limits.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "services/metrics.h"
+#include "services/server.h"
+#include "services/server_flags.h"
+#include "services/store_service.h"
+#include "store/rocksdb_tier.h"
+#include "store/tiered_store.h"
+
+ABSL_FLAG(std::string, data_dir, "",
+          "folder for durable objects, made if missing; empty: host memory only");
+ABSL_FLAG(uint64_t, host_budget_mib, 1024, "host memory for objects, in MiB");
+ABSL_FLAG(uint64_t, disk_budget_mib, 0,
+          "disk space for objects, in MiB; 0: until the disk is full");
+
+namespace kvtier {
+namespace {
+
+constexpr char kUsage[] =
+    "Stores compressed KV caches and streams them to any number of workers.\n\n"
+    "  kvtier-store --data_dir /var/lib/kvtier --host_budget_mib 4096\n\n"
+    "Objects live in host memory and, with --data_dir, on disk, where they survive crash and "
+    "restart.\n"
+    "Under pressure the least important bands of the coldest objects go first. Clients call\n"
+    "kvtier.v1.StoreService, e.g. through 'kvtierctl ls'. SIGTERM drains; a second signal ends at "
+    "once.";
+
+absl::Status Run(const ServerOptions& server_options) {
+  const uint64_t host_budget_mib = absl::GetFlag(FLAGS_host_budget_mib);
+  const uint64_t disk_budget_mib = absl::GetFlag(FLAGS_disk_budget_mib);
+  constexpr uint64_t kBudgetMibMax = uint64_t{1} << 40;  // Does not overflow in bytes.
+  if (host_budget_mib == 0 || host_budget_mib > kBudgetMibMax || disk_budget_mib > kBudgetMibMax) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--host_budget_mib must be in [1, ", kBudgetMibMax, "], --disk_budget_mib at most that"));
+  }
+  const std::string data_dir = absl::GetFlag(FLAGS_data_dir);
+  std::unique_ptr<DurableTier> disk;
+  if (!data_dir.empty()) {
+    KVTIER_ASSIGN_OR_RETURN(
+        disk,
+        OpenRocksDbTier({.folder = data_dir, .budget_bytes = disk_budget_mib * limits::kMiB}));
+  } else if (disk_budget_mib != 0) {
+    return absl::InvalidArgumentError("--disk_budget_mib needs --data_dir");
+  }
+  TieredStoreOptions store_options;
+  store_options.host_budget_bytes = host_budget_mib * limits::kMiB;
+  KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<TieredStore> store,
+                          TieredStore::Create(store_options, std::move(disk), Clock::Real()));
+  Metrics metrics;
+  metrics.ExportStore(*store);
+  StoreServiceOptions service_options;
+  service_options.object_bytes_max = store_options.host_budget_bytes;
+  const std::unique_ptr<grpc::Service> service =
+      MakeStoreService(service_options, *store, metrics, Clock::Real());
+  KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
+                          Server::Start(server_options, {service.get()}, metrics));
+  KVTIER_LOG(INFO) << "serving " << store->object_count() << " objects on port " << server->port()
+                   << (data_dir.empty() ? std::string(", host memory only")
+                                        : absl::StrCat(", folder ", data_dir));
+  server->WaitForSignalAndDrain(nullptr);
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace kvtier
+
+int main(int argc, char** argv) {
+  const kvtier::ServerOptions options =
+      kvtier::StartProgram(argc, argv, "kvtier-store", kvtier::kUsage, "127.0.0.1:7071");
+  return kvtier::ExitWith(kvtier::Run(options));
+}

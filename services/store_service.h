@@ -1,0 +1,38 @@
+// StoreService over a TieredStore: checks requests, calls the store, maps the answers. It decides
+// nothing about where bytes live.
+//
+// Fetch and Put run as callbacks on serialized messages (frames.h): a frame references the store's
+// memory, one frame of a stream is in flight at a time, and a slow reader holds no thread. Work
+// that may wait for the disk runs on a pool of its own.
+#ifndef KVTIER_SERVICES_STORE_SERVICE_H_
+#define KVTIER_SERVICES_STORE_SERVICE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include <grpcpp/impl/service_type.h>
+
+#include "base/clock.h"
+#include "base/limits.h"
+#include "services/metrics.h"
+#include "store/tiered_store.h"
+
+namespace kvtier {
+
+struct StoreServiceOptions {
+  // Calls at once, of every kind; more are refused with RESOURCE_EXHAUSTED.
+  uint32_t calls_max = limits::kFetchesMax;
+  // Calls that may wait for the disk at once; the others queue.
+  size_t pool_threads = 16;
+  // Announced in Stats.
+  uint64_t object_bytes_max = limits::kObjectBytesMax;
+};
+
+// Everything must outlive the service; the service must outlive the server that runs it.
+std::unique_ptr<grpc::Service> MakeStoreService(const StoreServiceOptions& options,
+                                                TieredStore& store, Metrics& metrics, Clock& clock);
+
+}  // namespace kvtier
+
+#endif  // KVTIER_SERVICES_STORE_SERVICE_H_
