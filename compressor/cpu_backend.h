@@ -1,0 +1,27 @@
+// The fast CPU path: linear layers through oneDNN with weights packed once, attention and scoring
+// blocked over rows and keys with vector code chosen for the machine at run time, all spread over a
+// small pool of threads that the backend owns.
+//
+// Activations and sums are fp32; weights and KV rows of 16 bits are expanded exactly. A row's
+// result does not depend on how many threads there are.
+#ifndef KVTIER_COMPRESSOR_CPU_BACKEND_H_
+#define KVTIER_COMPRESSOR_CPU_BACKEND_H_
+
+#include <memory>
+
+#include "compressor/backend.h"
+
+namespace kvtier {
+
+struct CpuBackendOptions {
+  // Threads that work on one operation, its caller included. 0: all cores.
+  int threads = 0;
+};
+
+// Thread-safe: callers share the pool, and each works on its own operation meanwhile, so that none
+// waits for another's.
+std::unique_ptr<Backend> MakeCpuBackend(CpuBackendOptions options = {});
+
+}  // namespace kvtier
+
+#endif  // KVTIER_COMPRESSOR_CPU_BACKEND_H_

@@ -1,0 +1,54 @@
+// The inner loops of CpuBackend, compiled once per instruction set (cpu_kernels_*.cc) from one text
+// (cpu_kernels.inc) and chosen at run time. Nothing inline here: see kvtier_simd_source in
+// cmake/Targets.cmake.
+#ifndef KVTIER_COMPRESSOR_CPU_KERNELS_H_
+#define KVTIER_COMPRESSOR_CPU_KERNELS_H_
+
+#include <stdint.h>
+
+namespace kvtier {
+
+enum class KvElement { kF32, kF16, kBf16 };
+
+// Every leading dimension and every `n` of multiply and column_max is a multiple of this many
+// floats.
+inline constexpr int64_t kKernelPad = 16;
+
+struct CpuKernels {
+  const char* name;  // "avx512", "avx2", "baseline"
+
+  // to[i] = from[i]
+  void (*load)(const void* from, KvElement element, int64_t count, float* to);
+  // to[d * to_stride + row] = from[row * dim + d]; columns [rows, to_stride) become 0.
+  void (*load_transposed)(const void* from, KvElement element, int64_t rows, int64_t dim, float* to,
+                          int64_t to_stride);
+  // c[m, n] (+)= a[m, k] b[k, n]
+  void (*multiply)(const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
+                   int64_t c_stride, int64_t m, int64_t n, int64_t k, bool accumulate);
+  // One step of the online softmax of one row: `logits` [n padded] become exp(logit - new maximum),
+  // those from `visible` on 0; `maximum` and `sum` are brought up to date and `out` [out_size
+  // padded] is rescaled to the new maximum. A row that has seen nothing yet has maximum -inf and
+  // sum 0.
+  void (*softmax_step)(float* logits, int64_t n, int64_t visible, float* maximum, float* sum,
+                       float* out, int64_t out_size);
+  // best[j] = max(best[j], logits[row, j] - lse[row]) over all rows; NaN wins and stays.
+  void (*column_max)(const float* logits, int64_t stride, int64_t rows, int64_t n, const float* lse,
+                     float* best);
+  // y = gate * sigmoid(gate) * up
+  void (*silu_mul)(const float* gate, const float* up, int64_t count, float* y);
+  // y = x / sqrt(mean(x^2) + epsilon) * weight
+  void (*rms_norm)(const float* x, const float* weight, int64_t count, float epsilon, float* y);
+  // y = exp(x), within 2 units in the last place above -87, 0 below. For tests.
+  void (*exp)(const float* x, int64_t count, float* y);
+};
+
+// Null where the machine, or the compiler's target, does not have the instructions.
+const CpuKernels* Avx512Kernels();
+const CpuKernels* Avx2Kernels();
+const CpuKernels* BaselineKernels();
+// The fastest of them.
+const CpuKernels& BestCpuKernels();
+
+}  // namespace kvtier
+
+#endif  // KVTIER_COMPRESSOR_CPU_KERNELS_H_
