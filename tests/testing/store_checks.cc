@@ -1,0 +1,71 @@
+#include "tests/testing/store_checks.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+
+namespace kvtier {
+
+absl::StatusOr<std::unique_ptr<TieredStore>> OpenTestStore(const std::string& folder,
+                                                           uint64_t host_budget_bytes, Clock& clock,
+                                                           rocksdb::Env* env,
+                                                           uint64_t disk_budget_bytes) {
+  std::unique_ptr<DurableTier> disk;
+  if (!folder.empty()) {
+    KVTIER_ASSIGN_OR_RETURN(
+        disk, OpenRocksDbTier({.folder = folder, .budget_bytes = disk_budget_bytes, .env = env}));
+  }
+  return TieredStore::Create({.host_budget_bytes = host_budget_bytes, .upload_bytes_max = 1 << 30},
+                             std::move(disk), clock);
+}
+
+absl::Status CheckPinned(PinnedObject& pinned, const CompressedObject& object, uint32_t bands) {
+  if (*pinned.manifest() != *object.manifest) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("upload ", pinned.manifest()->upload_id.ToHex(), " is stored, not ",
+                     object.manifest->upload_id.ToHex()));
+  }
+  if (pinned.resident_bands() != bands) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(pinned.resident_bands(), " bands are served, not ", bands));
+  }
+  for (uint32_t layer = 0; layer < object.manifest->geometry.layer_count(); ++layer) {
+    for (uint32_t band = 0; band < bands; ++band) {
+      KVTIER_ASSIGN_OR_RETURN(const SegmentRef segment,
+                              pinned.Read(BandIndex(band), LayerIndex(layer)));
+      const SegmentRef& expected = object.segment(BandIndex(band), LayerIndex(layer));
+      if (!std::ranges::equal(segment.bytes(), expected.bytes())) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("band ", band, " layer ", layer, ": wrong bytes"));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckStored(TieredStore& store, const TenantId& tenant, const CompressedObject& object,
+                         uint32_t bands) {
+  absl::StatusOr<std::unique_ptr<PinnedObject>> pinned =
+      store.Pin(tenant, object.manifest->key, std::nullopt);
+  if (bands == 0) {
+    if (absl::IsNotFound(pinned.status())) return absl::OkStatus();
+    KVTIER_RETURN_IF_ERROR(pinned);
+    return absl::FailedPreconditionError(
+        absl::StrCat((*pinned)->resident_bands(), " bands are served, not 0"));
+  }
+  KVTIER_RETURN_IF_ERROR(pinned);
+  return CheckPinned(**pinned, object, bands);
+}
+
+uint64_t FolderBytes(const std::string& folder) {
+  uint64_t bytes = 0;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
+    if (entry.is_regular_file()) bytes += entry.file_size();
+  }
+  return bytes;
+}
+
+}  // namespace kvtier
