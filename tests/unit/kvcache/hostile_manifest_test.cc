@@ -3,6 +3,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -65,6 +66,7 @@ struct HostileBytes {
   const char* message;
   std::function<void(std::string&)> apply;  // Before resealing.
 };
+void PrintTo(const HostileBytes& c, std::ostream* os) { *os << c.name; }
 
 class HostileBytesTest : public ::testing::TestWithParam<HostileBytes> {};
 
@@ -148,6 +150,7 @@ struct Inconsistent {
   const char* message;
   std::function<void(Manifest&)> apply;
 };
+void PrintTo(const Inconsistent& c, std::ostream* os) { *os << c.name; }
 
 class InconsistentManifestTest : public ::testing::TestWithParam<Inconsistent> {};
 

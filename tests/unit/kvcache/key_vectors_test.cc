@@ -56,7 +56,8 @@ TEST(KeyVectorsTest, EncodingKeyAndHashesAreThoseOfTheVectors) {
 }
 
 TEST(KeyVectorsTest, CanonicalBytesDecodeToTheFields) {
-  for (const nlohmann::json& v : ReadVectors().at("vectors")) {
+  const nlohmann::json document = ReadVectors();
+  for (const nlohmann::json& v : document.at("vectors")) {
     SCOPED_TRACE(v.at("name").get<std::string>());
     const std::string canonical = absl::HexStringToBytes(v.at("canonical_hex").get<std::string>());
     const KeyDescriptor expected = FromJson(v);
