@@ -112,7 +112,6 @@ void CompressQueue::PoolThread() {
     MutexLock lock(&mutex_);
     reserved_bytes_ -= job->memory_bytes;
     ExportLocked();
-    if (result.ok()) metrics_.compress_computed.Increment();
     if (!result.ok() && shutdown_) {
       result = absl::UnavailableError("the compressor is shutting down");
     }

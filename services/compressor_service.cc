@@ -40,6 +40,20 @@ v1::CompressStage ToProto(CompressStage stage) {
   return v1::COMPRESS_STAGE_UNSPECIFIED;
 }
 
+// The longest context with the model's own system prompt whose repeat pass still has positions.
+uint64_t LongestContext(const Pipeline& pipeline) {
+  const PromptProfile& profile = pipeline.model().profile();
+  const uint64_t positions = static_cast<uint64_t>(pipeline.model().config().positions_max);
+  uint64_t tokens = std::min<uint64_t>(positions, limits::kContextTokensMax);
+  if (const uint64_t limit = pipeline.options().context_tokens_max; limit != 0) {
+    tokens = std::min(tokens, limit);
+  }
+  while (tokens > 0 && profile.prefix.size() + tokens + profile.RepeatRowsMax(tokens) > positions) {
+    --tokens;
+  }
+  return tokens;
+}
+
 // Measures how long each stage took, from the order in which stages report.
 class StageTimer {
  public:
@@ -163,8 +177,16 @@ absl::StatusOr<v1::CompressResult> CompressorService::FindStored(const Key& key,
 absl::StatusOr<v1::CompressResult> CompressorService::ComputeAndStore(
     const Pipeline& pipeline, const v1::CompressRequest& request,
     const CompressQueue::Progress& on_progress, const CancelToken& cancel) {
-  StageTimer timer(clock_);
   const CompressInput input = MakeInput(request);
+  KVTIER_ASSIGN_OR_RETURN(const KeyDescriptorHead head, pipeline.DescribeKey(input));
+  KVTIER_ASSIGN_OR_RETURN(const Key key, ComputeKey(head, input.context));
+  // Looked at again: an earlier computation of this key may have ended between the caller's look
+  // and its place in the queue. Only a whole object will do, since waiters may ask for any ratio.
+  absl::StatusOr<v1::CompressResult> found =
+      FindStored(key, Ratio(), clock_.Now() + kStoreLookupTimeout);
+  if (!absl::IsNotFound(found.status())) return found;
+
+  StageTimer timer(clock_);
   KVTIER_ASSIGN_OR_RETURN(const CompressedObject object,
                           pipeline.Compress(
                               input,
@@ -203,6 +225,7 @@ absl::StatusOr<v1::CompressResult> CompressorService::ComputeAndStore(
     result.set_manifest(std::move(*kept.mutable_manifest()));
   }
   *result.mutable_object() = std::move(stored);
+  metrics_.compress_computed.Increment();
   result.set_computed(true);
   *result.mutable_timings() = timer.Finish();
   metrics_.compress_prefill_seconds.Observe(result.timings().prefill_seconds());
@@ -226,9 +249,7 @@ grpc::Status CompressorService::ListModels(grpc::ServerContext* /*context*/,
     summary.set_head_dim(static_cast<uint32_t>(config.head_dim));
     summary.set_vocabulary(static_cast<uint64_t>(config.vocabulary));
     summary.set_positions_max(static_cast<uint64_t>(config.positions_max));
-    summary.set_context_tokens_max(pipeline->options().context_tokens_max != 0
-                                       ? pipeline->options().context_tokens_max
-                                       : static_cast<uint64_t>(config.positions_max));
+    summary.set_context_tokens_max(LongestContext(*pipeline));
     summary.set_weight_bytes(model.weight_bytes());
     if (const auto& bytes = model.profile().byte_vocabulary) {
       summary.mutable_byte_vocabulary()->set_first_id(bytes->first_id);

@@ -6,12 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "absl/flags/parse.h"
-#include "absl/flags/usage.h"
-#include "absl/flags/usage_config.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "base/log.h"
+#include "services/command_line.h"
 #include "services/ctl/commands.h"
 #include "services/server.h"
 
@@ -22,45 +20,49 @@ struct Command {
   const char* name;
   absl::Status (*run)(const Arguments&);
   const char* summary;
+  const char* flags;  // Those that it reads, separated by spaces.
   const char* help;
 };
 
 constexpr Command kCommands[] = {
     {"compress", Compress, "compress a context and store it",
+     "file token_ids model system_ids recipe durability min_ratio compressor timeout json",
      "kvtierctl compress (--file DOC | --token_ids FILE) [--model M] [--system_ids FILE]\n"
      "                   [--durability host|disk] [--min_ratio R] [--json]\n\n"
      "Sends a context to the compressor, shows progress on stderr, prints the key and a table of\n"
-     "ratios. --file takes text and needs a model whose vocabulary is bytes (see kvtierctl "
-     "models);\n"
-     "any model takes --token_ids: a JSON array of ids, or raw u32 in a file named *.u32."},
+     "ratios. --file takes text and needs a model whose vocabulary is bytes (see 'kvtierctl\n"
+     "models'); any model takes --token_ids: a JSON array of ids, or raw u32 in a file *.u32."},
     {"ask", Ask, "ask questions over a stored object",
+     "key ratio min_ratio question token_ids questions parallel answer_tokens stop temperature "
+     "seed raw worker timeout json out",
      "kvtierctl ask --key HEX [--ratio R] [--min_ratio R]\n"
      "              (--question TEXT | --token_ids FILE | --questions FILE [--parallel N])\n"
      "              [--answer_tokens N] [--stop BYTE] [--temperature T --seed S] [--raw]\n"
      "              [--json] [--out FILE]\n\n"
      "Has the worker fetch the object at the ratio, answers, and lets go of it. --questions reads\n"
-     "{\"questions\":[{\"question_ids\":[..],\"answer_ids\":[..]}]} and counts exact answers."},
-    {"ls", List, "list stored objects",
+     "{\"questions\": [{\"question_ids\": [..], \"answer_ids\": [..]}]} and counts exact answers."},
+    {"ls", List, "list stored objects", "store timeout json",
      "kvtierctl ls [--json]\n\nOne line per object, in key order."},
-    {"stat", Stat, "describe one object",
-     "kvtierctl stat KEY [--json]\n\nPrints its bands: bytes and threshold per ratio, and where "
-     "they "
-     "are."},
-    {"fetch", Fetch, "copy an object to a folder",
+    {"stat", Stat, "describe one object", "key store timeout json",
+     "kvtierctl stat KEY [--json]\n\n"
+     "Prints its bands: bytes and threshold per ratio, and where they are."},
+    {"fetch", Fetch, "copy an object to a folder", "key out ratio min_ratio store timeout json",
      "kvtierctl fetch KEY --out FOLDER [--ratio R] [--min_ratio R] [--json]\n\n"
-     "Writes the manifest and one file per segment; 'kvtierctl verify --data_dir FOLDER' checks "
+     "Writes the manifest and one file per segment; 'kvtierctl verify --data_dir FOLDER' checks\n"
      "them."},
     {"rm", Remove, "remove an object, or its less important bands",
+     "key keep_ratio store timeout json",
      "kvtierctl rm KEY [--keep_ratio R] [--json]\n\n"
      "With --keep_ratio, bands above that ratio are given up for good; the rest stays."},
-    {"verify", Verify, "check every byte of stored objects",
-     "kvtierctl verify [KEY] [--json]             through the running store; all objects without "
-     "KEY\n"
-     "kvtierctl verify --data_dir FOLDER [--json]  offline: a stopped store's folder, or one "
-     "written\n"
-     "                                            by fetch"},
-    {"models", Models, "list the compressor's models", "kvtierctl models [--json]"},
-    {"stats", Stats, "show a store's use and limits", "kvtierctl stats [--json]"},
+    {"verify", Verify, "check every byte of stored objects", "key data_dir store timeout json",
+     "kvtierctl verify [KEY] [--json]               through the running store; without KEY all\n"
+     "kvtierctl verify --data_dir FOLDER [--json]   offline: a stopped store's folder, or one\n"
+     "                                              that fetch wrote\n\n"
+     "Reads every segment and compares every checksum. Damage is named and gives exit status 1."},
+    {"models", Models, "list the compressor's models", "compressor timeout json",
+     "kvtierctl models [--json]"},
+    {"stats", Stats, "show a store's use and limits", "store timeout json",
+     "kvtierctl stats [--json]"},
 };
 
 std::string Usage() {
@@ -70,11 +72,11 @@ std::string Usage() {
     name.resize(10, ' ');
     absl::StrAppend(&usage, "  kvtierctl ", name, command.summary, "\n");
   }
-  absl::StrAppend(
-      &usage,
-      "\n'kvtierctl COMMAND --help' explains one. Servers are named by --store, "
-      "--compressor and --worker (host:port).\n"
-      "Exit status: 0 done, 1 failed, 2 the command line makes no sense, 3 not found.\n");
+  absl::StrAppend(&usage,
+                  "\n'kvtierctl COMMAND --help' explains one. Servers are named by --store, "
+                  "--compressor and --worker (host:port).\n"
+                  "Exit status: 0 done, 1 failed, 2 the command line or the input makes no sense, "
+                  "3 not found.\n");
   return usage;
 }
 
@@ -94,20 +96,22 @@ int ExitCode(const absl::Status& status) {
 int Main(int argc, char** argv) {
   TuneMalloc();
   InitLogging({.min_level = LogSeverity::kWarning, .component = "kvtierctl"});
-  const Command* command = argc > 1 ? Find(argv[1]) : nullptr;
-  absl::SetProgramUsageMessage(command == nullptr ? Usage() : command->help);
-  absl::FlagsUsageConfig config;
-  const auto ours = [](absl::string_view file) { return absl::StrContains(file, "services/ctl/"); };
-  config.contains_help_flags = ours;
-  config.contains_helpshort_flags = ours;
-  absl::SetFlagsUsageConfig(config);
-  const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
+  const std::string first = argc > 1 ? argv[1] : "";
+  const Command* command = Find(first);
   if (command == nullptr) {
-    if (rest.size() > 1) std::cerr << "kvtierctl: no command '" << rest[1] << "'\n\n";
-    std::cerr << Usage();
-    return 2;
+    const bool help = first == "--help" || first == "-h" || first == "help";
+    if (!help && !first.empty()) std::cerr << "kvtierctl: no command '" << first << "'\n\n";
+    (help ? std::cout : std::cerr) << Usage();
+    return help ? 0 : 2;
   }
-  const absl::Status status = command->run(Arguments(rest.begin() + 2, rest.end()));
+  const std::vector<std::string> flags = absl::StrSplit(command->flags, ' ');
+  const absl::StatusOr<CommandLine> line =
+      ParseFlags(std::span(argv, static_cast<size_t>(argc)).subspan(2), flags);
+  if (line.ok() && line->help) {
+    std::cout << command->help << "\n\nFlags, with their defaults:\n" << FormatFlags(flags);
+    return 0;
+  }
+  const absl::Status status = line.ok() ? command->run(line->arguments) : line.status();
   if (!status.ok()) {
     const bool silent_miss = absl::IsNotFound(status) && status.message().empty();
     std::cerr << "kvtierctl " << command->name << ": "

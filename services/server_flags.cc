@@ -5,11 +5,8 @@
 #include <vector>
 
 #include "absl/flags/flag.h"
-#include "absl/flags/parse.h"
-#include "absl/flags/usage.h"
-#include "absl/flags/usage_config.h"
-#include "absl/strings/match.h"
 #include "base/log.h"
+#include "services/command_line.h"
 
 ABSL_FLAG(std::string, listen, "", "host:port to serve gRPC on; port 0 takes a free one");
 ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:0",
@@ -24,14 +21,9 @@ ABSL_FLAG(std::string, log_level, "info", "debug, info, warning or error");
 namespace kvtier {
 namespace {
 
-[[noreturn]] void ExitUsage(absl::string_view message) {
-  std::cerr << message << "\nTry --help.\n";
+[[noreturn]] void ExitUsage(absl::string_view component, absl::string_view message) {
+  std::cerr << component << ": " << message << "\nTry --help.\n";
   std::exit(2);
-}
-
-// --help shows kvtier's own flags, not those of the libraries.
-bool IsOurFlagFile(absl::string_view file) {
-  return absl::StrContains(file, "services/") && !absl::StrContains(file, "absl/");
 }
 
 }  // namespace
@@ -39,20 +31,23 @@ bool IsOurFlagFile(absl::string_view file) {
 ServerOptions StartProgram(int argc, char** argv, absl::string_view component,
                            absl::string_view usage, absl::string_view listen) {
   TuneMalloc();
-  absl::SetProgramUsageMessage(usage);
-  absl::FlagsUsageConfig config;
-  config.contains_helpshort_flags = IsOurFlagFile;
-  config.contains_help_flags = IsOurFlagFile;
-  absl::SetFlagsUsageConfig(config);
   absl::SetFlag(&FLAGS_listen, std::string(listen));
-  const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
-  if (rest.size() > 1) {
-    ExitUsage(std::string(component) + ": unexpected argument '" + rest[1] + "'");
+  // Not the flags of the libraries.
+  const std::vector<std::string> flags = FlagsDefinedIn("services/", "absl/");
+  const absl::StatusOr<CommandLine> line =
+      ParseFlags(std::span(argv, static_cast<size_t>(argc)).subspan(1), flags);
+  if (!line.ok()) ExitUsage(component, line.status().message());
+  if (line->help) {
+    std::cout << usage << "\n\nFlags, with their defaults:\n" << FormatFlags(flags);
+    std::exit(0);
+  }
+  if (!line->arguments.empty()) {
+    ExitUsage(component, "unexpected argument '" + line->arguments[0] + "'");
   }
   const absl::StatusOr<LogFormat> format = ParseLogFormat(absl::GetFlag(FLAGS_log_format));
-  if (!format.ok()) ExitUsage(std::string(format.status().message()));
+  if (!format.ok()) ExitUsage(component, format.status().message());
   const absl::StatusOr<LogSeverity> level = ParseLogSeverity(absl::GetFlag(FLAGS_log_level));
-  if (!level.ok()) ExitUsage(std::string(level.status().message()));
+  if (!level.ok()) ExitUsage(component, level.status().message());
   InitLogging({.format = *format, .min_level = *level, .component = std::string(component)});
   return ServerOptions{.listen = absl::GetFlag(FLAGS_listen),
                        .metrics_listen = absl::GetFlag(FLAGS_metrics_listen),

@@ -159,6 +159,13 @@ absl::Status WorkerService::DoAsk(grpc::ServerContext& context, const v1::AskReq
   }
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<Attachments::Ask> ask,
                           attachments_.BeginAsk(request.attachment()));
+  const uint64_t positions = ask->cache()->manifest().logical_length() + tail_tokens;
+  const uint64_t positions_max = static_cast<uint64_t>(model_.config().positions_max);
+  if (positions > positions_max) {
+    return absl::InvalidArgumentError(absl::StrCat("question and answer end at position ",
+                                                   positions, ", model ", model_.name(), " has ",
+                                                   positions_max));
+  }
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<Decoder> decoder,
                           Decoder::Create(model_, ask->cache(), static_cast<int64_t>(tail_tokens)));
   metrics_.worker_questions.Increment();

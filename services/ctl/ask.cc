@@ -23,16 +23,16 @@
 
 ABSL_DECLARE_FLAG(std::string, token_ids);
 ABSL_DECLARE_FLAG(double, min_ratio);
-ABSL_FLAG(double, ratio, 1.0, "ask, fetch: ratio of KV pairs wanted, in (0, 1]");
-ABSL_FLAG(std::string, question, "", "ask: the question as text (byte vocabularies only)");
-ABSL_FLAG(std::string, questions, "", "ask: JSON file of questions with expected answers");
-ABSL_FLAG(std::string, out, "", "ask, fetch: write the result here instead of to stdout");
-ABSL_FLAG(uint32_t, answer_tokens, 64, "ask: longest answer to --question or --token_ids");
-ABSL_FLAG(std::string, stop, "", "ask: a byte that ends the answer, e.g. $'\\n'");
-ABSL_FLAG(double, temperature, 0, "ask: 0 is greedy");
-ABSL_FLAG(uint64_t, seed, 0, "ask: for a temperature above 0");
-ABSL_FLAG(bool, raw, false, "ask: send ids as they are, without the model's query prefix");
-ABSL_FLAG(uint32_t, parallel, 2, "ask: questions that run at once, with --questions");
+ABSL_FLAG(double, ratio, 1.0, "ratio of KV pairs wanted, in (0, 1]");
+ABSL_FLAG(std::string, question, "", "the question as text (byte vocabularies only)");
+ABSL_FLAG(std::string, questions, "", "JSON file of questions with expected answers");
+ABSL_FLAG(std::string, out, "", "write the result here: a JSON file (ask), a folder (fetch)");
+ABSL_FLAG(uint32_t, answer_tokens, 64, "longest answer to --question or --token_ids");
+ABSL_FLAG(std::string, stop, "", "a byte that ends the answer, e.g. $'\\n'");
+ABSL_FLAG(double, temperature, 0, "0 is greedy");
+ABSL_FLAG(uint64_t, seed, 0, "for a temperature above 0");
+ABSL_FLAG(bool, raw, false, "send ids as they are, without the model's query prefix");
+ABSL_FLAG(uint32_t, parallel, 2, "questions that run at once, with --questions");
 
 namespace kvtier::ctl {
 namespace {
@@ -135,11 +135,11 @@ absl::Status AskFile(WorkerClient& worker, const v1::AttachResponse& attached,
     exact += equal ? 1 : 0;
     list.push_back({{"answer_ids", answers[i]}, {"exact", equal}});
   }
-  if (!absl::GetFlag(FLAGS_json) && absl::GetFlag(FLAGS_out).empty()) {
+  if (!absl::GetFlag(FLAGS_json)) {
     absl::PrintF("ratio %s: %d of %d answers exact, %s fetched in %.1f ms\n",
                  FormatRatio(attached.ratio_millionths()), exact, questions.size(),
                  FormatBytes(attached.bytes()), 1e3 * attached.fetch_seconds());
-    return absl::OkStatus();
+    if (absl::GetFlag(FLAGS_out).empty()) return absl::OkStatus();
   }
   // Read after the questions: what the worker computed over its whole life.
   KVTIER_ASSIGN_OR_RETURN(const v1::GetWorkerResponse state, worker.GetWorker(Deadline()));

@@ -16,15 +16,15 @@
 #include "services/ctl/input.h"
 #include "services/ctl/output.h"
 
-ABSL_FLAG(std::string, model, "", "compress: model to use; empty: the only one the server has");
-ABSL_FLAG(std::string, file, "", "compress: text document (models with a byte vocabulary only)");
+ABSL_FLAG(std::string, model, "", "model to use; empty: the only one the server has");
+ABSL_FLAG(std::string, file, "", "text document (models with a byte vocabulary only)");
 ABSL_FLAG(std::string, token_ids, "",
-          "compress, ask: file of token ids: a JSON array, or raw u32 in a file named *.u32");
+          "file of token ids: a JSON array, or raw u32 in a file named *.u32");
 ABSL_FLAG(std::string, system_ids, "",
-          "compress: file of system prompt ids, instead of the model's own prefix");
-ABSL_FLAG(std::string, recipe, "", "compress: scorer recipe; empty: kvzip");
-ABSL_FLAG(std::string, durability, "", "compress: host or disk; empty: the store's default");
-ABSL_FLAG(double, min_ratio, 0, "compress, ask, fetch: least ratio that is good enough; 0: ratio");
+          "file of system prompt ids, instead of the model's own prefix");
+ABSL_FLAG(std::string, recipe, "", "scorer recipe; empty: kvzip");
+ABSL_FLAG(std::string, durability, "", "host or disk; empty: the store's default");
+ABSL_FLAG(double, min_ratio, 0, "least ratio that is good enough; 0: --ratio, or 1");
 
 namespace kvtier::ctl {
 namespace {
@@ -57,7 +57,11 @@ absl::StatusOr<std::vector<uint32_t>> ReadContext(const v1::ModelSummary& model)
   }
   // Refused before the file is read: the file may be large.
   KVTIER_RETURN_IF_ERROR(EncodeText("", vocabulary, model.name(), "--token_ids").status());
-  KVTIER_ASSIGN_OR_RETURN(const std::string text, ReadFile(file, model.context_tokens_max()));
+  // A shorter system prompt than the model's own leaves more positions: then the server decides.
+  const bool own_system = absl::GetFlag(FLAGS_system_ids).empty();
+  KVTIER_ASSIGN_OR_RETURN(
+      const std::string text,
+      ReadFile(file, own_system ? model.context_tokens_max() : model.positions_max()));
   return EncodeText(text, vocabulary, model.name(), "--token_ids");
 }
 

@@ -28,10 +28,9 @@ ABSL_DECLARE_FLAG(double, min_ratio);
 ABSL_DECLARE_FLAG(double, ratio);
 ABSL_DECLARE_FLAG(std::string, out);
 ABSL_FLAG(double, keep_ratio, 0,
-          "rm: keep the bands up to this ratio and give up the rest; 0: remove the object");
-ABSL_FLAG(
-    std::string, data_dir, "",
-    "verify: check every object of a stopped store's folder, or of a folder that fetch wrote");
+          "keep the bands up to this ratio and give up the rest; 0: remove the object");
+ABSL_FLAG(std::string, data_dir, "",
+          "check every object of a stopped store's folder, or of a folder that fetch wrote");
 
 namespace kvtier::ctl {
 namespace {
