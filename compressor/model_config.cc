@@ -81,7 +81,7 @@ class Fields {
     const json* value = Find(key);
     if (value == nullptr) return std::optional<double>();
     if (!value->is_number() || !(value->get<double>() > 0) ||
-        !(value->get<double>() <= 1e30)) {  // Must be finite in fp32.
+        !(value->get<double>() <= 3e38)) {  // Must be finite in fp32.
       return Bad(key, absl::StrCat("is ", Shown(*value), ", no positive number"));
     }
     return std::optional<double>(value->get<double>());

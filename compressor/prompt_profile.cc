@@ -99,9 +99,15 @@ absl::StatusOr<PromptProfile> PromptProfile::Parse(absl::string_view text) {
   KVTIER_RETURN_IF_ERROR(CheckJsonObject(text, "prompt profile"));
   const json object = json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
   if (!object.is_object()) return absl::InvalidArgumentError("prompt profile: not a JSON object");
-  KVTIER_RETURN_IF_ERROR(
-      RefuseUnknown(object, {"name", "prefix", "postfix", "first_prompt", "later_prompt",
-                             "query_prefix", "hint_tokens", "chunk_tokens", "byte_vocabulary"}));
+  KVTIER_RETURN_IF_ERROR(RefuseUnknown(
+      object,
+      {"version", "name", "prefix", "postfix", "first_prompt", "later_prompt", "query_prefix",
+       "hint_tokens", "chunk_tokens", "byte_vocabulary", "special_tokens"}));
+  KVTIER_ASSIGN_OR_RETURN(const uint32_t version, ReadU32(object, "version", 0));
+  if (version == 0) return Bad("version", "is missing or 0");
+  if (version != 1) {
+    return absl::UnimplementedError(absl::StrCat("prompt profile: version ", version));
+  }
   PromptProfile profile;
   const auto name = object.find("name");
   if (name == object.end() || !name->is_string()) return Bad("name", "is missing or no string");
@@ -122,6 +128,14 @@ absl::StatusOr<PromptProfile> PromptProfile::Parse(absl::string_view text) {
     ByteVocabulary vocabulary;
     KVTIER_ASSIGN_OR_RETURN(vocabulary.first_id, ReadU32(*bytes, "first_id", 0));
     profile.byte_vocabulary = vocabulary;
+  }
+  const auto special = object.find("special_tokens");
+  if (special != object.end()) {
+    if (!special->is_object()) return Bad("special_tokens", "is no object");
+    for (const auto& [token, value] : special->items()) {
+      KVTIER_ASSIGN_OR_RETURN(const uint32_t id, ParseU32(value, "special_tokens"));
+      profile.special_tokens.emplace(token, id);
+    }
   }
   if (profile.chunk_tokens == 0) return Bad("chunk_tokens", "is 0");
   return profile;
@@ -162,6 +176,9 @@ absl::Status PromptProfile::Validate(int64_t vocabulary) const {
       if (id < vocabulary) continue;
       return Bad(field, absl::StrCat("has id ", id, ", vocabulary ", vocabulary));
     }
+  }
+  for (const auto& [token, id] : special_tokens) {
+    if (id >= vocabulary) return Bad("special_tokens", absl::StrCat("has id ", id));
   }
   if (byte_vocabulary.has_value() && int64_t{byte_vocabulary->first_id} + 256 > vocabulary) {
     return Bad("byte_vocabulary", absl::StrCat("does not fit a vocabulary of ", vocabulary));

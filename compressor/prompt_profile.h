@@ -1,17 +1,16 @@
 // The token ids around a context (kvzip.md section 1). Data, not code: produced once per tokenizer,
 // its digest is part of every key. The compressor never tokenises.
 //
-// kvtier_prompt_profile.json is one object with the fields of PromptProfile under their own names:
-//   {"name": "llama-3", "prefix": [128000], "postfix": [271], "first_prompt": [1], "later_prompt":
-//   [2],
-//    "query_prefix": [271], "hint_tokens": 8, "chunk_tokens": 2000,
-//    "byte_vocabulary": {"first_id": 0}}
-// name and the five lists are required; the rest may be absent (defaults below, no byte
-// vocabulary).
+// kvtier_prompt_profile.json is one object: version 1 and the fields of PromptProfile by name.
+//   {"version": 1, "name": "llama-3", "prefix": [128000], "postfix": [271], "first_prompt": [1],
+//    "later_prompt": [2], "query_prefix": [271], "hint_tokens": 8, "chunk_tokens": 2000,
+//    "byte_vocabulary": {"first_id": 0}, "special_tokens": {"<|begin_of_text|>": 128000}}
+// version, name and the five lists are required; the rest may be absent (defaults below).
 #ifndef KVTIER_COMPRESSOR_PROMPT_PROFILE_H_
 #define KVTIER_COMPRESSOR_PROMPT_PROFILE_H_
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -41,8 +40,10 @@ struct PromptProfile {
   uint32_t hint_tokens = 8;
   uint32_t chunk_tokens = 2000;  // m
   std::optional<ByteVocabulary> byte_vocabulary;
+  std::map<std::string, uint32_t> special_tokens;  // Names of ids, for people and tools.
 
   // Reads kvtier_prompt_profile.json. INVALID_ARGUMENT naming the field; unknown fields refused.
+  // UNIMPLEMENTED: another version.
   static absl::StatusOr<PromptProfile> Parse(absl::string_view json);
   static absl::StatusOr<PromptProfile> Load(const std::string& path);
   // SHA-256 over a canonical encoding of everything that changes scores or questions.

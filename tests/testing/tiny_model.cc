@@ -87,11 +87,12 @@ std::string ProfileJson(const TinyModelOptions& o) {
     for (uint32_t i = 0; i < count; ++i) ids.push_back((first + i) % o.vocabulary);
     return absl::StrCat("[", absl::StrJoin(ids, ", "), "]");
   };
-  return absl::StrCat("{\"name\": \"tiny\", \"prefix\": ", list(257, o.prefix_tokens),
-                      ", \"postfix\": ", list(260, 1), ", \"first_prompt\": ", list(10, 2),
-                      ", \"later_prompt\": ", list(13, 3), ", \"query_prefix\": ", list(10, 1),
-                      ", \"hint_tokens\": 8, \"chunk_tokens\": ", o.chunk_tokens,
-                      o.vocabulary >= 256 ? ", \"byte_vocabulary\": {\"first_id\": 0}" : "", "}\n");
+  return absl::StrCat(
+      "{\"version\": 1, \"name\": \"tiny\", \"prefix\": ", list(257, o.prefix_tokens),
+      ", \"postfix\": ", list(260, 1), ", \"first_prompt\": ", list(10, 2),
+      ", \"later_prompt\": ", list(13, 3), ", \"query_prefix\": ", list(10, 1),
+      ", \"hint_tokens\": 8, \"chunk_tokens\": ", o.chunk_tokens,
+      o.vocabulary >= 256 ? ", \"byte_vocabulary\": {\"first_id\": 0}" : "", "}\n");
 }
 
 }  // namespace
