@@ -13,7 +13,7 @@ predicts the byte that followed there. It is an ordinary induction circuit, only
              byte i-j, both weighted by sqrt(importance(j)), in rotary pairs so slow that distance does not matter. The
              first token is a sink for queries that match nothing. Its value is the output code, sent to the LM head.
 
-Importance falls geometrically with j, then stays at a floor: a longer agreement outweighs a shorter one. Every other
+Importance falls geometrically with j, so that a longer agreement outweighs a shorter one. Every other
 weight keeps a small random initialisation and is there for training to use.
 """
 
@@ -27,12 +27,13 @@ import torch.nn.functional as F
 from .model import LlamaForCausalLM, ModelConfig, rope_frequencies
 
 # The code that each window index compares; neighbours differ, so bytes confused by one index are told apart by the next.
-WINDOW_CODES = ["a3", "b3"] * 5 + ["a2", "b2"] * 3 + ["a1", "b1"] * 5
+WINDOW_CODES = ["a3", "b3"] + ["a2", "b2"] * 11 + ["a1", "b1"]
 WINDOW = len(WINDOW_CODES)
 CODE_SIZES = {"a3": 3, "b3": 3, "a2": 2, "b2": 2, "a1": 1, "b1": 1}
 NEAR = 8  # slots that layer 0 fills; layer 1 copies them by multiples of this
-DECAY, FLOOR = 0.85, 0.05
-SHARPNESS = 800.0  # attention logit of a full agreement
+DECAY = 0.85  # importance of an index relative to the one before it ...
+FAR, FAR_START, FAR_DECAY = 16, 0.5, 0.8  # ... and from index FAR on: a snippet must not lose to chance agreement before it
+SHARPNESS = 400.0  # attention logit of a full agreement
 SINK = 0.25  # share of SHARPNESS that a match must exceed
 PEAK = 40.0  # logit that each fast rotary pair adds at the attended distance
 OUT = 32
@@ -75,7 +76,8 @@ def squared_norm(last_slot: int) -> float:
 
 def importance() -> torch.Tensor:
     """Weight of each window index, summing to 1: [WINDOW]."""
-    weights = torch.tensor([max(DECAY**j, FLOOR) for j in range(WINDOW)])
+    far = DECAY ** (FAR - 1) * FAR_START
+    weights = torch.tensor([DECAY**j if j < FAR else far * FAR_DECAY ** (j - FAR) for j in range(WINDOW)])
     return weights / weights.sum()
 
 
