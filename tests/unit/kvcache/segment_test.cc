@@ -265,6 +265,30 @@ TEST(SegmentContentTest, WrongContentUnderARightChecksumIsNoticed) {
                 [](uint32_t*, float16* s, Bytes, uint32_t) { s[0] = float16(-1.0f); });
 }
 
+TEST(SegmentContentTest, EveryByteOfPaddingMustBeZero) {
+  const CompressedObject object = MakeRandomObject(TinyShape());
+  Manifest m = *object.manifest;
+  AlignedBytes bytes = AlignedBytes::Copy(object.segment(BandIndex(0), LayerIndex(0)).bytes());
+  HeadEntry& head = m.bands[0].layers[0].heads[0];
+  const HeadBlockLayout at = LayOutHeadBlock(m.geometry, head.rows);
+  const uint64_t row_array = head.rows * m.geometry.row_bytes();
+  const auto inside = [](uint64_t byte, uint64_t begin, uint64_t size) {
+    return byte >= begin && byte < begin + size;
+  };
+  for (uint64_t byte = 0; byte < at.bytes; ++byte) {
+    if (inside(byte, at.positions, head.rows * 4) || inside(byte, at.log_scores, head.rows * 2) ||
+        inside(byte, at.keys, row_array) || inside(byte, at.values, row_array)) {
+      continue;
+    }
+    bytes.span()[byte] = std::byte{1};
+    head.crc32c = ComputeCrc32c(std::as_const(bytes).span().first(head.encoded_bytes));
+    EXPECT_THAT(VerifySegmentContent(m, BandIndex(0), LayerIndex(0), bytes.span()),
+                StatusIs(absl::StatusCode::kDataLoss, HasSubstr("head 0: padding")))
+        << byte;
+    bytes.span()[byte] = std::byte{0};
+  }
+}
+
 TEST(SegmentContentTest, AFlippedByteIsDataLossAndAWrongIndexOutOfRange) {
   const CompressedObject object = MakeRandomObject(TinyShape());
   AlignedBytes bytes = AlignedBytes::Copy(object.segment(BandIndex(0), LayerIndex(0)).bytes());
