@@ -277,7 +277,7 @@ TEST(PipelineLimitsTest, CountsTheRepeatPassAgainstTheModelsPositions) {
 
 // Peak of backend memory, and the host's: scores while scoring, then scores, bands and segments.
 TEST(PipelineMemoryTest, EstimateIsWithinTenPercentOfWhatCompressTakes) {
-  for (uint64_t tokens : {100, 400, 1500}) {
+  for (uint64_t tokens : {100, 400, 700}) {
     for (int64_t prefill_rows : {16, 512}) {
       auto counting = std::make_unique<CountingBackend>(MakeReferenceBackend());
       CountingBackend& backend = *counting;
