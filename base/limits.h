@@ -50,7 +50,7 @@ inline constexpr uint64_t kObjectBytesMax = 1024 * kGiB;
 // Rows of one (layer, head): a row per token at most.
 inline constexpr uint32_t kRowsPerHeadMax = kContextTokensMax;
 // A canonical descriptor is its token ids (4 bytes each) plus a page of typed fields.
-inline constexpr uint64_t kKeyDescriptorBytesMax = 4 * uint64_t{kContextTokensMax} + 64 * kKiB;
+inline constexpr uint64_t kKeyDescriptorBytesMax = 4 * (uint64_t{kContextTokensMax} + kSystemTokensMax) + 64 * kKiB;
 // Names inside manifests and descriptors (recipe, model, codec).
 inline constexpr uint32_t kNameBytesMax = 256;
 
@@ -97,8 +97,6 @@ inline constexpr uint32_t kLeasesMax = 4096;
 inline constexpr uint32_t kFetchesMax = 1024;
 // Objects in the index of one node: about 2 KiB each beside their manifests.
 inline constexpr uint32_t kObjectsMax = 1u << 20;
-// Tokens of one block of the prefix index. Finer blocks find longer prefixes and cost memory.
-inline constexpr uint32_t kTokenBlockTokens = 256;
 // Nodes in a membership: rendezvous hashing looks at each.
 inline constexpr uint32_t kNodesMax = 1024;
 
