@@ -1,0 +1,170 @@
+#include "services/attachments.h"
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "base/status_matchers.h"
+#include "gtest/gtest.h"
+#include "services/metrics.h"
+#include "tests/testing/test_object.h"
+
+namespace kvtier {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+std::shared_ptr<const RaggedCache> MakeCache(uint64_t seed, uint32_t band_count,
+                                             uint64_t upload_seed = 0) {
+  const CompressedObject object = MakeTestObject({.seed = seed, .upload_seed = upload_seed});
+  const Geometry& geometry = object.manifest->geometry;
+  std::vector<SegmentRef> segments(object.segments.begin(),
+                                   object.segments.begin() + band_count * geometry.layer_count());
+  return *RaggedCache::Create(object.manifest, band_count, {0, geometry.kv_heads},
+                              std::move(segments));
+}
+
+class AttachmentsTest : public ::testing::Test {
+ protected:
+  Attachments& Make(Attachments::Options options) {
+    attachments_ = std::make_unique<Attachments>(options, metrics_);
+    return *attachments_;
+  }
+
+  Metrics metrics_;
+  std::unique_ptr<Attachments> attachments_;
+};
+
+TEST_F(AttachmentsTest, SharesOneCacheAmongEqualAttaches) {
+  Attachments& attachments = Make({});
+  const auto cache = MakeCache(1, 3);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry first, attachments.Add(cache));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry second, attachments.Add(MakeCache(1, 3)));
+  KVTIER_ASSERT_OK_AND_ASSIGN(
+      const Attachments::Entry third,
+      attachments.FindAndReference(cache->manifest().key, cache->manifest().upload_id, 3));
+  EXPECT_EQ(second.id, first.id);
+  EXPECT_EQ(second.cache, cache);
+  EXPECT_EQ(third.id, first.id);
+  EXPECT_EQ(third.references, 3);
+  EXPECT_EQ(metrics_.worker_attached_objects.Value(), 1);
+  EXPECT_EQ(metrics_.worker_attached_bytes.Value(), static_cast<double>(cache->bytes()));
+}
+
+TEST_F(AttachmentsTest, KeepsRatiosAndUploadsApart) {
+  Attachments& attachments = Make({});
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry whole, attachments.Add(MakeCache(1, 6)));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry less, attachments.Add(MakeCache(1, 3)));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry other, attachments.Add(MakeCache(1, 6, 9)));
+  EXPECT_NE(whole.id, less.id);
+  EXPECT_NE(whole.id, other.id);
+  EXPECT_EQ(metrics_.worker_attached_objects.Value(), 3);
+}
+
+TEST_F(AttachmentsTest, FindsNothingThatIsNotAttached) {
+  Attachments& attachments = Make({});
+  const auto cache = MakeCache(1, 3);
+  KVTIER_ASSERT_OK(attachments.Add(cache));
+  const Manifest& manifest = cache->manifest();
+  EXPECT_THAT(attachments.FindAndReference(manifest.key, manifest.upload_id, 2),
+              StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_THAT(attachments.FindAndReference(manifest.key, UploadId(), 3),
+              StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_THAT(attachments.FindAndReference(Key(), manifest.upload_id, 3),
+              StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_THAT(attachments.Remove(99), StatusIs(absl::StatusCode::kNotFound, HasSubstr("99")));
+  EXPECT_THAT(attachments.BeginAsk(99), StatusIs(absl::StatusCode::kNotFound, HasSubstr("99")));
+}
+
+TEST_F(AttachmentsTest, LetsGoOfACacheAtItsLastDetach) {
+  Attachments& attachments = Make({});
+  auto cache = MakeCache(1, 3);
+  const std::weak_ptr<const RaggedCache> watch = cache;
+  uint64_t id = 0;
+  {
+    KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry entry, attachments.Add(cache));
+    id = entry.id;
+  }
+  KVTIER_ASSERT_OK(attachments.Add(std::move(cache)));
+  KVTIER_EXPECT_OK(attachments.Remove(id));
+  EXPECT_FALSE(watch.expired());
+  KVTIER_EXPECT_OK(attachments.Remove(id));
+  EXPECT_TRUE(watch.expired());
+  EXPECT_THAT(attachments.Remove(id), StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_EQ(metrics_.worker_attached_objects.Value(), 0);
+  EXPECT_EQ(metrics_.worker_attached_bytes.Value(), 0);
+}
+
+TEST_F(AttachmentsTest, NeverGivesAnIdTwice) {
+  Attachments& attachments = Make({});
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry first, attachments.Add(MakeCache(1, 3)));
+  KVTIER_ASSERT_OK(attachments.Remove(first.id));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry second, attachments.Add(MakeCache(1, 3)));
+  EXPECT_NE(second.id, first.id);
+}
+
+TEST_F(AttachmentsTest, RefusesMoreObjectsThanItMayHold) {
+  Attachments& attachments = Make({.objects_max = 1});
+  KVTIER_ASSERT_OK(attachments.Add(MakeCache(1, 3)));
+  KVTIER_EXPECT_OK(attachments.Add(MakeCache(1, 3)));  // The same: no more room needed.
+  EXPECT_THAT(attachments.CheckRoom(0),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("holds 1 objects")));
+  EXPECT_THAT(attachments.Add(MakeCache(2, 3)),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("holds 1 objects")));
+  EXPECT_EQ(attachments.List().size(), 1);
+}
+
+TEST_F(AttachmentsTest, RefusesMoreBytesThanItMayHold) {
+  const auto cache = MakeCache(1, 3);
+  const uint64_t limit = cache->bytes() + 10;
+  Attachments& attachments = Make({.bytes_max = limit});
+  KVTIER_EXPECT_OK(attachments.CheckRoom(limit));
+  EXPECT_THAT(attachments.CheckRoom(limit + 1), StatusIs(absl::StatusCode::kResourceExhausted));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry entry, attachments.Add(cache));
+  KVTIER_EXPECT_OK(attachments.CheckRoom(10));
+  EXPECT_THAT(attachments.CheckRoom(11),
+              StatusIs(absl::StatusCode::kResourceExhausted,
+                       AllOf(HasSubstr("attaching 11 bytes"), HasSubstr(std::to_string(limit)))));
+  KVTIER_ASSERT_OK(attachments.Remove(entry.id));
+  KVTIER_EXPECT_OK(attachments.CheckRoom(limit));
+}
+
+TEST_F(AttachmentsTest, BoundsTheQuestionsOfOneAttachment) {
+  Attachments& attachments = Make({.asks_per_object_max = 2});
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry a, attachments.Add(MakeCache(1, 3)));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry b, attachments.Add(MakeCache(2, 3)));
+  KVTIER_ASSERT_OK_AND_ASSIGN(auto first, attachments.BeginAsk(a.id));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto second, attachments.BeginAsk(a.id));
+  EXPECT_EQ(attachments.List()[0].running_asks, 2);
+  EXPECT_THAT(attachments.BeginAsk(a.id), StatusIs(absl::StatusCode::kResourceExhausted,
+                                                   HasSubstr("answers 2 questions already")));
+  KVTIER_EXPECT_OK(attachments.BeginAsk(b.id));
+  first.reset();
+  KVTIER_EXPECT_OK(attachments.BeginAsk(a.id));
+}
+
+TEST_F(AttachmentsTest, LetsQuestionsFinishOnADetachedCache) {
+  Attachments& attachments = Make({});
+  auto cache = MakeCache(1, 3);
+  const std::weak_ptr<const RaggedCache> watch = cache;
+  const uint64_t id = attachments.Add(std::move(cache))->id;
+  KVTIER_ASSERT_OK_AND_ASSIGN(auto ask, attachments.BeginAsk(id));
+  KVTIER_ASSERT_OK(attachments.Remove(id));
+  EXPECT_THAT(attachments.BeginAsk(id), StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_FALSE(watch.expired());
+  EXPECT_EQ(ask->cache()->band_count(), 3);
+  ask.reset();
+  EXPECT_TRUE(watch.expired());
+}
+
+TEST_F(AttachmentsTest, ListsInOrderOfAttaching) {
+  Attachments& attachments = Make({});
+  for (uint64_t seed = 1; seed <= 5; ++seed) KVTIER_ASSERT_OK(attachments.Add(MakeCache(seed, 1)));
+  const std::vector<Attachments::Entry> list = attachments.List();
+  ASSERT_EQ(list.size(), 5);
+  for (size_t i = 1; i < list.size(); ++i) EXPECT_LT(list[i - 1].id, list[i].id);
+}
+
+}  // namespace
+}  // namespace kvtier
