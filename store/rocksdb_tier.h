@@ -1,4 +1,4 @@
-// Segments and sealed records in a RocksDB folder. The only part of kvtier that sees RocksDB.
+// Segments and sealed records in a RocksDB folder, seen through store/rocksdb_database.h.
 //
 // Layout (docs/adr/0004-rocksdb-layout.md): column family `segments`, keys (upload id, band, layer,
 // part) in order, each (upload, band) written by SstFileWriter and ingested as whole files, so that

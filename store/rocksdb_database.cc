@@ -1,0 +1,505 @@
+#include "store/rocksdb_database.h"
+
+#include <array>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "base/sync_point.h"
+#include "rocksdb/convenience.h"
+#include "rocksdb/db.h"
+#include "rocksdb/env.h"
+#include "rocksdb/metadata.h"
+#include "rocksdb/options.h"
+#include "rocksdb/sst_file_writer.h"
+#include "rocksdb/table.h"
+#include "rocksdb/write_batch.h"
+
+namespace kvtier {
+namespace {
+
+rocksdb::Slice ToSlice(absl::string_view text) { return {text.data(), text.size()}; }
+absl::string_view ToView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
+
+absl::Status FromRocks(absl::string_view doing, const rocksdb::Status& status) {
+  if (status.ok()) return absl::OkStatus();
+  if (status.IsNotFound()) return absl::NotFoundError("");
+  const std::string message = absl::StrCat(doing, ": ", status.ToString());
+  if (status.IsNoSpace() || status.IsMemoryLimit() ||
+      status.subcode() == rocksdb::Status::kSpaceLimit) {
+    return absl::ResourceExhaustedError(message);
+  }
+  if (status.IsCorruption()) return absl::DataLossError(message);
+  return absl::UnavailableError(message);
+}
+
+// Runs `call`, which returns a rocksdb::Status. Nothing that RocksDB throws passes.
+template <typename Call>
+absl::Status Rocks(absl::string_view doing, Call call) {
+  try {
+    return FromRocks(doing, call());
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError(absl::StrCat(doing, ": out of memory"));
+  } catch (const std::exception& error) {
+    return absl::UnavailableError(absl::StrCat(doing, ": ", error.what()));
+  }
+}
+
+rocksdb::DBOptions MakeDbOptions(rocksdb::Env* env) {
+  rocksdb::DBOptions options;
+  options.env = env;
+  options.create_if_missing = true;
+  options.create_missing_column_families = true;
+  // A file per band: all of them open at once would be more files than a process may have.
+  options.max_open_files = 1024;
+  options.max_total_wal_size = 64 << 20;
+  options.keep_log_file_num = 4;
+  options.max_log_file_size = 8 << 20;
+  options.info_log_level = rocksdb::WARN_LEVEL;
+  options.stats_dump_period_sec = 0;
+  options.stats_persist_period_sec = 0;
+  // We recover from failed writes ourselves.
+  options.max_bgerror_resume_count = 0;
+  return options;
+}
+
+// Whole files come in by ingestion and go out by DeleteFilesInRange: nothing to compact, nothing to
+// compress (bf16 does not), no filter (a key that the manifest names is there).
+rocksdb::ColumnFamilyOptions MakeSegmentsOptions() {
+  rocksdb::BlockBasedTableOptions table;
+  table.no_block_cache = true;
+  table.checksum = rocksdb::kXXH3;  // The packaged build computes CRC32C in software.
+  table.format_version = 5;
+  rocksdb::ColumnFamilyOptions options;
+  options.disable_auto_compactions = true;
+  options.compression = rocksdb::kNoCompression;
+  options.bottommost_compression = rocksdb::kNoCompression;
+  options.write_buffer_size = 1 << 20;  // Holds the rare range tombstone and nothing else.
+  options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
+  return options;
+}
+
+rocksdb::ColumnFamilyOptions MakeRecordsOptions() {
+  rocksdb::ColumnFamilyOptions options;
+  options.compression = rocksdb::kNoCompression;
+  options.write_buffer_size = 8 << 20;
+  return options;
+}
+
+}  // namespace
+
+struct RocksDbDatabase::Handle {
+  std::unique_ptr<rocksdb::DB> db;
+  std::vector<rocksdb::ColumnFamilyHandle*> families;  // The default one, then as in Family.
+  bool read_only = false;
+
+  rocksdb::ColumnFamilyHandle* family(Family of) const {
+    return families[1 + static_cast<size_t>(of)];
+  }
+
+  ~Handle() {
+    if (db == nullptr) return;
+    const absl::Status closed = Rocks("close", [&] {
+      for (rocksdb::ColumnFamilyHandle* one : families) {
+        db->DestroyColumnFamilyHandle(one).PermitUncheckedError();
+      }
+      return db->Close();
+    });
+    if (!closed.ok()) KVTIER_LOG(WARNING) << closed.message();
+  }
+};
+
+// Waits while the database is being reopened.
+class RocksDbDatabase::Access {
+ public:
+  explicit Access(RocksDbDatabase* database) : database_(database) {
+    MutexLock lock(&database->mutex_);
+    while (database->reopening_) database->changed_.Wait(&database->mutex_);
+    handle_ = database->handle_.get();
+    if (handle_ != nullptr) ++database->users_;
+  }
+  ~Access() {
+    if (handle_ == nullptr) return;
+    MutexLock lock(&database_->mutex_);
+    if (--database_->users_ == 0) database_->changed_.SignalAll();
+  }
+  Access(const Access&) = delete;
+  Access& operator=(const Access&) = delete;
+
+  absl::Status status() const {
+    return handle_ != nullptr ? absl::OkStatus()
+                              : absl::UnavailableError("the database could not be opened again");
+  }
+  absl::Status writable() const {
+    KVTIER_RETURN_IF_ERROR(status());
+    return !handle_->read_only ? absl::OkStatus()
+                               : absl::UnavailableError("the database is open for reading only");
+  }
+  Handle* operator->() const { return handle_; }
+
+ private:
+  RocksDbDatabase* const database_;
+  Handle* handle_;
+};
+
+RocksDbDatabase::RocksDbDatabase(std::string folder, rocksdb::Env* env)
+    : folder_(std::move(folder)), env_(env != nullptr ? env : rocksdb::Env::Default()) {}
+
+RocksDbDatabase::~RocksDbDatabase() = default;
+
+absl::StatusOr<std::unique_ptr<RocksDbDatabase>> RocksDbDatabase::Open(std::string folder,
+                                                                       rocksdb::Env* env) {
+  std::unique_ptr<RocksDbDatabase> database(new RocksDbDatabase(std::move(folder), env));
+  KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<Handle> handle,
+                          database->OpenHandle(/*read_only=*/false));
+  MutexLock lock(&database->mutex_);
+  database->handle_ = std::move(handle);
+  return database;
+}
+
+absl::StatusOr<std::unique_ptr<RocksDbDatabase::Handle>> RocksDbDatabase::OpenHandle(
+    bool read_only) {
+  const std::vector<rocksdb::ColumnFamilyDescriptor> families = {
+      {rocksdb::kDefaultColumnFamilyName, MakeRecordsOptions()},
+      {"segments", MakeSegmentsOptions()},
+      {"objects", MakeRecordsOptions()},
+      {"residency", MakeRecordsOptions()},
+  };
+  rocksdb::DBOptions options = MakeDbOptions(env_);
+  auto handle = std::make_unique<Handle>();
+  handle->read_only = read_only;
+  const auto open = [&] {
+    return Rocks(absl::StrCat("open ", folder_), [&] {
+      rocksdb::DB* db = nullptr;
+      const rocksdb::Status status =
+          read_only
+              ? rocksdb::DB::OpenForReadOnly(options, folder_, families, &handle->families, &db)
+              : rocksdb::DB::Open(options, folder_, families, &handle->families, &db);
+      handle->db.reset(db);
+      return status;
+    });
+  };
+  absl::Status opened = open();
+  if (absl::IsDataLoss(opened)) {
+    // One damaged file must not take every object with it: without paranoid checks RocksDB opens
+    // the rest, and reading the damaged band says DATA_LOSS.
+    KVTIER_LOG(ERROR) << opened.message() << "; opening what is intact";
+    options.paranoid_checks = false;
+    opened = open();
+  }
+  if (absl::StrContains(opened.message(), "/LOCK") &&
+      (absl::StrContains(opened.message(), "lock file") ||
+       absl::StrContains(opened.message(), "lock hold"))) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(folder_, " is in use by another process: ", opened.message()));
+  }
+  KVTIER_RETURN_IF_ERROR(opened);
+  return handle;
+}
+
+// --- After a failed write ------------------------------------------------------------------------
+
+void RocksDbDatabase::MarkFailed(const absl::Status& status) {
+  KVTIER_LOG(ERROR) << folder_ << ": " << status.message();
+  MutexLock lock(&mutex_);
+  has_failed_ = true;
+}
+
+absl::Status RocksDbDatabase::Reopen() {
+  std::unique_ptr<Handle> old;
+  {
+    MutexLock lock(&mutex_);
+    reopening_ = true;
+    while (users_ > 0) changed_.Wait(&mutex_);
+    old = std::move(handle_);
+  }
+  old.reset();  // RocksDB holds a lock on the folder.
+  KVTIER_SYNC_POINT("store.reopen.closed");
+  absl::StatusOr<std::unique_ptr<Handle>> handle = OpenHandle(/*read_only=*/false);
+  const absl::Status opened = handle.status();
+  if (!opened.ok()) handle = OpenHandle(/*read_only=*/true);
+  MutexLock lock(&mutex_);
+  if (handle.ok()) handle_ = *std::move(handle);
+  has_failed_ = !opened.ok();
+  reopening_ = false;
+  changed_.SignalAll();
+  return opened;
+}
+
+absl::Status RocksDbDatabase::EnsureWritableLocked() {
+  bool has_failed;
+  {
+    MutexLock lock(&mutex_);
+    has_failed = has_failed_;
+  }
+  if (has_failed) KVTIER_RETURN_IF_ERROR(Reopen());
+  if (undo_.empty()) return absl::OkStatus();
+  const absl::Status undone = WriteBatch(undo_);
+  if (!undone.ok()) {
+    MarkFailed(undone);
+    return undone;
+  }
+  undo_.clear();
+  return absl::OkStatus();
+}
+
+absl::Status RocksDbDatabase::EnsureWritable() {
+  MutexLock lock(&write_mutex_);
+  return EnsureWritableLocked();
+}
+
+// --- Records -------------------------------------------------------------------------------------
+
+absl::Status RocksDbDatabase::WriteBatch(std::span<const RecordChange> changes) {
+  const Access access(this);
+  KVTIER_RETURN_IF_ERROR(access.writable());
+  return Rocks("write records", [&] {
+    rocksdb::WriteBatch batch;
+    rocksdb::Status status;
+    for (const RecordChange& change : changes) {
+      rocksdb::ColumnFamilyHandle* const family = access->family(change.family);
+      if (status.ok()) {
+        status = change.value.has_value() ? batch.Put(family, change.key, *change.value)
+                                          : batch.Delete(family, change.key);
+      }
+    }
+    rocksdb::WriteOptions options;
+    options.sync = true;
+    return status.ok() ? access->db->Write(options, &batch) : status;
+  });
+}
+
+absl::StatusOr<std::vector<RocksDbDatabase::RecordChange>> RocksDbDatabase::Inverse(
+    std::span<const RecordChange> changes) {
+  const Access access(this);
+  KVTIER_RETURN_IF_ERROR(access.status());
+  std::vector<RecordChange> inverse;
+  for (const RecordChange& change : changes) {
+    std::string value;
+    const absl::Status read = Rocks("read a record", [&] {
+      return access->db->Get(rocksdb::ReadOptions(), access->family(change.family), change.key,
+                             &value);
+    });
+    if (read.ok()) {
+      inverse.push_back({change.family, change.key, std::move(value)});
+    } else if (absl::IsNotFound(read) || absl::IsDataLoss(read)) {
+      inverse.push_back({change.family, change.key, std::nullopt});
+    } else {
+      return read;
+    }
+  }
+  return inverse;
+}
+
+absl::Status RocksDbDatabase::WriteRecords(std::span<const RecordChange> changes) {
+  MutexLock lock(&write_mutex_);
+  KVTIER_RETURN_IF_ERROR(EnsureWritableLocked());
+  KVTIER_ASSIGN_OR_RETURN(std::vector<RecordChange> inverse, Inverse(changes));
+  absl::Status written = WriteBatch(changes);
+  if (!written.ok()) {
+    MarkFailed(written);
+    undo_ = std::move(inverse);
+  }
+  return written;
+}
+
+absl::Status RocksDbDatabase::VisitRecords(
+    Family family, absl::FunctionRef<void(absl::string_view, absl::string_view)> visit) {
+  const Access access(this);
+  KVTIER_RETURN_IF_ERROR(access.status());
+  return Rocks("read records", [&] {
+    const std::unique_ptr<rocksdb::Iterator> records(
+        access->db->NewIterator(rocksdb::ReadOptions(), access->family(family)));
+    for (records->SeekToFirst(); records->Valid(); records->Next()) {
+      visit(ToView(records->key()), ToView(records->value()));
+    }
+    return records->status();
+  });
+}
+
+// --- Segments ------------------------------------------------------------------------------------
+
+absl::Status RocksDbDatabase::WriteSegmentFile(const std::string& file,
+                                               std::span<const Part> parts) {
+  const absl::Status written = Rocks(absl::StrCat("write ", file), [&] {
+    // Without a column family: the writer must not keep the database from being reopened.
+    rocksdb::SstFileWriter writer(rocksdb::EnvOptions(),
+                                  rocksdb::Options(MakeDbOptions(env_), MakeSegmentsOptions()),
+                                  /*column_family=*/nullptr, /*invalidate_page_cache=*/false);
+    rocksdb::Status status = writer.Open(file);
+    for (const Part& part : parts) {
+      if (status.ok()) status = writer.Put(part.key, ToSlice(AsStringView(part.bytes)));
+    }
+    if (status.ok()) status = writer.Finish();  // Syncs the file.
+    return status;
+  });
+  if (!written.ok()) {
+    const absl::Status removed = rocksdb_files::Remove(env_, file);
+    if (!removed.ok()) KVTIER_LOG(WARNING) << "left for the next start: " << removed.message();
+  }
+  return written;
+}
+
+absl::Status RocksDbDatabase::IngestSegmentFiles(const std::vector<std::string>& files) {
+  KVTIER_RETURN_IF_ERROR(EnsureWritable());
+  absl::Status ingested;
+  {
+    const Access access(this);
+    KVTIER_RETURN_IF_ERROR(access.writable());
+    rocksdb::IngestExternalFileOptions options;
+    options.move_files = true;
+    options.failed_move_fall_back_to_copy = false;  // Same file system: a hard link works.
+    options.snapshot_consistency = false;
+    options.write_global_seqno = false;
+    ingested = Rocks("ingest", [&] {
+      return access->db->IngestExternalFile(access->family(Family::kSegments), files, options);
+    });
+  }
+  if (!ingested.ok()) MarkFailed(ingested);
+  return ingested;
+}
+
+absl::StatusOr<size_t> RocksDbDatabase::ReadPart(const std::string& key, MutableByteSpan out) {
+  const Access access(this);
+  KVTIER_RETURN_IF_ERROR(access.status());
+  rocksdb::ReadOptions options;
+  options.verify_checksums = false;  // Ours covers the payload, and the hardware computes it.
+  options.fill_cache = false;
+  rocksdb::PinnableSlice value;
+  bool is_file_gone = false;
+  const absl::Status read = Rocks("read", [&] {
+    const rocksdb::Status status =
+        access->db->Get(options, access->family(Family::kSegments), key, &value);
+    is_file_gone = status.IsPathNotFound();
+    return status;
+  });
+  if (is_file_gone) return absl::DataLossError(read.message());
+  KVTIER_RETURN_IF_ERROR(read);
+  if (value.size() > out.size()) return absl::DataLossError("part is too large");
+  std::memcpy(out.data(), value.data(), value.size());
+  return value.size();
+}
+
+absl::Status RocksDbDatabase::RemoveSegments(const std::string& begin, const std::string& end) {
+  KVTIER_RETURN_IF_ERROR(EnsureWritable());
+  absl::Status removed;
+  {
+    const Access access(this);
+    KVTIER_RETURN_IF_ERROR(access.writable());
+    rocksdb::ColumnFamilyHandle* const family = access->family(Family::kSegments);
+    const rocksdb::Slice first = begin;
+    const rocksdb::Slice limit = end;
+    removed = Rocks("remove segments", [&] {
+      return rocksdb::DeleteFilesInRange(access->db.get(), family, &first, &limit,
+                                         /*include_end=*/false);
+    });
+    KVTIER_SYNC_POINT("store.drop.after_segments");
+    // A band is a file, so nothing is left, unless RocksDB put it on level 0 (it does when a band
+    // is put again over a tombstone). Those keys take the long way.
+    bool has_remnants = false;
+    if (removed.ok()) {
+      rocksdb::ReadOptions options;
+      options.iterate_upper_bound = &limit;
+      options.verify_checksums = false;
+      removed = Rocks("look for remnants", [&] {
+        const std::unique_ptr<rocksdb::Iterator> keys(access->db->NewIterator(options, family));
+        keys->Seek(first);
+        has_remnants = keys->Valid();
+        return rocksdb::Status::OK();  // A file that cannot be read has nothing to offer.
+      });
+    }
+    if (has_remnants) {
+      removed = Rocks("remove remnants", [&] {
+        const rocksdb::Status status =
+            access->db->DeleteRange(rocksdb::WriteOptions(), family, first, limit);
+        return status.ok() ? access->db->CompactRange(rocksdb::CompactRangeOptions(), family,
+                                                      &first, &limit)
+                           : status;
+      });
+    }
+  }
+  if (!removed.ok()) MarkFailed(removed);
+  return removed;
+}
+
+absl::StatusOr<std::vector<RocksDbDatabase::SegmentFile>> RocksDbDatabase::ListSegmentFiles() {
+  const Access access(this);
+  KVTIER_RETURN_IF_ERROR(access.status());
+  std::vector<SegmentFile> files;
+  KVTIER_RETURN_IF_ERROR(Rocks("list files", [&] {
+    rocksdb::ColumnFamilyMetaData metadata;
+    access->db->GetColumnFamilyMetaData(access->family(Family::kSegments), &metadata);
+    for (const rocksdb::LevelMetaData& level : metadata.levels) {
+      for (const rocksdb::SstFileMetaData& file : level.files) {
+        files.push_back({file.smallestkey, file.largestkey});
+      }
+    }
+    return rocksdb::Status::OK();
+  }));
+  return files;
+}
+
+// --- Files ---------------------------------------------------------------------------------------
+
+namespace rocksdb_files {
+namespace {
+rocksdb::Env* OrDefault(rocksdb::Env* env) {
+  return env != nullptr ? env : rocksdb::Env::Default();
+}
+}  // namespace
+
+absl::StatusOr<bool> Exists(rocksdb::Env* env, const std::string& path) {
+  const absl::Status status = Rocks(path, [&] { return OrDefault(env)->FileExists(path); });
+  if (absl::IsNotFound(status)) return false;
+  KVTIER_RETURN_IF_ERROR(status);
+  return true;
+}
+
+absl::StatusOr<std::string> Read(rocksdb::Env* env, const std::string& path) {
+  std::string text;
+  KVTIER_RETURN_IF_ERROR(
+      Rocks(path, [&] { return rocksdb::ReadFileToString(OrDefault(env), path, &text); }));
+  return text;
+}
+
+absl::Status WriteAtomically(rocksdb::Env* env, const std::string& folder, const std::string& name,
+                             absl::string_view content) {
+  const std::string path = folder + "/" + name;
+  return Rocks(path, [&] {
+    rocksdb::Status status = rocksdb::WriteStringToFile(OrDefault(env), ToSlice(content),
+                                                        path + ".new", /*should_sync=*/true);
+    if (status.ok()) status = OrDefault(env)->RenameFile(path + ".new", path);
+    std::unique_ptr<rocksdb::Directory> directory;
+    if (status.ok()) status = OrDefault(env)->NewDirectory(folder, &directory);
+    if (status.ok()) status = directory->Fsync();
+    return status;
+  });
+}
+
+absl::Status EmptyFolder(rocksdb::Env* env, const std::string& folder) {
+  return Rocks(folder, [&] {
+    rocksdb::Status status = OrDefault(env)->CreateDirIfMissing(folder);
+    std::vector<std::string> names;
+    if (status.ok()) status = OrDefault(env)->GetChildren(folder, &names);
+    for (const std::string& name : names) {
+      if (!status.ok()) break;
+      if (name != "." && name != "..") status = OrDefault(env)->DeleteFile(folder + "/" + name);
+    }
+    return status;
+  });
+}
+
+absl::Status Remove(rocksdb::Env* env, const std::string& path) {
+  KVTIER_ASSIGN_OR_RETURN(const bool exists, Exists(env, path));
+  if (!exists) return absl::OkStatus();
+  return Rocks(path, [&] { return OrDefault(env)->DeleteFile(path); });
+}
+
+}  // namespace rocksdb_files
+
+}  // namespace kvtier

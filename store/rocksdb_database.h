@@ -1,0 +1,135 @@
+// RocksDB in our own terms, and the only place that sees it: column families of segments and of
+// records, band files that come in whole and go out whole, and recovery from failed writes. Its
+// statuses and exceptions are mapped here:
+//   RESOURCE_EXHAUSTED  the disk is full, or memory
+//   DATA_LOSS           RocksDB found damage
+//   UNAVAILABLE         anything else that a file system does to one
+//
+// A write that failed may still come back from RocksDB's log after a crash, and after one RocksDB
+// may refuse every further write. So the write that follows it first opens the database anew and
+// undoes what had failed. If that fails too (the disk is still full), the database is open for
+// reading: serving goes on.
+//
+// Thread-safe. Reads and writes of different threads run at the same time; WriteRecords are one
+// after the other.
+#ifndef KVTIER_STORE_ROCKSDB_DATABASE_H_
+#define KVTIER_STORE_ROCKSDB_DATABASE_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "base/bytes.h"
+#include "base/mutex.h"
+
+namespace rocksdb {
+class Env;
+}
+
+namespace kvtier {
+
+class RocksDbDatabase {
+ public:
+  enum class Family { kSegments, kObjects, kResidency };
+
+  // `env` (may be null: the default) outlives the database.
+  // FAILED_PRECONDITION: in use by another process, or twice in this one.
+  static absl::StatusOr<std::unique_ptr<RocksDbDatabase>> Open(std::string folder,
+                                                               rocksdb::Env* env);
+  ~RocksDbDatabase();
+
+  // --- Records: small, through the write-ahead log, synced.
+  struct RecordChange {
+    Family family;
+    std::string key;
+    std::optional<std::string> value;  // Nothing: removes the record.
+  };
+  // All or nothing, durable once it returns OK. On an error the records are as they were for this
+  // process; a crash may show either.
+  absl::Status WriteRecords(std::span<const RecordChange> changes) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Clears up after a write that failed. After OK nothing is in doubt, and bytes that only the
+  // failed write named may go.
+  absl::Status EnsureWritable() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Every record of a family, in key order. DATA_LOSS: RocksDB found damage; what came before it
+  // has been visited.
+  absl::Status VisitRecords(Family family,
+                            absl::FunctionRef<void(absl::string_view, absl::string_view)> visit)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // --- Segments: written to files of their own, outside the database, then taken in.
+  struct Part {
+    std::string key;
+    ByteSpan bytes;
+  };
+  // `parts` ascend by key and are not empty. Leaves no file unless it is whole and synced.
+  absl::Status WriteSegmentFile(const std::string& file, std::span<const Part> parts)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Moves the files in, all or none, durably.
+  absl::Status IngestSegmentFiles(const std::vector<std::string>& files)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Copies the value into the front of `out`; returns its size. NOT_FOUND; DATA_LOSS when its
+  // file is gone, or it is larger than `out`. RocksDB's checksums of it are not verified.
+  absl::StatusOr<size_t> ReadPart(const std::string& key, MutableByteSpan out)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Removes all keys in [begin, end), whole files at once where they lie inside.
+  absl::Status RemoveSegments(const std::string& begin, const std::string& end)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  struct SegmentFile {
+    std::string first_key, last_key;
+  };
+  absl::StatusOr<std::vector<SegmentFile>> ListSegmentFiles() ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  struct Handle;  // An open rocksdb::DB with its column families.
+  class Access;   // Keeps the handle from being closed.
+
+  RocksDbDatabase(std::string folder, rocksdb::Env* env);
+
+  absl::StatusOr<std::unique_ptr<Handle>> OpenHandle(bool read_only);
+  absl::Status Reopen() ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_);
+  absl::Status EnsureWritableLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_);
+  absl::Status WriteBatch(std::span<const RecordChange> changes);
+  // What undoes them: the present values.
+  absl::StatusOr<std::vector<RecordChange>> Inverse(std::span<const RecordChange> changes);
+  void MarkFailed(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  const std::string folder_;
+  rocksdb::Env* const env_;
+
+  // Held across disk writes, the one lock that is: what it orders are those writes. Readers never
+  // take it. Before mutex_.
+  Mutex write_mutex_;
+  std::vector<RecordChange> undo_ ABSL_GUARDED_BY(write_mutex_);
+
+  Mutex mutex_;
+  CondVar changed_;
+  std::unique_ptr<Handle> handle_ ABSL_GUARDED_BY(mutex_);  // Null only while reopening failed.
+  int users_ ABSL_GUARDED_BY(mutex_) = 0;                   // Accesses that use the handle.
+  bool reopening_ ABSL_GUARDED_BY(mutex_) = false;
+  bool has_failed_ ABSL_GUARDED_BY(mutex_) = false;  // A write did since the last (re)open.
+};
+
+// Files beside the database, through the same Env.
+namespace rocksdb_files {
+absl::StatusOr<bool> Exists(rocksdb::Env* env, const std::string& path);
+absl::StatusOr<std::string> Read(rocksdb::Env* env, const std::string& path);
+// Whole and synced, or not there at all.
+absl::Status WriteAtomically(rocksdb::Env* env, const std::string& folder, const std::string& name,
+                             absl::string_view content);
+// Creates the folder if it is missing; removes every file in it.
+absl::Status EmptyFolder(rocksdb::Env* env, const std::string& folder);
+// Fine if it is not there.
+absl::Status Remove(rocksdb::Env* env, const std::string& path);
+}  // namespace rocksdb_files
+
+}  // namespace kvtier
+
+#endif  // KVTIER_STORE_ROCKSDB_DATABASE_H_

@@ -1,0 +1,177 @@
+// Writes that fail, one after the other: a refused operation leaves nothing behind, what was
+// acknowledged stays whole, and the store goes on when there is room again.
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "base/simulated_clock.h"
+#include "base/status_matchers.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "store/tiered_store.h"
+#include "tests/fault/store/fault_env.h"
+#include "tests/testing/store_checks.h"
+#include "tests/testing/temp_dir.h"
+#include "tests/testing/test_object.h"
+
+namespace kvtier {
+namespace {
+
+constexpr uint64_t kHostBudgetBytes = 64 << 20;
+// Far more than the writes of one operation; the loops end when an operation meets no fault.
+constexpr int kOrdinalMax = 500;
+
+struct DiskFault {
+  std::string name;
+  FaultEnv::Fault fault;
+  bool is_lasting;  // Until healed; else one write fails.
+  absl::StatusCode code;
+};
+
+class DiskFaultTest : public testing::TestWithParam<DiskFault> {
+ protected:
+  DiskFaultTest() {
+    KVTIER_CHECK_OK(Reopen());
+    KVTIER_CHECK_OK(store_->Put(TenantId(), first_, Durability::kDisk));
+  }
+
+  absl::Status Reopen() {
+    store_.reset();
+    absl::StatusOr<std::unique_ptr<TieredStore>> store =
+        OpenTestStore(dir_.File("store"), kHostBudgetBytes, clock_, env_.env());
+    if (store.ok()) store_ = *std::move(store);
+    return store.status();
+  }
+
+  void Fail(int ordinal) {
+    if (GetParam().is_lasting) {
+      env_.FailFrom(ordinal, GetParam().fault);
+    } else {
+      env_.FailOnce(ordinal, GetParam().fault);
+    }
+  }
+
+  absl::Status Check(const CompressedObject& object, uint32_t bands) {
+    return CheckStored(*store_, TenantId(), object, bands);
+  }
+
+  TempDir dir_;
+  FaultEnv env_;
+  SimulatedClock clock_;
+  std::unique_ptr<TieredStore> store_;
+  const CompressedObject first_ = MakeTestObject({.edges = "0.3,0.6,1", .seed = 1});
+};
+
+TEST_P(DiskFaultTest, ARefusedPutLeavesNothingAndCanBeRepeated) {
+  int refused = 0;
+  for (int ordinal = 0; ordinal < kOrdinalMax; ++ordinal) {
+    SCOPED_TRACE(absl::StrCat("write ", ordinal, " fails"));
+    const uint64_t seed = 100 + ordinal;
+    const CompressedObject object = MakeTestObject({.edges = "0.3,0.6,1", .seed = seed});
+    const uint64_t used_bytes = store_->disk_usage()->bytes;
+    const int64_t faults = env_.fault_count();
+    Fail(ordinal);
+    const absl::StatusOr<ObjectStat> put = store_->Put(TenantId(), object, Durability::kDisk);
+    const bool had_fault = env_.fault_count() > faults;
+    KVTIER_EXPECT_OK(Check(first_, 3));  // Serving goes on while the disk is full.
+    env_.Heal();
+    if (!put.ok()) {
+      ++refused;
+      EXPECT_THAT(put, StatusIs(GetParam().code));
+      KVTIER_EXPECT_OK(Check(object, 0));
+      if (ordinal % 3 == 0) {
+        KVTIER_ASSERT_OK(Reopen());
+        KVTIER_EXPECT_OK(Check(object, 0));
+        EXPECT_EQ(store_->disk_usage()->bytes, used_bytes);
+      }
+      KVTIER_ASSERT_OK(store_->Put(TenantId(), object, Durability::kDisk));
+    }
+    KVTIER_EXPECT_OK(Check(object, 3));
+    if (ordinal % 3 == 0 || !had_fault) {
+      KVTIER_ASSERT_OK(Reopen());
+      KVTIER_EXPECT_OK(Check(object, 3));
+      KVTIER_EXPECT_OK(Check(first_, 3));
+    }
+    KVTIER_ASSERT_OK(store_->Delete(TenantId(), object.manifest->key));
+    if (!had_fault) {
+      EXPECT_GT(refused, 5);
+      return;
+    }
+  }
+  FAIL() << "the put never ran without a fault";
+}
+
+TEST_P(DiskFaultTest, ARefusedReplacementLeavesTheOldUpload) {
+  for (int ordinal = 0; ordinal < kOrdinalMax; ++ordinal) {
+    SCOPED_TRACE(absl::StrCat("write ", ordinal, " fails"));
+    const CompressedObject old = MakeTestObject({.edges = "0.3,0.6,1", .seed = 50});
+    const CompressedObject recomputed =
+        MakeTestObject({.edges = "0.3,0.6,1", .seed = 50, .upload_seed = 1});
+    KVTIER_ASSERT_OK(store_->Put(TenantId(), old, Durability::kDisk));
+    KVTIER_ASSERT_OK(store_->DropBands(TenantId(), old.manifest->key, 2));
+    const int64_t faults = env_.fault_count();
+    Fail(ordinal);
+    const absl::StatusOr<ObjectStat> put = store_->Put(TenantId(), recomputed, Durability::kDisk);
+    const bool had_fault = env_.fault_count() > faults;
+    env_.Heal();
+    if (put.ok()) {
+      KVTIER_EXPECT_OK(Check(recomputed, 3));
+    } else {
+      EXPECT_THAT(put, StatusIs(GetParam().code));
+      KVTIER_EXPECT_OK(Check(old, 2));
+    }
+    if (ordinal % 3 == 0) {
+      KVTIER_ASSERT_OK(Reopen());
+      KVTIER_EXPECT_OK(put.ok() ? Check(recomputed, 3) : Check(old, 2));
+    }
+    KVTIER_ASSERT_OK(store_->Delete(TenantId(), old.manifest->key));
+    if (!had_fault) return;
+  }
+  FAIL() << "the put never ran without a fault";
+}
+
+TEST_P(DiskFaultTest, AFailedDropOrDeleteShowsTheOldStateOrTheNew) {
+  for (int ordinal = 0; ordinal < kOrdinalMax; ++ordinal) {
+    SCOPED_TRACE(absl::StrCat("write ", ordinal, " fails"));
+    const CompressedObject object = MakeTestObject({.edges = "0.3,0.6,1", .seed = 60});
+    KVTIER_ASSERT_OK(store_->Put(TenantId(), object, Durability::kDisk));
+    const int64_t faults = env_.fault_count();
+    Fail(ordinal);
+    const absl::Status dropped = store_->DropBands(TenantId(), object.manifest->key, 1);
+    env_.Heal();
+    KVTIER_EXPECT_OK(Check(object, dropped.ok() ? 1 : 3));
+    const uint32_t bands = dropped.ok() ? 1 : 3;
+    Fail(ordinal);
+    const absl::Status deleted = store_->Delete(TenantId(), object.manifest->key);
+    const bool had_fault = env_.fault_count() > faults;
+    env_.Heal();
+    KVTIER_EXPECT_OK(Check(object, deleted.ok() ? 0 : bands));
+    KVTIER_ASSERT_OK(Reopen());
+    // A write that failed may have reached the log all the same.
+    const absl::Status after = Check(object, 0);
+    if (deleted.ok()) {
+      KVTIER_EXPECT_OK(after);
+    } else {
+      EXPECT_TRUE(after.ok() || Check(object, bands).ok() || Check(object, 1).ok()) << after;
+    }
+    KVTIER_EXPECT_OK(Check(first_, 3));
+    if (!after.ok()) {
+      KVTIER_ASSERT_OK(store_->Delete(TenantId(), object.manifest->key));
+    }
+    if (!had_fault) return;
+  }
+  FAIL() << "the operations never ran without a fault";
+}
+
+INSTANTIATE_TEST_SUITE_P(Faults, DiskFaultTest,
+                         testing::Values(DiskFault{"DiskStaysFull", FaultEnv::Fault::kNoSpace, true,
+                                                   absl::StatusCode::kResourceExhausted},
+                                         DiskFault{"DiskIsFullOnce", FaultEnv::Fault::kNoSpace,
+                                                   false, absl::StatusCode::kResourceExhausted},
+                                         DiskFault{"WriteFailsOnce", FaultEnv::Fault::kIoError,
+                                                   false, absl::StatusCode::kUnavailable}),
+                         [](const testing::TestParamInfo<DiskFault>& fault) {
+                           return fault.param.name;
+                         });
+
+}  // namespace
+}  // namespace kvtier
