@@ -50,7 +50,8 @@ inline constexpr uint64_t kObjectBytesMax = 1024 * kGiB;
 // Rows of one (layer, head): a row per token at most.
 inline constexpr uint32_t kRowsPerHeadMax = kContextTokensMax;
 // A canonical descriptor is its token ids (4 bytes each) plus a page of typed fields.
-inline constexpr uint64_t kKeyDescriptorBytesMax = 4 * (uint64_t{kContextTokensMax} + kSystemTokensMax) + 64 * kKiB;
+inline constexpr uint64_t kKeyDescriptorBytesMax =
+    4 * (uint64_t{kContextTokensMax} + kSystemTokensMax) + 64 * kKiB;
 // Names inside manifests and descriptors (recipe, model, codec).
 inline constexpr uint32_t kNameBytesMax = 256;
 
