@@ -1,0 +1,127 @@
+#include "services/metrics.h"
+
+#include <fstream>
+#include <map>
+#include <regex>
+#include <set>
+#include <string>
+#include <vector>
+
+#include <prometheus/text_serializer.h>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "base/clock.h"
+#include "base/status_matchers.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/testing/store_checks.h"
+#include "tests/testing/test_object.h"
+
+namespace kvtier {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+std::vector<prometheus::MetricFamily> Collect(const Metrics& metrics) {
+  std::vector<prometheus::MetricFamily> families;
+  for (const auto& collectable : metrics.collectables()) {
+    for (prometheus::MetricFamily& family : collectable->Collect()) {
+      families.push_back(std::move(family));
+    }
+  }
+  return families;
+}
+
+std::string Export(const Metrics& metrics) {
+  return prometheus::TextSerializer().Serialize(Collect(metrics));
+}
+
+// What one row of the page, or one family, says.
+struct Described {
+  std::string kind;
+  std::set<std::string> labels;
+  friend bool operator==(const Described&, const Described&) = default;
+};
+void PrintTo(const Described& d, std::ostream* os) {
+  *os << d.kind << " " << testing::PrintToString(d.labels);
+}
+
+std::map<std::string, Described> ReadPage() {
+  std::map<std::string, Described> page;
+  std::ifstream file(KVTIER_SOURCE_DIR "/docs/metrics.md");
+  for (std::string line; std::getline(file, line);) {
+    if (!absl::StartsWith(line, "| `kvtier_")) continue;
+    const std::vector<std::string> cells = absl::StrSplit(line, '|');
+    EXPECT_EQ(cells.size(), 7u) << line;
+    const auto strip = [](absl::string_view text) {
+      return std::string(absl::StripAsciiWhitespace(text));
+    };
+    Described described{.kind = strip(cells[2]), .labels = {}};
+    static const std::regex kLabel("`(\\w+)`");
+    for (std::sregex_iterator it(cells[4].begin(), cells[4].end(), kLabel), end; it != end; ++it) {
+      described.labels.insert((*it)[1]);
+    }
+    EXPECT_THAT(strip(cells[3]), testing::Not(IsEmpty())) << "unit missing: " << line;
+    EXPECT_THAT(strip(cells[5]), testing::Not(IsEmpty())) << "text missing: " << line;
+    std::string name = strip(cells[1]);
+    name = name.substr(1, name.size() - 2);  // Without `...`.
+    EXPECT_TRUE(page.emplace(name, described).second) << name << " is described twice";
+  }
+  return page;
+}
+
+TEST(MetricsTest, ThePageDescribesExactlyWhatIsExported) {
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto store, OpenTestStore("", 1 << 20, Clock::Real()));
+  Metrics metrics;
+  metrics.ExportStore(*store);
+  metrics.CountRpc("Fetch", absl::OkStatus(), absl::Milliseconds(3));
+
+  std::map<std::string, Described> exported;
+  for (const prometheus::MetricFamily& family : Collect(metrics)) {
+    SCOPED_TRACE(family.name);
+    Described& described = exported[family.name];
+    described.kind = family.type == prometheus::MetricType::Counter     ? "counter"
+                     : family.type == prometheus::MetricType::Gauge     ? "gauge"
+                     : family.type == prometheus::MetricType::Histogram ? "histogram"
+                                                                        : "other";
+    ASSERT_FALSE(family.metric.empty()) << "no value to see before the first event";
+    for (const prometheus::ClientMetric& metric : family.metric) {
+      for (const auto& label : metric.label) described.labels.insert(label.name);
+    }
+    EXPECT_EQ(absl::EndsWith(family.name, "_total"), described.kind == "counter");
+    EXPECT_TRUE(absl::StartsWith(family.name, "kvtier_"));
+    EXPECT_FALSE(family.help.empty());
+  }
+  EXPECT_EQ(ReadPage(), exported);
+}
+
+TEST(MetricsTest, CountsCallsByMethodAndCode) {
+  Metrics metrics;
+  metrics.CountRpc("Fetch", absl::OkStatus(), absl::Milliseconds(3));
+  metrics.CountRpc("Fetch", absl::OkStatus(), absl::Seconds(2));
+  metrics.CountRpc("Fetch", absl::NotFoundError(""), absl::Milliseconds(1));
+  const std::string text = Export(metrics);
+  EXPECT_THAT(text, HasSubstr("kvtier_rpc_requests_total{code=\"OK\",method=\"Fetch\"} 2"));
+  EXPECT_THAT(text, HasSubstr("kvtier_rpc_requests_total{code=\"NOT_FOUND\",method=\"Fetch\"} 1"));
+  EXPECT_THAT(text, HasSubstr("kvtier_rpc_seconds_count{method=\"Fetch\"} 3"));
+  EXPECT_THAT(text, HasSubstr("kvtier_rpc_seconds_bucket{method=\"Fetch\",le=\"0.004\"} 2"));
+}
+
+TEST(MetricsTest, ReadsTheStoreAtEachScrape) {
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto store, OpenTestStore("", 1 << 20, Clock::Real()));
+  Metrics metrics;
+  metrics.ExportStore(*store);
+  EXPECT_THAT(Export(metrics), HasSubstr("kvtier_store_objects 0"));
+  const CompressedObject object = MakeTestObject({});
+  KVTIER_ASSERT_OK(store->Put(TenantId(), object, Durability::kHost));
+  const std::string text = Export(metrics);
+  EXPECT_THAT(text, HasSubstr("kvtier_store_objects 1"));
+  EXPECT_THAT(text, HasSubstr("kvtier_store_uploads_sealed_total 1"));
+  EXPECT_THAT(text, HasSubstr("kvtier_store_host_budget_bytes 1048576"));
+}
+
+}  // namespace
+}  // namespace kvtier
