@@ -27,8 +27,8 @@ namespace kvtier {
 struct ServerOptions {
   std::string listen = "127.0.0.1:0";          // Port 0: any free one; see port().
   std::string metrics_listen = "127.0.0.1:0";  // Empty: no /metrics.
-  std::string port_file;  // When set, "<grpc port> <metrics port>\n" is written
-                          // there (atomically) once both accept connections.
+  std::string port_file = "";  // When set, "<grpc port> <metrics port>\n" is written
+                               // there (atomically) once both accept connections.
   absl::Duration drain_timeout = absl::Seconds(20);  // Running calls get this long after SIGTERM.
 };
 

@@ -77,7 +77,8 @@ int PollTimeoutMs(absl::Time deadline) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(
-    const std::string& program, const std::vector<std::string>& args, const Options& options) {
+    const std::string& program, const std::vector<std::string>& args,
+    const ChildProcessOptions& options) {
   if (access(program.c_str(), X_OK) != 0) {
     return absl::NotFoundError(absl::StrCat(program, ": ", strerror(errno)));
   }

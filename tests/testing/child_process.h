@@ -28,17 +28,18 @@ struct ExitStatus {
   int signal = 0;      // 0: exited.
 };
 
+struct ChildProcessOptions {
+  std::vector<std::pair<std::string, std::string>> environment = {};  // Added to ours.
+  std::string output_file = "";  // stdout and stderr go there; empty: to ours.
+};
+
 // Any program.
 class ChildProcess {
  public:
-  struct Options {
-    std::vector<std::pair<std::string, std::string>> environment;  // Added to ours.
-    std::string output_file;  // stdout and stderr go there; empty: to ours.
-  };
   // `program` is a path. NOT_FOUND if it is not there.
-  static absl::StatusOr<std::unique_ptr<ChildProcess>> Start(const std::string& program,
-                                                             const std::vector<std::string>& args,
-                                                             const Options& options = {});
+  static absl::StatusOr<std::unique_ptr<ChildProcess>> Start(
+      const std::string& program, const std::vector<std::string>& args,
+      const ChildProcessOptions& options = {});
   // Kills it if it still runs.
   ~ChildProcess();
   ChildProcess(const ChildProcess&) = delete;

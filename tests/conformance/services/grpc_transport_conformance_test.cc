@@ -1,0 +1,110 @@
+// The gRPC transport over a real store and a real socket.
+#include <atomic>
+#include <memory>
+#include <string>
+
+#include "base/clock.h"
+#include "base/mutex.h"
+#include "kvtier/v1/store.grpc.pb.h"
+#include "services/client.h"
+#include "services/metrics.h"
+#include "services/server.h"
+#include "services/store_service.h"
+#include "tests/conformance/transport_conformance.h"
+#include "tests/testing/store_checks.h"
+
+namespace kvtier {
+namespace {
+
+// A store in the middle, made of generated classes alone: it passes on what the real one sends,
+// with damage or not at all. That it can shows that the stream is an ordinary one in both
+// directions.
+class MiddleService final : public v1::StoreService::Service {
+ public:
+  explicit MiddleService(const std::shared_ptr<grpc::Channel>& channel)
+      : stub_(v1::StoreService::NewStub(channel)) {}
+
+  grpc::Status Fetch(grpc::ServerContext* context, const v1::FetchRequest* request,
+                     grpc::ServerWriter<v1::FetchResponse>* writer) override {
+    if (stall.load()) {
+      MutexLock lock(&mutex_);
+      while (!context->IsCancelled()) {  // Woken by nobody: looks a hundred times a second.
+        never_.WaitWithTimeout(&mutex_, absl::Milliseconds(10));
+      }
+      return grpc::Status::CANCELLED;
+    }
+    grpc::ClientContext client_context;
+    const auto stream = stub_->Fetch(&client_context, *request);
+    v1::FetchResponse response;
+    while (stream->Read(&response)) {
+      if (response.has_frame()) {
+        std::string& payload = *response.mutable_frame()->mutable_payload();
+        payload[payload.size() / 2] ^= 0x10;
+      }
+      if (!writer->Write(response)) break;
+    }
+    return stream->Finish();
+  }
+
+  std::atomic<bool> stall{false};
+
+ private:
+  const std::unique_ptr<v1::StoreService::Stub> stub_;
+  Mutex mutex_;
+  CondVar never_;
+};
+
+// One server on a free port, without /metrics.
+std::unique_ptr<Server> Serve(grpc::Service& service, Metrics& metrics) {
+  ServerOptions options;
+  options.metrics_listen = "";
+  options.drain_timeout = absl::Seconds(1);
+  auto server = Server::Start(options, {&service}, metrics);
+  KVTIER_CHECK_OK(server);
+  return *std::move(server);
+}
+
+std::shared_ptr<grpc::Channel> Connect(const Server& server) {
+  return MakeChannel("127.0.0.1:" + std::to_string(server.port()));
+}
+
+class GrpcWorld final : public TransportWorld {
+ public:
+  GrpcWorld()
+      : store_(*OpenTestStore("", uint64_t{256} << 20, Clock::Real())),
+        service_(MakeStoreService({}, *store_, metrics_, Clock::Real())),
+        server_(Serve(*service_, metrics_)),
+        transport_(MakeGrpcTransport(Connect(*server_))) {}
+
+  TieredStore& store() override { return *store_; }
+  Transport& transport() override { return *transport_; }
+  void DamageOnTheWay() override { GoThroughTheMiddle(); }
+  void Stall() override {
+    GoThroughTheMiddle();
+    middle_->stall = true;
+  }
+  void Disconnect() override { server_.reset(); }
+
+ private:
+  void GoThroughTheMiddle() {
+    middle_ = std::make_unique<MiddleService>(Connect(*server_));
+    middle_server_ = Serve(*middle_, metrics_);
+    transport_ = MakeGrpcTransport(Connect(*middle_server_));
+  }
+
+  Metrics metrics_;
+  const std::unique_ptr<TieredStore> store_;
+  const std::unique_ptr<grpc::Service> service_;
+  std::unique_ptr<Server> server_;
+  std::unique_ptr<MiddleService> middle_;
+  std::unique_ptr<Server> middle_server_;
+  std::unique_ptr<Transport> transport_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Grpc, TransportConformanceTest,
+                         testing::Values(TransportCase{
+                             "grpc", [] { return std::make_unique<GrpcWorld>(); }}),
+                         [](const auto& test) { return test.param.name; });
+
+}  // namespace
+}  // namespace kvtier
