@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "base/status_matchers.h"
-#include "compressor/packing.h"
+#include "compressor/dense_reference.h"
 #include "compressor/reference_backend.h"
 #include "compressor/sampler.h"
 #include "gmock/gmock.h"
@@ -13,7 +13,6 @@
 namespace kvtier {
 namespace {
 
-using ::testing::Each;
 using ::testing::FloatNear;
 using ::testing::HasSubstr;
 using ::testing::Pointwise;
@@ -84,6 +83,20 @@ TEST_F(DecoderTest, AllBandsAnswerAsADenseCacheTokenForToken) {
   for (uint64_t seed : {21, 22, 23}) {
     const std::unique_ptr<Decoder> decoder = MakeDecoder(model(), object, kAllBands);
     EXPECT_EQ(Answer(*decoder, Query(seed), 10), DenseAnswer(model(), context_, Query(seed), 10));
+  }
+}
+
+// The same against a decoder that shares no code with backends, spans and packing.
+TEST_F(DecoderTest, AllBandsAnswerAsThePlainDenseDecoder) {
+  const CompressedObject object = Compress();
+  KVTIER_ASSERT_OK_AND_ASSIGN(
+      const auto plain, DenseReferenceDecoder::Create(tiny_.folder->File("tiny"), DType::kF32));
+  std::vector<uint32_t> ids = model().profile().prefix;
+  ids.insert(ids.end(), context_.begin(), context_.end());
+  KVTIER_ASSERT_OK(plain->Prefill(ids));
+  for (uint64_t seed : {21, 22, 23}) {
+    const std::unique_ptr<Decoder> decoder = MakeDecoder(model(), object, kAllBands);
+    EXPECT_THAT(plain->Answer(Query(seed), 10), IsOkAndHolds(Answer(*decoder, Query(seed), 10)));
   }
 }
 
