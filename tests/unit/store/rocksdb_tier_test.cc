@@ -1,0 +1,151 @@
+#include "store/rocksdb_tier.h"
+
+#include <filesystem>
+
+#include "base/status_matchers.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "store/disk_format.h"
+#include "tests/testing/files.h"
+#include "tests/testing/store_checks.h"
+#include "tests/testing/temp_dir.h"
+#include "tests/testing/test_object.h"
+
+namespace kvtier {
+namespace {
+
+const absl::Time kSealedAt = absl::FromUnixSeconds(1'767'225'600);
+
+class RocksDbTierTest : public testing::Test {
+ protected:
+  // What Recover found.
+  std::vector<SealedObject> Open() {
+    tier_.reset();
+    absl::StatusOr<std::unique_ptr<DurableTier>> tier = OpenRocksDbTier({.folder = folder_});
+    EXPECT_THAT(tier, IsOk());
+    tier_ = *std::move(tier);
+    absl::StatusOr<std::vector<SealedObject>> sealed = tier_->Recover();
+    EXPECT_THAT(sealed, IsOk());
+    return *std::move(sealed);
+  }
+  void PutBands(const CompressedObject& object, uint32_t begin, uint32_t end) {
+    const uint32_t layers = object.manifest->geometry.layer_count();
+    for (uint32_t band = begin; band < end; ++band) {
+      KVTIER_ASSERT_OK(tier_->PutBand(*object.manifest, BandIndex(band),
+                                      std::span(object.segments).subspan(band * layers, layers)));
+    }
+  }
+  absl::Status Seal(const CompressedObject& object) {
+    return tier_->Seal(tenant_, *object.manifest, kSealedAt);
+  }
+
+  TempDir dir_;
+  const std::string folder_ = dir_.File("store");
+  const TenantId tenant_;
+  std::unique_ptr<DurableTier> tier_;
+  const CompressedObject object_ = MakeTestObject({.edges = "0.3,0.6,1"});
+  const UploadId upload_ = object_.manifest->upload_id;
+};
+
+TEST_F(RocksDbTierTest, SealedObjectsComeBackAndOthersAreGone) {
+  EXPECT_THAT(Open(), testing::IsEmpty());
+  const CompressedObject unsealed = MakeTestObject({.edges = "0.3,0.6,1", .seed = 2});
+  PutBands(object_, 0, 3);
+  PutBands(unsealed, 0, 3);
+  KVTIER_ASSERT_OK(Seal(object_));
+
+  const std::vector<SealedObject> sealed = Open();
+  ASSERT_EQ(sealed.size(), 1u);
+  EXPECT_EQ(*sealed[0].manifest, *object_.manifest);
+  EXPECT_EQ(sealed[0].tenant, tenant_);
+  EXPECT_EQ(sealed[0].resident_bands, 3u);
+  EXPECT_EQ(sealed[0].sealed_at, kSealedAt);
+  EXPECT_EQ(tier_->BandCount(unsealed.manifest->upload_id), 0u);
+  EXPECT_TRUE(std::filesystem::is_empty(folder_ + "/staging"));
+}
+
+TEST_F(RocksDbTierTest, SealRefusesAnIncompleteUpload) {
+  Open();
+  PutBands(object_, 0, 2);
+  EXPECT_THAT(Seal(object_), StatusIs(absl::StatusCode::kFailedPrecondition,
+                                      testing::HasSubstr("2 bands are here")));
+  KVTIER_EXPECT_OK(tier_->SealPrefix(tenant_, *object_.manifest, 2, kSealedAt));
+  EXPECT_EQ(Open()[0].resident_bands, 2u);
+}
+
+TEST_F(RocksDbTierTest, BandsGivenUpStayGoneAndTheirSpaceComesBack) {
+  Open();
+  const CompressedObject large =
+      MakeTestObject({.head_dim = 128, .context_tokens = 2000, .edges = "0.5,1", .seed = 9});
+  PutBands(large, 0, 2);
+  KVTIER_ASSERT_OK(Seal(large));
+  const uint64_t before = FolderBytes(folder_);
+  KVTIER_ASSERT_OK(tier_->DropBands(large.manifest->upload_id, 1));
+  EXPECT_LE(FolderBytes(folder_), before - large.manifest->bands[1].encoded_bytes());
+  const std::vector<SealedObject> sealed = Open();
+  ASSERT_EQ(sealed.size(), 1u);
+  EXPECT_EQ(sealed[0].resident_bands, 1u);
+}
+
+TEST_F(RocksDbTierTest, LoweredResidencySurvivesAndTheBytesAreStillServedUntilThen) {
+  Open();
+  PutBands(object_, 0, 3);
+  KVTIER_ASSERT_OK(Seal(object_));
+  KVTIER_ASSERT_OK(tier_->LowerResidency(upload_, 1));
+  KVTIER_EXPECT_OK(tier_->Get(*object_.manifest, BandIndex(2), LayerIndex(0)));
+  EXPECT_EQ(Open()[0].resident_bands, 1u);
+  EXPECT_EQ(tier_->BandCount(upload_), 1u);
+  KVTIER_ASSERT_OK(tier_->LowerResidency(upload_, 0));
+  KVTIER_EXPECT_OK(tier_->Get(*object_.manifest, BandIndex(0), LayerIndex(0)));
+  EXPECT_THAT(Open(), testing::IsEmpty());
+}
+
+TEST_F(RocksDbTierTest, UnsealRemovesTheCurrentUploadOnly) {
+  Open();
+  PutBands(object_, 0, 3);
+  KVTIER_ASSERT_OK(Seal(object_));
+  const CompressedObject recomputed = MakeTestObject({.edges = "0.3,0.6,1", .upload_seed = 1});
+  PutBands(recomputed, 0, 3);
+  KVTIER_ASSERT_OK(Seal(recomputed));
+  EXPECT_EQ(tier_->BandCount(upload_), 3u);  // Until somebody drops it.
+  KVTIER_ASSERT_OK(tier_->Unseal(tenant_, object_.manifest->key, upload_));
+  EXPECT_EQ(tier_->BandCount(recomputed.manifest->upload_id), 3u);
+  KVTIER_ASSERT_OK(tier_->Unseal(tenant_, object_.manifest->key, recomputed.manifest->upload_id));
+  EXPECT_THAT(Open(), testing::IsEmpty());
+}
+
+TEST_F(RocksDbTierTest, AnotherFormatIsRefusedByNameAndUntouched) {
+  Open();
+  tier_.reset();
+  WriteFile(folder_ + "/FORMAT", "kvtier store format 7\n");
+  EXPECT_THAT(OpenRocksDbTier({.folder = folder_}),
+              StatusIs(absl::StatusCode::kFailedPrecondition, testing::HasSubstr("format 7")));
+  std::filesystem::remove(folder_ + "/FORMAT");
+  EXPECT_THAT(OpenRocksDbTier({.folder = folder_}),
+              StatusIs(absl::StatusCode::kFailedPrecondition, testing::HasSubstr("FORMAT")));
+}
+
+TEST_F(RocksDbTierTest, AFolderHasOneOwner) {
+  Open();
+  EXPECT_THAT(OpenRocksDbTier({.folder = folder_}),
+              StatusIs(absl::StatusCode::kFailedPrecondition, testing::HasSubstr("in use")));
+}
+
+TEST_F(RocksDbTierTest, AFolderThatCannotBeMadeIsUnavailable) {
+  WriteFile(dir_.File("file"), "");
+  EXPECT_THAT(OpenRocksDbTier({.folder = dir_.File("file/store")}),
+              StatusIs(absl::StatusCode::kUnavailable));
+}
+
+TEST_F(RocksDbTierTest, ChargesAtLeastWhatItTakesOnDisk) {
+  Open();
+  const CompressedObject large =
+      MakeTestObject({.head_dim = 128, .context_tokens = 4000, .edges = "0.2,1", .seed = 9});
+  const uint64_t before = FolderBytes(folder_);
+  PutBands(large, 0, 2);
+  EXPECT_LE(FolderBytes(folder_) - before, tier_->Usage().bytes);
+  EXPECT_LE(tier_->Usage().bytes, large.manifest->total_bytes() * 11 / 10);
+}
+
+}  // namespace
+}  // namespace kvtier

@@ -1,0 +1,376 @@
+#include "store/tiered_store.h"
+
+#include <thread>
+#include <vector>
+
+#include "base/limits.h"
+#include "base/log.h"
+#include "base/simulated_clock.h"
+#include "base/status_matchers.h"
+#include "base/sync_point.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/testing/store_checks.h"
+#include "tests/testing/temp_dir.h"
+#include "tests/testing/test_object.h"
+
+namespace kvtier {
+namespace {
+
+using testing::HasSubstr;
+
+class TieredStoreTest : public testing::Test {
+ protected:
+  static constexpr uint64_t kPlenty = 64 << 20;
+  static constexpr uint32_t kBands = 6;
+
+  TieredStoreTest() { Open(kPlenty); }
+
+  void Open(uint64_t host_bytes, bool with_disk = true, uint64_t disk_bytes = 0) {
+    store_.reset();
+    absl::StatusOr<std::unique_ptr<TieredStore>> store =
+        OpenTestStore(with_disk ? dir_.File("store") : "", host_bytes, clock_, nullptr, disk_bytes);
+    KVTIER_CHECK_OK(store);
+    store_ = *std::move(store);
+  }
+  absl::StatusOr<ObjectStat> Put(const CompressedObject& object,
+                                 Durability durability = Durability::kDisk) {
+    return store_->Put(tenant_, object, durability);
+  }
+  absl::Status Check(const CompressedObject& object, uint32_t bands) {
+    return CheckStored(*store_, tenant_, object, bands);
+  }
+  ObjectStat Stat(const CompressedObject& object) {
+    absl::StatusOr<ObjectStat> stat = store_->Stat(tenant_, object.manifest->key);
+    KVTIER_CHECK_OK(stat);
+    return *stat;
+  }
+  static CompressedObject Object(uint64_t seed, uint64_t upload_seed = 0) {
+    return MakeTestObject({.seed = seed, .upload_seed = upload_seed});
+  }
+  static uint64_t Bytes(const CompressedObject& object) { return object.manifest->total_bytes(); }
+
+  TempDir dir_;
+  SimulatedClock clock_;
+  const TenantId tenant_;
+  std::unique_ptr<TieredStore> store_;
+  const CompressedObject a_ = Object(1);
+  const CompressedObject b_ = Object(2);
+};
+
+// --- Put -----------------------------------------------------------------------------------------
+
+TEST_F(TieredStoreTest, ServesWhatWasPutFromHostAndAfterARestartFromDisk) {
+  KVTIER_ASSERT_OK_AND_ASSIGN(const ObjectStat stat, Put(a_));
+  EXPECT_EQ(stat.resident_bands, kBands);
+  EXPECT_EQ(stat.host_bands, kBands);
+  EXPECT_EQ(stat.disk_bands, kBands);
+  EXPECT_EQ(stat.sealed_at, clock_.Now());
+  KVTIER_EXPECT_OK(Check(a_, kBands));
+  EXPECT_EQ(store_->counters().host_hits, 1u);
+  Open(kPlenty);
+  EXPECT_EQ(Stat(a_).host_bands, 0u);
+  KVTIER_EXPECT_OK(Check(a_, kBands));
+  EXPECT_EQ(store_->counters().disk_hits, 1u);
+  // What was read with room to spare is in host memory now.
+  EXPECT_EQ(Stat(a_).host_bands, kBands);
+  KVTIER_EXPECT_OK(Check(a_, kBands));
+  EXPECT_EQ(store_->counters().host_hits, 1u);
+}
+
+TEST_F(TieredStoreTest, HostDurabilityLastsAsLongAsTheProcess) {
+  KVTIER_ASSERT_OK(Put(a_, Durability::kHost));
+  EXPECT_EQ(Stat(a_).disk_bands, 0u);
+  KVTIER_EXPECT_OK(Check(a_, kBands));
+  Open(kPlenty);
+  KVTIER_EXPECT_OK(Check(a_, 0));
+}
+
+TEST_F(TieredStoreTest, DiskDurabilityNeedsADisk) {
+  Open(kPlenty, /*with_disk=*/false);
+  EXPECT_THAT(Put(a_), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("no disk")));
+  KVTIER_ASSERT_OK(Put(a_, Durability::kHost));
+  KVTIER_EXPECT_OK(Check(a_, kBands));
+  EXPECT_EQ(store_->disk_usage(), std::nullopt);
+}
+
+TEST_F(TieredStoreTest, AnUploadResumesAndIsSealedOnce) {
+  const std::vector<std::byte> bytes = ConcatenateSegments(a_);
+  EXPECT_THAT(store_->UploadedBytes(tenant_, a_.manifest->upload_id),
+              StatusIs(absl::StatusCode::kNotFound));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto first,
+                              store_->StartUpload(tenant_, a_.manifest, Durability::kDisk));
+  KVTIER_ASSERT_OK(first->Append(0, std::span(bytes).first(bytes.size() / 2)));
+  EXPECT_THAT(store_->FinishUpload(first),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("bytes have arrived")));
+  KVTIER_EXPECT_OK(Check(a_, 0));
+
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto second,
+                              store_->StartUpload(tenant_, a_.manifest, Durability::kDisk));
+  EXPECT_EQ(second, first);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const uint64_t from,
+                              store_->UploadedBytes(tenant_, a_.manifest->upload_id));
+  KVTIER_ASSERT_OK(second->Append(from, std::span(bytes).subspan(from)));
+  KVTIER_ASSERT_OK(store_->FinishUpload(second));
+  KVTIER_EXPECT_OK(store_->FinishUpload(first));
+  EXPECT_EQ(store_->counters().uploads_sealed, 1u);
+  EXPECT_THAT(store_->UploadedBytes(tenant_, a_.manifest->upload_id), IsOkAndHolds(bytes.size()));
+  KVTIER_EXPECT_OK(Check(a_, kBands));
+}
+
+TEST_F(TieredStoreTest, AnUploadIdNamesOneObjectOnly) {
+  auto other = std::make_shared<Manifest>(*b_.manifest);
+  other->upload_id = a_.manifest->upload_id;
+  KVTIER_ASSERT_OK(store_->StartUpload(tenant_, a_.manifest, Durability::kDisk));
+  EXPECT_THAT(store_->StartUpload(tenant_, other, Durability::kDisk),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("another object")));
+  store_->AbandonUpload(tenant_, a_.manifest->upload_id);
+  KVTIER_ASSERT_OK(Put(a_));
+  EXPECT_THAT(store_->StartUpload(tenant_, other, Durability::kDisk),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+  const TenantId stranger = *TenantId::FromString("stranger");
+  EXPECT_THAT(store_->StartUpload(stranger, a_.manifest, Durability::kDisk),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(store_->UploadedBytes(stranger, a_.manifest->upload_id),
+              StatusIs(absl::StatusCode::kNotFound));
+}
+
+TEST_F(TieredStoreTest, RefusesAnInconsistentManifest) {
+  auto manifest = std::make_shared<Manifest>(*a_.manifest);
+  manifest->bands[1].layers[0].heads[0].rows += 1;
+  EXPECT_THAT(store_->StartUpload(tenant_, manifest, Durability::kDisk),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+TEST_F(TieredStoreTest, OpenUploadsAreBoundedAndIdleOnesGo) {
+  for (uint64_t i = 0; i < limits::kUploadsMax; ++i) {
+    KVTIER_ASSERT_OK(store_->StartUpload(tenant_, Object(100 + i).manifest, Durability::kDisk));
+  }
+  EXPECT_THAT(store_->StartUpload(tenant_, a_.manifest, Durability::kDisk),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("kUploadsMax")));
+  clock_.AdvanceTime(limits::kUploadIdleMax + absl::Seconds(1));
+  KVTIER_EXPECT_OK(store_->StartUpload(tenant_, a_.manifest, Durability::kDisk));
+  EXPECT_THAT(store_->UploadedBytes(tenant_, Object(100).manifest->upload_id),
+              StatusIs(absl::StatusCode::kNotFound));
+}
+
+TEST_F(TieredStoreTest, AnAbandonedUploadCannotBeFinished) {
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto upload,
+                              store_->StartUpload(tenant_, a_.manifest, Durability::kDisk));
+  KVTIER_ASSERT_OK(upload->Append(0, ConcatenateSegments(a_)));
+  store_->AbandonUpload(tenant_, a_.manifest->upload_id);
+  EXPECT_THAT(store_->FinishUpload(upload), StatusIs(absl::StatusCode::kNotFound));
+  KVTIER_EXPECT_OK(Check(a_, 0));
+}
+
+// --- Replacing -----------------------------------------------------------------------------------
+
+TEST_F(TieredStoreTest, AWholeObjectIsNotReplaced) {
+  KVTIER_ASSERT_OK(Put(a_, Durability::kHost));
+  const CompressedObject again = Object(1, 1);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const ObjectStat stat, Put(again, Durability::kDisk));
+  EXPECT_EQ(stat.manifest->upload_id, a_.manifest->upload_id);
+  // But the durability that was asked for now holds.
+  EXPECT_EQ(stat.durability, Durability::kDisk);
+  Open(kPlenty);
+  KVTIER_EXPECT_OK(Check(a_, kBands));
+}
+
+TEST_F(TieredStoreTest, CompressingAgainRestoresRatioOneWhileAReaderHoldsTheOldUpload) {
+  KVTIER_ASSERT_OK(Put(a_));
+  KVTIER_ASSERT_OK(store_->DropBands(tenant_, a_.manifest->key, 3));
+  KVTIER_ASSERT_OK_AND_ASSIGN(auto reader, store_->Pin(tenant_, a_.manifest->key, std::nullopt));
+  const CompressedObject again = Object(1, 1);
+  KVTIER_ASSERT_OK(Put(again));
+  KVTIER_EXPECT_OK(Check(again, kBands));
+  KVTIER_EXPECT_OK(CheckPinned(*reader, a_, 3));
+  EXPECT_THAT(store_->Pin(tenant_, a_.manifest->key, a_.manifest->upload_id),
+              StatusIs(absl::StatusCode::kAborted));
+  const uint64_t with_both = store_->disk_usage()->bytes;
+  reader.reset();
+  EXPECT_LT(store_->disk_usage()->bytes, with_both);
+  EXPECT_EQ(store_->host_usage().bytes, Bytes(again));
+  KVTIER_EXPECT_OK(Check(again, kBands));
+  Open(kPlenty);
+  KVTIER_EXPECT_OK(Check(again, kBands));
+}
+
+TEST_F(TieredStoreTest, WhatIsOnDiskIsReplacedOnDisk) {
+  KVTIER_ASSERT_OK(Put(a_));
+  KVTIER_ASSERT_OK(store_->DropBands(tenant_, a_.manifest->key, 2));
+  const CompressedObject again = Object(1, 1);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const ObjectStat stat, Put(again, Durability::kHost));
+  EXPECT_EQ(stat.durability, Durability::kDisk);
+  Open(kPlenty);
+  KVTIER_EXPECT_OK(Check(again, kBands));
+}
+
+// --- Giving up -----------------------------------------------------------------------------------
+
+TEST_F(TieredStoreTest, DroppedBandsAreGoneButForThoseWhoPinnedThem) {
+  KVTIER_ASSERT_OK(Put(a_));
+  KVTIER_ASSERT_OK_AND_ASSIGN(auto reader, store_->Pin(tenant_, a_.manifest->key, std::nullopt));
+  KVTIER_ASSERT_OK(store_->DropBands(tenant_, a_.manifest->key, 2));
+  EXPECT_EQ(store_->counters().bands_dropped, kBands - 2);
+  KVTIER_EXPECT_OK(Check(a_, 2));
+  EXPECT_EQ(Stat(a_).host_bands, 2u);
+  KVTIER_EXPECT_OK(CheckPinned(*reader, a_, kBands));
+  EXPECT_EQ(store_->host_usage().bytes, Bytes(a_));
+  reader.reset();
+  EXPECT_EQ(store_->host_usage().bytes, a_.manifest->PrefixBytes(2));
+  KVTIER_EXPECT_OK(store_->DropBands(tenant_, a_.manifest->key, 5));  // Fewer already.
+  EXPECT_THAT(store_->DropBands(tenant_, a_.manifest->key, 0),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(store_->DropBands(tenant_, b_.manifest->key, 1),
+              StatusIs(absl::StatusCode::kNotFound));
+  Open(kPlenty);
+  KVTIER_EXPECT_OK(Check(a_, 2));
+}
+
+TEST_F(TieredStoreTest, ADeletedObjectIsGoneButForThoseWhoPinnedIt) {
+  KVTIER_ASSERT_OK(Put(a_));
+  KVTIER_ASSERT_OK_AND_ASSIGN(auto reader, store_->Pin(tenant_, a_.manifest->key, std::nullopt));
+  KVTIER_ASSERT_OK(store_->Delete(tenant_, a_.manifest->key));
+  KVTIER_EXPECT_OK(Check(a_, 0));
+  EXPECT_THAT(store_->Delete(tenant_, a_.manifest->key), StatusIs(absl::StatusCode::kNotFound));
+  KVTIER_EXPECT_OK(CheckPinned(*reader, a_, kBands));
+  reader.reset();
+  EXPECT_EQ(store_->host_usage().bytes, 0u);
+  EXPECT_EQ(store_->disk_usage()->bytes, 0u);
+  EXPECT_EQ(store_->object_count(), 0u);
+  KVTIER_ASSERT_OK(Put(a_));  // The same upload id may come again now.
+  KVTIER_EXPECT_OK(Check(a_, kBands));
+}
+
+TEST_F(TieredStoreTest, TenantsDoNotSeeEachOther) {
+  const TenantId other = *TenantId::FromString("other");
+  KVTIER_ASSERT_OK(Put(a_));
+  KVTIER_EXPECT_OK(CheckStored(*store_, other, a_, 0));
+  EXPECT_THAT(store_->List(other, std::nullopt, 10), testing::IsEmpty());
+  EXPECT_THAT(store_->Delete(other, a_.manifest->key), StatusIs(absl::StatusCode::kNotFound));
+  KVTIER_EXPECT_OK(Check(a_, kBands));
+}
+
+TEST_F(TieredStoreTest, ListsInKeyOrderInPages) {
+  std::vector<Key> keys;
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    KVTIER_ASSERT_OK(Put(Object(seed), Durability::kHost));
+    keys.push_back(Object(seed).manifest->key);
+  }
+  std::ranges::sort(keys);
+  std::vector<Key> listed;
+  std::optional<Key> after;
+  for (;;) {
+    const std::vector<ObjectStat> page = store_->List(tenant_, after, 2);
+    if (page.empty()) break;
+    EXPECT_LE(page.size(), 2u);
+    for (const ObjectStat& stat : page) listed.push_back(stat.manifest->key);
+    after = listed.back();
+  }
+  EXPECT_EQ(listed, keys);
+}
+
+// --- Host memory ---------------------------------------------------------------------------------
+
+TEST_F(TieredStoreTest, BandsLeaveHostFromTheTopOfTheColdestObjectOnceItIsOnDisk) {
+  Open(Bytes(a_) + Bytes(b_));
+  KVTIER_ASSERT_OK(Put(a_, Durability::kHost));
+  KVTIER_ASSERT_OK(Put(b_, Durability::kHost));
+  KVTIER_EXPECT_OK(Check(a_, kBands));  // b is the colder one now.
+  const CompressedObject small = MakeTestObject({.context_tokens = 6, .seed = 3});
+  KVTIER_ASSERT_OK(Put(small, Durability::kHost));
+  EXPECT_EQ(Stat(a_).host_bands, kBands);
+  EXPECT_EQ(Stat(a_).disk_bands, 0u);
+  EXPECT_EQ(Stat(b_).disk_bands, kBands);
+  EXPECT_EQ(Stat(b_).host_bands, kBands - 1);
+  EXPECT_EQ(store_->counters().bands_demoted, 1u);
+  for (const CompressedObject* object : {&a_, &b_, &small}) {
+    KVTIER_EXPECT_OK(Check(*object, kBands));
+  }
+  EXPECT_LE(store_->host_usage().bytes, store_->host_usage().budget_bytes);
+}
+
+TEST_F(TieredStoreTest, WithoutADiskHostMemoryIsALimit) {
+  Open(Bytes(a_) + Bytes(b_) / 2, /*with_disk=*/false);
+  KVTIER_ASSERT_OK(Put(a_, Durability::kHost));
+  EXPECT_THAT(Put(b_, Durability::kHost),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("host_budget_bytes")));
+  KVTIER_EXPECT_OK(Check(b_, 0));
+  KVTIER_EXPECT_OK(Check(a_, kBands));
+  EXPECT_EQ(store_->host_usage().bytes, Bytes(a_));
+  KVTIER_ASSERT_OK(store_->Delete(tenant_, a_.manifest->key));
+  KVTIER_EXPECT_OK(Put(b_, Durability::kHost));
+}
+
+TEST_F(TieredStoreTest, AnObjectLargerThanHostMemoryIsServedFromDisk) {
+  Open(a_.manifest->PrefixBytes(2));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const ObjectStat stat, Put(a_));
+  EXPECT_EQ(stat.host_bands, 2u);
+  KVTIER_EXPECT_OK(Check(a_, kBands));
+  EXPECT_EQ(store_->counters().disk_hits, 1u);
+  EXPECT_EQ(Stat(a_).host_bands, 2u);  // No room to promote.
+}
+
+TEST_F(TieredStoreTest, WithAFullDiskAHostObjectGivesUpItsTopBandInstead) {
+  Open(Bytes(a_) + Bytes(b_) / 4, /*with_disk=*/true, /*disk_bytes=*/1);
+  KVTIER_ASSERT_OK(Put(a_, Durability::kHost));
+  EXPECT_THAT(Put(b_, Durability::kDisk),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("disk budget")));
+  KVTIER_ASSERT_OK(Put(b_, Durability::kHost));
+  const uint32_t kept = Stat(a_).resident_bands;
+  EXPECT_LT(kept, kBands);
+  EXPECT_GE(kept, 1u);
+  EXPECT_EQ(store_->counters().bands_dropped, kBands - kept);
+  KVTIER_EXPECT_OK(Check(a_, kept));
+  KVTIER_EXPECT_OK(Check(b_, kBands));
+}
+
+// --- Counters and races --------------------------------------------------------------------------
+
+TEST_F(TieredStoreTest, EveryRequestIsAHitAMissOrAFailure) {
+  KVTIER_ASSERT_OK(Put(a_));
+  KVTIER_EXPECT_OK(Check(a_, kBands));
+  KVTIER_EXPECT_OK(Check(b_, 0));
+  EXPECT_THAT(store_->Pin(tenant_, a_.manifest->key, b_.manifest->upload_id),
+              StatusIs(absl::StatusCode::kAborted));
+  KVTIER_EXPECT_OK(
+      store_->Pin(tenant_, a_.manifest->key, a_.manifest->upload_id));  // Reads nothing.
+  Open(kPlenty);
+  KVTIER_EXPECT_OK(Check(a_, kBands));
+  const StoreCounters& counters = store_->counters();
+  EXPECT_EQ(counters.requests,
+            counters.host_hits + counters.disk_hits + counters.misses + counters.failures);
+  EXPECT_EQ(counters.disk_hits, 1u);
+}
+
+TEST_F(TieredStoreTest, ReadingPastThePinnedBandsIsOutOfRange) {
+  KVTIER_ASSERT_OK(Put(a_));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto reader,
+                              store_->Pin(tenant_, a_.manifest->key, std::nullopt));
+  EXPECT_THAT(reader->Read(BandIndex(kBands), LayerIndex(0)),
+              StatusIs(absl::StatusCode::kOutOfRange));
+  EXPECT_THAT(reader->Read(BandIndex(0), LayerIndex(3)), StatusIs(absl::StatusCode::kOutOfRange));
+}
+
+#ifdef KVTIER_SYNC_POINTS
+TEST_F(TieredStoreTest, ReadersAreServedWhileAnotherObjectIsBeingSealed) {
+  KVTIER_ASSERT_OK(Put(a_));
+  absl::Status during = absl::UnknownError("the point was not passed");
+  const ScopedSyncPoint at("store.seal.before_manifest", [&] { during = Check(a_, kBands); });
+  KVTIER_ASSERT_OK(Put(b_));
+  KVTIER_EXPECT_OK(during);
+}
+
+TEST_F(TieredStoreTest, ABandDemotedBetweenHostAndDiskIsStillRead) {
+  KVTIER_ASSERT_OK(Put(a_));
+  Open(kPlenty);
+  bool is_first = true;
+  const ScopedSyncPoint at("store.read.after_host_miss", [&] {
+    if (std::exchange(is_first, false)) Put(b_).IgnoreError();
+  });
+  KVTIER_EXPECT_OK(Check(a_, kBands));
+}
+#endif
+
+}  // namespace
+}  // namespace kvtier

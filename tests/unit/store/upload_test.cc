@@ -1,0 +1,112 @@
+#include "store/upload.h"
+
+#include <algorithm>
+#include <random>
+#include <vector>
+
+#include "base/status_matchers.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/testing/random.h"
+#include "tests/testing/test_object.h"
+
+namespace kvtier {
+namespace {
+
+class UploadTest : public testing::Test {
+ protected:
+  UploadTest() : upload_(*Upload::Create(object_.manifest)) {}
+
+  absl::Status Append(uint64_t begin, uint64_t end) {
+    return upload_->Append(begin, std::span(bytes_).subspan(begin, end - begin));
+  }
+  void ExpectWhole() {
+    ASSERT_TRUE(upload_->complete());
+    const std::vector<SegmentRef> segments = upload_->segments();
+    ASSERT_EQ(segments.size(), object_.segments.size());
+    for (size_t i = 0; i < segments.size(); ++i) {
+      EXPECT_TRUE(std::ranges::equal(segments[i].bytes(), object_.segments[i].bytes())) << i;
+    }
+  }
+
+  const CompressedObject object_ = MakeTestObject({.seed = 3});
+  std::vector<std::byte> bytes_ = ConcatenateSegments(object_);
+  const uint64_t first_bytes_ = object_.segments[0].bytes().size();
+  const std::shared_ptr<Upload> upload_;
+};
+
+TEST_F(UploadTest, TakesTheWholeObjectAtOnce) {
+  EXPECT_FALSE(upload_->complete());
+  KVTIER_ASSERT_OK(Append(0, bytes_.size()));
+  EXPECT_EQ(upload_->uploaded_bytes(), bytes_.size());
+  ExpectWhole();
+}
+
+TEST_F(UploadTest, TakesPiecesOfAnySizeWithRepeats) {
+  const uint64_t seed = TestSeed();
+  SCOPED_TRACE(SeedTrace(seed));
+  std::mt19937_64 random(seed);
+  uint64_t received = 0;
+  uint64_t uploaded = 0;
+  while (received < bytes_.size()) {
+    const uint64_t begin = RandomUniform(random, 0, received);
+    const uint64_t end =
+        RandomUniform(random, begin, std::min<uint64_t>(bytes_.size(), begin + 5000));
+    KVTIER_ASSERT_OK(Append(begin, end));
+    received = std::max(received, end);
+    EXPECT_GE(upload_->uploaded_bytes(), uploaded);
+    EXPECT_LE(upload_->uploaded_bytes(), received);
+    uploaded = upload_->uploaded_bytes();
+  }
+  ExpectWhole();
+  KVTIER_EXPECT_OK(Append(0, bytes_.size()));  // All of it repeated.
+  ExpectWhole();
+}
+
+TEST_F(UploadTest, CountsWholeSegmentsOnly) {
+  KVTIER_ASSERT_OK(Append(0, first_bytes_ - 1));
+  EXPECT_EQ(upload_->uploaded_bytes(), 0u);
+  KVTIER_ASSERT_OK(Append(first_bytes_ - 1, first_bytes_));
+  EXPECT_EQ(upload_->uploaded_bytes(), first_bytes_);
+}
+
+TEST_F(UploadTest, RefusesAGap) {
+  KVTIER_ASSERT_OK(Append(0, 100));
+  EXPECT_THAT(Append(101, 102),
+              StatusIs(absl::StatusCode::kInvalidArgument, testing::HasSubstr("gap between 100")));
+  KVTIER_EXPECT_OK(Append(100, 102));
+}
+
+TEST_F(UploadTest, RefusesWhatReachesPastTheEnd) {
+  std::vector<std::byte> more = bytes_;
+  more.push_back(std::byte{0});
+  EXPECT_THAT(upload_->Append(0, more), StatusIs(absl::StatusCode::kInvalidArgument,
+                                                 testing::HasSubstr("past the object's end")));
+  EXPECT_THAT(upload_->Append(~uint64_t{0}, more), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_EQ(upload_->uploaded_bytes(), 0u);
+}
+
+TEST_F(UploadTest, AWrongSegmentIsNamedAndCanBeSentAgain) {
+  KVTIER_ASSERT_OK(Append(0, first_bytes_));
+  bytes_[first_bytes_ + 7] ^= std::byte{1};
+  EXPECT_THAT(
+      Append(first_bytes_, bytes_.size()),
+      StatusIs(absl::StatusCode::kInvalidArgument,
+               testing::AllOf(testing::HasSubstr("band 0, layer 1"), testing::HasSubstr("head"))));
+  EXPECT_EQ(upload_->uploaded_bytes(), first_bytes_);
+  EXPECT_FALSE(upload_->complete());
+  bytes_[first_bytes_ + 7] ^= std::byte{1};
+  KVTIER_ASSERT_OK(Append(first_bytes_, bytes_.size()));
+  ExpectWhole();
+}
+
+TEST_F(UploadTest, PassesEmptySegments) {
+  const CompressedObject tiny = MakeTestObject(
+      {.layers = 2, .kv_heads = 1, .system_tokens = 0, .context_tokens = 3, .seed = 5});
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto upload, Upload::Create(tiny.manifest));
+  KVTIER_ASSERT_OK(upload->Append(0, ConcatenateSegments(tiny)));
+  EXPECT_TRUE(upload->complete());
+}
+
+}  // namespace
+}  // namespace kvtier
