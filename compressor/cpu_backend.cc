@@ -88,8 +88,7 @@ struct Tile {
 
 class CpuBackend final : public HostBackend {
  public:
-  explicit CpuBackend(CpuBackendOptions options)
-      : pool_(options.threads), kernels_(BestCpuKernels()) {}
+  CpuBackend(int threads, const CpuKernels& kernels) : pool_(threads), kernels_(kernels) {}
 
   absl::string_view name() const override { return "cpu"; }
 
@@ -449,7 +448,15 @@ absl::Status CpuBackend::RunScoreColumnMax(const ScoreArgs& args) {
 }  // namespace
 
 std::unique_ptr<Backend> MakeCpuBackend(CpuBackendOptions options) {
-  return std::make_unique<CpuBackend>(options);
+  if (options.kernels.empty()) {
+    return std::make_unique<CpuBackend>(options.threads, BestCpuKernels());
+  }
+  for (const CpuKernels* kernels : {Avx512Kernels(), Avx2Kernels(), BaselineKernels()}) {
+    if (kernels != nullptr && options.kernels == kernels->name) {
+      return std::make_unique<CpuBackend>(options.threads, *kernels);
+    }
+  }
+  return nullptr;
 }
 
 }  // namespace kvtier

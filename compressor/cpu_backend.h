@@ -8,6 +8,7 @@
 #define KVTIER_COMPRESSOR_CPU_BACKEND_H_
 
 #include <memory>
+#include <string>
 
 #include "compressor/backend.h"
 
@@ -16,10 +17,12 @@ namespace kvtier {
 struct CpuBackendOptions {
   // Threads that work on one operation, its caller included. 0: all cores.
   int threads = 0;
+  // Instructions to use: "avx512", "avx2", "baseline"; empty: the best that the machine has.
+  std::string kernels = "";
 };
 
 // Thread-safe: callers share the pool, and each works on its own operation meanwhile, so that none
-// waits for another's.
+// waits for another's. Null when `options.kernels` names instructions that the machine lacks.
 std::unique_ptr<Backend> MakeCpuBackend(CpuBackendOptions options = {});
 
 }  // namespace kvtier

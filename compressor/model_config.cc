@@ -196,12 +196,12 @@ absl::StatusOr<ModelConfig> ModelConfig::Parse(absl::string_view config_json) {
   if (config.kv_heads > limits::kKvHeadsMax) {  // By default it is num_attention_heads.
     return Bad("num_key_value_heads", absl::StrCat("is above ", limits::kKvHeadsMax));
   }
+  if (object.find("head_dim") == object.end() && config.hidden % config.q_heads != 0) {
+    return Bad("hidden_size", "is no multiple of num_attention_heads, and head_dim is missing");
+  }
   if (config.head_dim > limits::kHeadDimMax || config.head_dim % 2 != 0) {
     return Bad("head_dim",
                absl::StrCat("is ", config.head_dim, ", not even or above ", limits::kHeadDimMax));
-  }
-  if (object.find("head_dim") == object.end() && config.hidden % config.q_heads != 0) {
-    return Bad("hidden_size", "is no multiple of num_attention_heads, and head_dim is missing");
   }
   return config;
 }

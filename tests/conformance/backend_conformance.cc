@@ -1,0 +1,555 @@
+#include "tests/conformance/backend_conformance.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/bytes.h"
+#include "base/half.h"
+#include "base/status_matchers.h"
+#include "compressor/reference_backend.h"
+#include "gmock/gmock.h"
+#include "tests/testing/random.h"
+
+namespace kvtier {
+namespace {
+
+using Floats = std::vector<float>;
+
+Floats RandomFloats(std::mt19937_64& random, int64_t count, float size = 1) {
+  std::uniform_real_distribution<float> uniform(-size, size);
+  Floats values(static_cast<size_t>(count));
+  for (float& value : values) value = uniform(random);
+  return values;
+}
+
+std::string Encode(const Floats& values, DType dtype) {
+  std::string bytes;
+  ByteWriter writer(&bytes);
+  for (float value : values) {
+    if (dtype == DType::kF32) writer.WriteF32(value);
+    if (dtype == DType::kF16) writer.WriteU16(float16(value).bits);
+    if (dtype == DType::kBf16) writer.WriteU16(bfloat16(value).bits);
+  }
+  return bytes;
+}
+
+Tensor MakeTensor(Backend& backend, const Floats& values, DType dtype, int64_t rows, int64_t cols) {
+  auto tensor = backend.Allocate(dtype, rows, cols);
+  KVTIER_EXPECT_OK(tensor);
+  KVTIER_EXPECT_OK(backend.Upload(AsBytes(Encode(values, dtype)), *tensor));
+  return *std::move(tensor);
+}
+// Of the backend's activation dtype.
+Tensor MakeActivations(Backend& backend, const Floats& values, int64_t rows, int64_t cols) {
+  return MakeTensor(backend, values, backend.activation_dtype(), rows, cols);
+}
+
+Floats Read(Backend& backend, const Tensor& tensor) {
+  std::string bytes(tensor.bytes(), '\0');
+  KVTIER_EXPECT_OK(backend.Download(tensor, AsMutableBytes(bytes)));
+  ByteReader reader(AsBytes(bytes));
+  Floats values;
+  for (int64_t i = 0; i < tensor.rows() * tensor.cols(); ++i) {
+    if (tensor.dtype() == DType::kF32) values.push_back(*reader.ReadF32());
+    if (tensor.dtype() == DType::kF16) {
+      values.push_back(static_cast<float>(float16::FromBits(*reader.ReadU16())));
+    }
+    if (tensor.dtype() == DType::kBf16) {
+      values.push_back(static_cast<float>(bfloat16::FromBits(*reader.ReadU16())));
+    }
+  }
+  return values;
+}
+
+// |a - b| <= absolute + relative * |b|, NaN nowhere.
+void ExpectNear(const Floats& a, const Floats& b, double absolute, double relative) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    ASSERT_LE(std::abs(double{a[i]} - b[i]), absolute + relative * std::abs(b[i]))
+        << "at " << i << ": " << a[i] << ", reference " << b[i];
+  }
+}
+
+// Keys and values of one layer on one backend.
+struct Layer {
+  Tensor keys;
+  Tensor values;
+  KvLayerView view;
+};
+Layer MakeLayer(Backend& backend, const Floats& keys, const Floats& values, DType dtype,
+                int64_t heads, int64_t capacity, int64_t dim) {
+  Layer layer{.keys = MakeTensor(backend, keys, dtype, heads * capacity, dim),
+              .values = MakeTensor(backend, values, dtype, heads * capacity, dim),
+              .view = {}};
+  layer.view = {.keys = layer.keys.data(),
+                .values = layer.values.data(),
+                .dtype = dtype,
+                .kv_heads = heads,
+                .capacity = capacity,
+                .head_dim = dim};
+  return layer;
+}
+
+struct AttentionCase {
+  int64_t heads = 2;
+  int64_t group = 1;
+  int64_t dim = 64;
+  int64_t rows = 1;                               // Of queries.
+  std::vector<std::vector<uint32_t>> spans = {};  // [heads][spans] rows each
+  int64_t tail_before = 0;                        // Tail rows before the new ones.
+  DType dtype = DType::kF32;
+  float q_size = 1;  // Large: peaked attention.
+  std::string ToString() const {
+    std::string text =
+        absl::StrCat("heads ", heads, " group ", group, " dim ", dim, " rows ", rows,
+                     " tail_before ", tail_before, " ", DTypeName(dtype), " q ", q_size, " spans");
+    for (const auto& head : spans) {
+      absl::StrAppend(&text, " |");
+      for (uint32_t span : head) absl::StrAppend(&text, " ", span);
+    }
+    return text;
+  }
+};
+
+// The case's output on one backend; equal seeds give equal inputs.
+Floats RunAttention(Backend& backend, const AttentionCase& c, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  const int64_t width = c.heads * c.group * c.dim;
+  const int64_t tail_rows = c.tail_before + c.rows;
+  const int64_t capacity = tail_rows + 3;  // Rows behind the tail must not be read.
+  const Tensor q =
+      MakeActivations(backend, RandomFloats(random, c.rows * width, c.q_size), c.rows, width);
+  Floats tail_keys = RandomFloats(random, c.heads * capacity * c.dim);
+  Floats tail_values = RandomFloats(random, c.heads * capacity * c.dim);
+  for (int64_t h = 0; h < c.heads; ++h) {
+    const auto behind = static_cast<int64_t>((h * capacity + tail_rows) * c.dim);
+    std::fill_n(tail_keys.begin() + behind, 3 * c.dim, std::nanf(""));
+    std::fill_n(tail_values.begin() + behind, 3 * c.dim, std::nanf(""));
+  }
+  const Layer tail = MakeLayer(backend, tail_keys, tail_values, c.dtype, c.heads, capacity, c.dim);
+  std::vector<Tensor> memory;
+  std::vector<std::vector<RowSpan>> spans(static_cast<size_t>(c.heads));
+  for (size_t h = 0; h < c.spans.size(); ++h) {
+    for (uint32_t rows : c.spans[h]) {
+      memory.push_back(
+          MakeTensor(backend, RandomFloats(random, rows * c.dim), c.dtype, rows, c.dim));
+      const auto* keys = static_cast<const std::byte*>(memory.back().data());
+      memory.push_back(
+          MakeTensor(backend, RandomFloats(random, rows * c.dim), c.dtype, rows, c.dim));
+      const auto* values = static_cast<const std::byte*>(memory.back().data());
+      spans[h].push_back({.keys = keys, .values = values, .rows = rows, .positions = nullptr});
+    }
+  }
+  HeadSpans views(spans.begin(), spans.end());
+  auto out = backend.Allocate(backend.activation_dtype(), c.rows, width);
+  KVTIER_EXPECT_OK(out);
+  KVTIER_EXPECT_OK(backend.Attention({.q = q,
+                                      .spans = c.spans.empty() ? nullptr : &views,
+                                      .span_dtype = c.dtype,
+                                      .tail = tail.view,
+                                      .tail_rows = tail_rows,
+                                      .scale = 1 / std::sqrt(static_cast<float>(c.dim)),
+                                      .out = *out}));
+  return Read(backend, *out);
+}
+
+// fp32 logits are off by about 2^-22 of the largest; so are the weights, and the sum of values of
+// size 1. 16-bit activations round the output itself.
+double AttentionTolerance(const Backend& backend, const AttentionCase& c) {
+  const double largest_logit = c.q_size * std::sqrt(static_cast<double>(c.dim));
+  const double sums = 5e-7 * (4 + largest_logit);
+  if (backend.activation_dtype() == DType::kBf16) return sums + 1e-2;
+  return backend.activation_dtype() == DType::kF16 ? sums + 2e-3 : sums;
+}
+
+TEST_P(BackendConformanceTest, AttentionEqualsTheReferenceOverShapes) {
+  const uint64_t seed = TestSeed();
+  SCOPED_TRACE(SeedTrace(seed));
+  const std::vector<std::vector<std::vector<uint32_t>>> layouts = {
+      {},                                  // no spans at all
+      {{}, {}},                            // heads without a span
+      {{1}, {}},                           // one row in one head
+      {{3, 64, 17}, {130, 1}},             // several, uneven between heads
+      {{0, 5, 0}, {63, 65, 64, 1, 200}}};  // empty spans; edges of a tile
+  const DType dtypes[] = {DType::kF32, DType::kF16, DType::kBf16};
+  const int64_t tails[] = {0, 5, 70};
+  size_t index = 0;
+  for (int64_t group : {1, 2, 3, 8}) {
+    for (int64_t dim : {32, 64, 128}) {
+      for (int64_t rows : {1, 2, 7, 64}) {
+        for (int repeat = 0; repeat < 3; ++repeat, ++index) {
+          const AttentionCase c{.heads = 2,
+                                .group = group,
+                                .dim = dim,
+                                .rows = rows,
+                                .spans = layouts[index % layouts.size()],
+                                .tail_before = tails[index / 5 % 3],
+                                .dtype = dtypes[(index / 2 + repeat) % 3],
+                                .q_size = index % 7 == 0 ? 60.0f : 2.0f};
+          SCOPED_TRACE(c.ToString());
+          ExpectNear(RunAttention(*backend_, c, seed + index),
+                     RunAttention(*reference_, c, seed + index), AttentionTolerance(*backend_, c),
+                     1e-5);
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+// Sizes that no vector divides, and a decode step long enough to be cut into parts.
+TEST_P(BackendConformanceTest, AttentionHandlesOddSizes) {
+  if (!backend_->host_addressable()) GTEST_SKIP() << "device kernels list their head dims";
+  for (const AttentionCase& c :
+       {AttentionCase{.dim = 20, .rows = 3, .spans = {{7}, {9, 2}}, .tail_before = 1},
+        AttentionCase{.group = 2, .dim = 6, .rows = 65, .spans = {}, .tail_before = 2},
+        AttentionCase{
+            .group = 4, .dim = 64, .rows = 1, .spans = {{6000}, {100}}, .dtype = DType::kBf16},
+        AttentionCase{.group = 2, .dim = 32, .rows = 5, .spans = {{2048, 2048}, {2047, 1, 1}}}}) {
+    SCOPED_TRACE(c.ToString());
+    ExpectNear(RunAttention(*backend_, c, 5), RunAttention(*reference_, c, 5),
+               AttentionTolerance(*backend_, c), 1e-5);
+  }
+}
+
+TEST_P(BackendConformanceTest, AttentionOfOneRowIsItsValue) {
+  // The only visible row: softmax is 1, whatever the logit.
+  const AttentionCase c{.heads = 2, .group = 2, .dim = 64, .rows = 1, .q_size = 1000};
+  std::mt19937_64 random(3);
+  RandomFloats(random, c.rows * c.heads * c.group * c.dim, c.q_size);
+  RandomFloats(random, c.heads * 4 * c.dim);
+  const Floats values = RandomFloats(random, c.heads * 4 * c.dim);
+  const Floats out = RunAttention(*backend_, c, 3);
+  for (int64_t head = 0; head < 4; ++head) {
+    for (int64_t d = 0; d < 64; ++d) {
+      ASSERT_NEAR(out[static_cast<size_t>(head * 64 + d)],
+                  values[static_cast<size_t>(head / 2 * 4 * 64 + d)], 1e-2);
+    }
+  }
+}
+
+struct ScoreCase {
+  int64_t heads = 2;
+  int64_t group = 2;
+  int64_t dim = 64;
+  int64_t q_rows = 5;
+  int64_t sink_rows = 2;
+  int64_t chunk_begin = 2;
+  int64_t chunk_end = 5;
+  int64_t capacity = 8;
+  DType dtype = DType::kF32;
+  float q_size = 1;
+  int64_t nan_query = -1;  // A query row that is NaN.
+};
+
+Floats RunScore(Backend& backend, const ScoreCase& c, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  const int64_t width = c.heads * c.group * c.dim;
+  Floats queries = RandomFloats(random, c.q_rows * width, c.q_size);
+  if (c.nan_query >= 0) {
+    std::fill_n(queries.begin() + c.nan_query * width, width,
+                std::numeric_limits<float>::quiet_NaN());
+  }
+  const Tensor q = MakeActivations(backend, queries, c.q_rows, width);
+  const Floats keys = RandomFloats(random, c.heads * c.capacity * c.dim);
+  const Layer cache = MakeLayer(backend, keys, keys, c.dtype, c.heads, c.capacity, c.dim);
+  const int64_t repeat_capacity = c.q_rows + 2;
+  const Floats own = RandomFloats(random, c.heads * repeat_capacity * c.dim);
+  const Layer repeat = MakeLayer(backend, own, own, c.dtype, c.heads, repeat_capacity, c.dim);
+  const int64_t columns = c.chunk_end - c.chunk_begin;
+  const int64_t stride = columns + 4;
+  Floats out(static_cast<size_t>(c.heads * stride), 7.0f);
+  KVTIER_EXPECT_OK(backend.ScoreColumnMax({.q = q,
+                                           .cache = cache.view,
+                                           .sink_rows = c.sink_rows,
+                                           .chunk_begin = c.chunk_begin,
+                                           .chunk_end = c.chunk_end,
+                                           .repeat = repeat.view,
+                                           .scale = 1 / std::sqrt(static_cast<float>(c.dim)),
+                                           .out = out.data(),
+                                           .out_stride = stride}));
+  KVTIER_EXPECT_OK(backend.Synchronize());
+  return out;
+}
+
+TEST_P(BackendConformanceTest, ScoreColumnMaxEqualsTheReference) {
+  const ScoreCase cases[] = {
+      {},
+      {.sink_rows = 0, .chunk_begin = 0},                                           // no sinks
+      {.group = 1, .q_rows = 1, .sink_rows = 0, .chunk_begin = 3, .chunk_end = 4},  // one column
+      {.group = 3,
+       .dim = 32,
+       .q_rows = 66,
+       .sink_rows = 60,
+       .chunk_begin = 70,
+       .chunk_end = 134,
+       .capacity = 134,
+       .dtype = DType::kBf16},
+      {.group = 8,
+       .dim = 128,
+       .q_rows = 40,
+       .sink_rows = 1,
+       .chunk_begin = 1,
+       .chunk_end = 130,
+       .capacity = 140,
+       .dtype = DType::kF16},
+      {.group = 2,
+       .dim = 64,
+       .q_rows = 129,
+       .sink_rows = 64,
+       .chunk_begin = 65,
+       .chunk_end = 128,
+       .capacity = 200,
+       .q_size = 40},
+  };
+  for (const ScoreCase& c : cases) {
+    SCOPED_TRACE(absl::StrCat("group ", c.group, " dim ", c.dim, " q_rows ", c.q_rows, " chunk [",
+                              c.chunk_begin, ", ", c.chunk_end, ")"));
+    const Floats mine = RunScore(*backend_, c, 11);
+    // A log score is a difference of logits of size q_size * sqrt(dim) and a sum of exponentials.
+    ExpectNear(mine, RunScore(*reference_, c, 11), 2e-6 * (4 + c.q_size * 12), 1e-6);
+    const int64_t stride = c.chunk_end - c.chunk_begin + 4;
+    for (int64_t h = 0; h < c.heads; ++h) {
+      for (int64_t j = 0; j < stride; ++j) {
+        const float score = mine[static_cast<size_t>(h * stride + j)];
+        if (j < stride - 4) {
+          ASSERT_LE(score, 0.0f);
+        } else {
+          ASSERT_EQ(score, 7.0f) << "written past the chunk";
+        }
+      }
+    }
+  }
+}
+
+TEST_P(BackendConformanceTest, ScoreShowsNanAndLeavesEmptyChunksAlone) {
+  const Floats scores = RunScore(*backend_, {.nan_query = 2}, 1);
+  EXPECT_TRUE(std::isnan(scores[0])) << "a NaN must reach the ranking, which refuses it";
+  for (float untouched : RunScore(*backend_, {.chunk_begin = 4, .chunk_end = 4}, 1)) {
+    EXPECT_EQ(untouched, 7.0f);
+  }
+}
+
+TEST_P(BackendConformanceTest, LinearEqualsTheReference) {
+  std::mt19937_64 random(TestSeed());
+  const int64_t shapes[][2] = {{1, 1}, {5, 3}, {64, 256}, {264, 32}, {1000, 72}, {130, 4096}};
+  for (const auto& [out, in] : shapes) {
+    for (DType dtype : {DType::kF32, DType::kF16, DType::kBf16}) {
+      const std::string weights = Encode(RandomFloats(random, out * in), dtype);
+      KVTIER_ASSERT_OK_AND_ASSIGN(const auto mine,
+                                  backend_->PrepareLinear(AsBytes(weights), dtype, out, in));
+      KVTIER_ASSERT_OK_AND_ASSIGN(const auto theirs,
+                                  reference_->PrepareLinear(AsBytes(weights), dtype, out, in));
+      EXPECT_EQ(mine->in_features(), in);
+      EXPECT_EQ(mine->out_features(), out);
+      EXPECT_GE(mine->bytes(), static_cast<uint64_t>(in * out));
+      for (int64_t rows : {1, 2, 7, 8, 64, 75}) {
+        SCOPED_TRACE(absl::StrCat("[", rows, ", ", in, "] x [", out, "] ", DTypeName(dtype)));
+        const Floats x = RandomFloats(random, rows * in);
+        const auto run = [&](Backend& backend, const LinearWeights& w) {
+          const Tensor from = MakeActivations(backend, x, rows, in);
+          auto to = backend.Allocate(backend.activation_dtype(), rows, out);
+          KVTIER_EXPECT_OK(to);
+          KVTIER_EXPECT_OK(backend.Linear(from, w, *to));
+          return Read(backend, *to);
+        };
+        ExpectNear(run(*backend_, *mine), run(*reference_, *theirs),
+                   1e-6 * std::sqrt(static_cast<double>(in)), 1e-5);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_P(BackendConformanceTest, ElementwiseOperationsEqualTheReference) {
+  for (const auto& [rows, cols] :
+       std::vector<std::pair<int64_t, int64_t>>{{1, 8}, {3, 40}, {2, 64}, {70, 256}, {513, 72}}) {
+    std::mt19937_64 random(TestSeed() + static_cast<uint64_t>(rows));
+    Floats a = RandomFloats(random, rows * cols, 3);
+    const Floats b = RandomFloats(random, rows * cols, 3);
+    a[0] = 90;  // Outliers: exp of them overflows and underflows.
+    a[1] = -90;
+    a[2] = 1e-30f;
+    const Floats weight = RandomFloats(random, cols);
+    struct Results {
+      Floats norm, sum, silu;
+    };
+    const auto run = [&, rows_ = rows, cols_ = cols](Backend& backend) {
+      Results results;
+      const Tensor x = MakeActivations(backend, a, rows_, cols_);
+      const Tensor y = MakeActivations(backend, b, rows_, cols_);
+      const Tensor w = MakeTensor(backend, weight, DType::kF32, 1, cols_);
+      auto out = backend.Allocate(backend.activation_dtype(), rows_, cols_);
+      KVTIER_EXPECT_OK(out);
+      KVTIER_EXPECT_OK(backend.RmsNorm(x, w, 1e-5f, *out));
+      results.norm = Read(backend, *out);
+      KVTIER_EXPECT_OK(backend.SiluMul(x, y, *out));
+      results.silu = Read(backend, *out);
+      KVTIER_EXPECT_OK(backend.AddInPlace(x, y));
+      results.sum = Read(backend, x);
+      return results;
+    };
+    const Results mine = run(*backend_);
+    const Results theirs = run(*reference_);
+    ExpectNear(mine.norm, theirs.norm, 1e-6, 2e-6);
+    ExpectNear(mine.silu, theirs.silu, 1e-6, 2e-6);
+    ExpectNear(mine.sum, theirs.sum, 0, 0);
+  }
+}
+
+TEST_P(BackendConformanceTest, RopeEqualsTheReferenceAndKeepsLengths) {
+  std::mt19937_64 random(TestSeed());
+  for (int64_t dim : {2, 64, 128}) {
+    RopeTable table{.inverse_frequencies = {}, .attention_scaling = 1.0f};
+    for (int64_t d = 0; d < dim; d += 2) {
+      table.inverse_frequencies.push_back(
+          1.0f / std::pow(10000.0f, static_cast<float>(d) / static_cast<float>(dim)));
+    }
+    const int64_t heads = 3;
+    const int64_t rows = 37;
+    const Floats x = RandomFloats(random, rows * heads * dim);
+    const auto run = [&](Backend& backend) {
+      const Tensor tensor = MakeActivations(backend, x, rows, heads * dim);
+      KVTIER_EXPECT_OK(backend.Rope(tensor, heads, table, 12345));
+      return Read(backend, tensor);
+    };
+    const Floats mine = run(*backend_);
+    ExpectNear(mine, run(*reference_), 2e-6, 0);
+    for (size_t i = 0; i < mine.size(); i += static_cast<size_t>(dim)) {
+      double before = 0;
+      double after = 0;
+      for (size_t d = i; d < i + static_cast<size_t>(dim); ++d) {
+        before += double{x[d]} * x[d];
+        after += double{mine[d]} * mine[d];
+      }
+      ASSERT_NEAR(before, after, 1e-5 * (1 + before));
+    }
+  }
+}
+
+TEST_P(BackendConformanceTest, EmbedCopiesRowsOfAnyDtype) {
+  std::mt19937_64 random(TestSeed());
+  const std::vector<uint32_t> ids{3, 0, 9, 3};
+  for (DType dtype : {DType::kF32, DType::kF16, DType::kBf16}) {
+    const Floats values = RandomFloats(random, 10 * 40);
+    const auto run = [&](Backend& backend) {
+      const Tensor table = MakeTensor(backend, values, dtype, 10, 40);
+      auto out = backend.Allocate(backend.activation_dtype(), 4, 40);
+      KVTIER_EXPECT_OK(out);
+      KVTIER_EXPECT_OK(backend.Embed(ids, table, *out));
+      return Read(backend, *out);
+    };
+    ExpectNear(run(*backend_), run(*reference_), 0, 0);
+  }
+  const Tensor table = MakeTensor(*backend_, Floats(40), DType::kF32, 1, 40);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Tensor out,
+                              backend_->Allocate(backend_->activation_dtype(), 1, 40));
+  const std::vector<uint32_t> unknown{1};
+  EXPECT_THAT(backend_->Embed(unknown, table, out), StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+// AppendKv rounds to nearest even and touches its rows only; GatherRows gives the same bytes back.
+TEST_P(BackendConformanceTest, AppendAndGatherAreExact) {
+  std::mt19937_64 random(TestSeed());
+  const int64_t heads = 3;
+  const int64_t dim = 64;
+  const int64_t capacity = 10;
+  const int64_t rows = 4;
+  const int64_t at = 5;
+  for (DType dtype : {DType::kF32, DType::kF16, DType::kBf16}) {
+    Floats k = RandomFloats(random, rows * heads * dim);
+    const Floats v = RandomFloats(random, rows * heads * dim);
+    k[0] = 1.0f + 0x1p-8f;      // A tie of bf16: to even, 1.
+    k[1] = 1.0f + 3 * 0x1p-8f;  // To even, 1 + 2^-6.
+    k[2] = 1e-6f;               // A subnormal half.
+    const Floats zeros(static_cast<size_t>(heads * capacity * dim), 0.25f);
+    const Layer layer = MakeLayer(*backend_, zeros, zeros, dtype, heads, capacity, dim);
+    const Tensor k_rows = MakeActivations(*backend_, k, rows, heads * dim);
+    const Tensor v_rows = MakeActivations(*backend_, v, rows, heads * dim);
+    KVTIER_ASSERT_OK(backend_->AppendKv(k_rows, v_rows, layer.view, at));
+    const Floats k_seen = Read(*backend_, k_rows);
+    const Floats v_seen = Read(*backend_, v_rows);
+    const std::vector<uint32_t> positions{8, 4, 5};
+    const size_t row_bytes = static_cast<size_t>(dim) * DTypeBytes(dtype);
+    for (int64_t h = 0; h < heads; ++h) {
+      std::vector<std::byte> keys(3 * row_bytes);
+      std::vector<std::byte> values(3 * row_bytes);
+      KVTIER_ASSERT_OK(backend_->GatherRows(layer.view, h, positions, keys.data(), values.data()));
+      const auto expected = [&](const Floats& from, int64_t row) {
+        const auto begin = from.begin() + (row * heads + h) * dim;
+        return Encode(Floats(begin, begin + dim), dtype);
+      };
+      const auto untouched = Encode(Floats(static_cast<size_t>(dim), 0.25f), dtype);
+      EXPECT_EQ(ToString(ByteSpan(keys)), expected(k_seen, 3) + untouched + expected(k_seen, 0));
+      EXPECT_EQ(ToString(ByteSpan(values)), expected(v_seen, 3) + untouched + expected(v_seen, 0));
+    }
+  }
+}
+
+TEST_P(BackendConformanceTest, RefusesShapesThatDoNotFit) {
+  const auto bad = StatusIs(absl::StatusCode::kInvalidArgument);
+  const Floats zeros(2 * 8 * 64);
+  const Layer layer = MakeLayer(*backend_, zeros, zeros, DType::kBf16, 2, 8, 64);
+  const Tensor q = MakeActivations(*backend_, Floats(3 * 256), 3, 256);
+  const Tensor out = MakeActivations(*backend_, Floats(3 * 256), 3, 256);
+  const AttentionArgs good{.q = q,
+                           .span_dtype = DType::kBf16,
+                           .tail = layer.view,
+                           .tail_rows = 3,
+                           .scale = 0.125f,
+                           .out = out};
+  KVTIER_EXPECT_OK(backend_->Attention(good));
+  AttentionArgs args = good;
+  args.tail_rows = 2;
+  EXPECT_THAT(backend_->Attention(args), bad) << "fewer tail rows than queries";
+  args = good;
+  args.tail_rows = 9;
+  EXPECT_THAT(backend_->Attention(args), bad) << "past the capacity";
+  args = good;
+  args.span_dtype = DType::kF32;
+  EXPECT_THAT(backend_->Attention(args), bad) << "dtypes differ";
+  const HeadSpans one_head(1);
+  args = good;
+  args.spans = &one_head;
+  EXPECT_THAT(backend_->Attention(args), bad) << "spans of one head, tail of two";
+  args = good;
+  args.tail.head_dim = 48;
+  EXPECT_THAT(backend_->Attention(args), bad) << "256 columns are no multiple of 2 * 48";
+
+  EXPECT_THAT(backend_->AppendKv(q, q, layer.view, 0), bad);
+  EXPECT_THAT(backend_->AddInPlace(q, TensorView(out).Rows(0, 2)), bad);
+  const std::string weights(256 * 2, '\0');
+  EXPECT_THAT(backend_->PrepareLinear(AsBytes(weights), DType::kBf16, 2, 256), bad);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto linear,
+                              backend_->PrepareLinear(AsBytes(weights), DType::kBf16, 1, 256));
+  EXPECT_THAT(backend_->Linear(q, *linear, out), bad);
+  const std::vector<uint32_t> position{8};
+  std::vector<std::byte> row(128);
+  EXPECT_THAT(backend_->GatherRows(layer.view, 0, position, row.data(), row.data()), bad);
+  std::vector<float> scores(8);
+  ScoreArgs score{.q = q,
+                  .cache = layer.view,
+                  .sink_rows = 2,
+                  .chunk_begin = 1,
+                  .chunk_end = 5,
+                  .repeat = layer.view,
+                  .scale = 1,
+                  .out = scores.data(),
+                  .out_stride = 4};
+  EXPECT_THAT(backend_->ScoreColumnMax(score), bad) << "sinks inside the chunk";
+  EXPECT_THAT(backend_->Allocate(DType::kF32, -1, 4), bad);
+}
+
+}  // namespace
+
+void BackendConformanceTest::SetUp() {
+  backend_ = GetParam().make();
+  if (backend_ == nullptr) GTEST_SKIP() << "this machine cannot run " << GetParam().name;
+  reference_ = MakeReferenceBackend();
+}
+
+}  // namespace kvtier
