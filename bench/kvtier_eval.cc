@@ -336,6 +336,9 @@ int Main(int argc, char** argv) {
   config.contains_help_flags = [](absl::string_view file) {
     return absl::EndsWith(file, "kvtier_eval.cc");
   };
+  config.normalize_filename = [](absl::string_view file) {
+    return std::string(file.substr(std::min(file.rfind("bench/"), file.size())));
+  };
   absl::SetFlagsUsageConfig(config);
   // --random-seeds and --random_seeds are the same flag.
   std::vector<std::string> words(argv, argv + argc);
