@@ -65,9 +65,10 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
   // A peer that vanished without a word is noticed while a call waits for it.
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
-  // A restarted server is found again soon.
+  // A restarted server is found again soon. (The "minimum" is how long one attempt to connect may
+  // take: a server on a busy machine needs more than a moment for its first answer.)
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 10'000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2'000);
   // A connection of its own for each channel: two of them do not share one TCP window.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);

@@ -51,7 +51,7 @@ TEST(StatusGrpcTest, RetryDelayIsEncodedAsOrdinaryClientsExpect) {
             std::string("\x0a\x08\x08\x01\x10\x80\xca\xb5\xee\x01", 10));
 }
 
-TEST(StatusGrpcTest, DelaysOutsideWhatCanBeSaidAreBrought) {
+TEST(StatusGrpcTest, DelaysThatCannotBeSaidAreClamped) {
   const absl::Status busy = absl::ResourceExhaustedError("busy");
   EXPECT_EQ(RetryAfter(WithRetryAfter(busy, -absl::Seconds(1))), absl::ZeroDuration());
   EXPECT_EQ(RetryAfter(WithRetryAfter(busy, absl::InfiniteDuration())),
