@@ -84,6 +84,15 @@ rocksdb::ColumnFamilyOptions MakeSegmentsOptions() {
   return options;
 }
 
+// Direct writes are several times faster than filling the page cache and syncing it, and what was
+// just written is in host memory anyway.
+rocksdb::EnvOptions MakeFileOptions(bool direct_writes) {
+  rocksdb::EnvOptions options;
+  options.use_direct_writes = direct_writes;
+  options.writable_file_max_buffer_size = 4 << 20;
+  return options;
+}
+
 rocksdb::ColumnFamilyOptions MakeRecordsOptions() {
   rocksdb::ColumnFamilyOptions options;
   options.compression = rocksdb::kNoCompression;
@@ -157,9 +166,23 @@ absl::StatusOr<std::unique_ptr<RocksDbDatabase>> RocksDbDatabase::Open(std::stri
   std::unique_ptr<RocksDbDatabase> database(new RocksDbDatabase(std::move(folder), env));
   KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<Handle> handle,
                           database->OpenHandle(/*read_only=*/false));
+  database->direct_writes_ = database->HasDirectWrites();
   MutexLock lock(&database->mutex_);
   database->handle_ = std::move(handle);
   return database;
+}
+
+// Some file systems refuse them (tmpfs does).
+bool RocksDbDatabase::HasDirectWrites() {
+  const std::string file = folder_ + "/direct-writes.probe";
+  const absl::Status opened = Rocks(file, [&] {
+    std::unique_ptr<rocksdb::WritableFile> probe;
+    const rocksdb::Status status = env_->NewWritableFile(file, &probe, MakeFileOptions(true));
+    return status.ok() ? probe->Close() : status;
+  });
+  rocksdb_files::Remove(env_, file).IgnoreError();  // Empty, and RocksDB ignores it.
+  if (!opened.ok()) KVTIER_LOG(INFO) << "no direct writes here: " << opened.message();
+  return opened.ok();
 }
 
 absl::StatusOr<std::unique_ptr<RocksDbDatabase::Handle>> RocksDbDatabase::OpenHandle(
@@ -328,7 +351,7 @@ absl::Status RocksDbDatabase::WriteSegmentFile(const std::string& file,
                                                std::span<const Part> parts) {
   const absl::Status written = Rocks(absl::StrCat("write ", file), [&] {
     // Without a column family: the writer must not keep the database from being reopened.
-    rocksdb::SstFileWriter writer(rocksdb::EnvOptions(),
+    rocksdb::SstFileWriter writer(MakeFileOptions(direct_writes_),
                                   rocksdb::Options(MakeDbOptions(env_), MakeSegmentsOptions()),
                                   /*column_family=*/nullptr, /*invalidate_page_cache=*/false);
     rocksdb::Status status = writer.Open(file);

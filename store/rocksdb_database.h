@@ -94,6 +94,7 @@ class RocksDbDatabase {
   RocksDbDatabase(std::string folder, rocksdb::Env* env);
 
   absl::StatusOr<std::unique_ptr<Handle>> OpenHandle(bool read_only);
+  bool HasDirectWrites();
   absl::Status Reopen() ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_);
   absl::Status EnsureWritableLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_);
   absl::Status WriteBatch(std::span<const RecordChange> changes);
@@ -103,6 +104,7 @@ class RocksDbDatabase {
 
   const std::string folder_;
   rocksdb::Env* const env_;
+  bool direct_writes_ = false;  // Constant after Open.
 
   // Held across disk writes, the one lock that is: what it orders are those writes. Readers never
   // take it. Before mutex_.

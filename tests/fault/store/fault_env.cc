@@ -50,6 +50,20 @@ class FaultFile final : public rocksdb::FSWritableFileOwnerWrapper {
     rocksdb::IOStatus status = state_->Write();
     return status.ok() ? target()->Append(data, options, info, context) : status;
   }
+  // Direct writes.
+  rocksdb::IOStatus PositionedAppend(const rocksdb::Slice& data, uint64_t offset,
+                                     const rocksdb::IOOptions& options,
+                                     rocksdb::IODebugContext* context) override {
+    rocksdb::IOStatus status = state_->Write();
+    return status.ok() ? target()->PositionedAppend(data, offset, options, context) : status;
+  }
+  rocksdb::IOStatus PositionedAppend(const rocksdb::Slice& data, uint64_t offset,
+                                     const rocksdb::IOOptions& options,
+                                     const rocksdb::DataVerificationInfo& info,
+                                     rocksdb::IODebugContext* context) override {
+    rocksdb::IOStatus status = state_->Write();
+    return status.ok() ? target()->PositionedAppend(data, offset, options, info, context) : status;
+  }
   rocksdb::IOStatus Sync(const rocksdb::IOOptions&, rocksdb::IODebugContext*) override {
     return state_->Write();
   }
