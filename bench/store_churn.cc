@@ -10,13 +10,16 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/numbers.h"
 #include "base/log.h"
+#include "kvcache/compressed_object.h"
+#include "kvcache/segment.h"
 #include "store/rocksdb_tier.h"
-#include "tests/testing/test_object.h"
 
 namespace kvtier {
 namespace {
@@ -42,6 +45,49 @@ uint64_t WrittenBytes() {
     if (name == "write_bytes:") return value;
   }
   return 0;
+}
+
+// 8 layers x 8 heads x 2,048 tokens, bf16: 64 MiB of keys and values and a little for positions.
+// Band b holds every fourth position from b on.
+CompressedObject MakeObject() {
+  constexpr uint32_t kBands = 4;
+  constexpr uint32_t kTokens = 2048;
+  auto manifest = std::make_shared<Manifest>();
+  manifest->model_name = "churn";
+  manifest->recipe = "none";
+  manifest->model_digest = Digest({std::byte{1}});
+  manifest->prompt_profile_digest = Digest({std::byte{1}});
+  manifest->geometry = Geometry{.kv_heads = 8,
+                                .head_dim = 128,
+                                .dtype = DType::kBf16,
+                                .layers = std::vector<LayerKind>(8, LayerKind::kGlobal)};
+  manifest->context_tokens = kTokens;
+  CompressedObject object;
+  std::mt19937_64 random(1);
+  const std::vector<uint32_t> rows(manifest->geometry.kv_heads, kTokens / kBands);
+  for (uint32_t band = 0; band < kBands; ++band) {
+    BandEntry entry;
+    entry.edge = *Ratio::FromMillionths((band + 1) * Ratio::kOne / kBands);
+    for (uint32_t layer = 0; layer < manifest->geometry.layer_count(); ++layer) {
+      absl::StatusOr<SegmentBuilder> builder = SegmentBuilder::Create(manifest->geometry, rows);
+      KVTIER_CHECK_OK(builder);
+      for (uint32_t head = 0; head < rows.size(); ++head) {
+        const HeadRowsMut out = builder->head(head);
+        for (uint32_t row = 0; row < rows[head]; ++row) out.positions[row] = row * kBands + band;
+        for (uint64_t i = 0; i < rows[head] * manifest->geometry.row_bytes(); i += 8) {
+          const uint64_t bits = random();
+          std::memcpy(out.keys + i, &bits, sizeof(bits));
+          std::memcpy(out.values + i, &bits, sizeof(bits));
+        }
+      }
+      SegmentBuilder::Sealed sealed = std::move(*builder).Seal();
+      entry.layers.push_back(std::move(sealed.entry));
+      object.segments.push_back(SegmentRef::Own(std::move(sealed.bytes)));
+    }
+    manifest->bands.push_back(std::move(entry));
+  }
+  object.manifest = std::move(manifest);
+  return object;
 }
 
 // The same content under another key and upload: making content is slower than storing it.
@@ -137,13 +183,7 @@ class Churn {
   const std::string folder_;
   const int objects_;
   const int turnovers_;
-  // 8 layers x 8 heads x 2,048 tokens, bf16: 64 MiB of keys and values and a little for positions.
-  const CompressedObject object_ = MakeTestObject({.layers = 8,
-                                                   .kv_heads = 8,
-                                                   .head_dim = 128,
-                                                   .system_tokens = 0,
-                                                   .context_tokens = 2048,
-                                                   .edges = "0.25,0.5,0.75,1"});
+  const CompressedObject object_ = MakeObject();
   std::unique_ptr<DurableTier> tier_;
   std::vector<std::shared_ptr<const Manifest>> stored_;
   uint64_t seed_ = 0;
