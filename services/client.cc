@@ -50,8 +50,9 @@ void SetName(const Key& key, v1::ObjectName* name) {
   name->set_key(std::string(key.AsStringView()));
 }
 
-// Attempts of one Put after a cut connection, and the first wait between two of them.
-constexpr int kPutAttempts = 4;
+// Attempts of one Put after a cut connection, and the first wait between two of them;
+// together they bridge the restart of a store.
+constexpr int kPutAttempts = 6;
 constexpr absl::Duration kPutBackoff = absl::Milliseconds(50);
 
 }  // namespace
@@ -154,7 +155,7 @@ absl::StatusOr<v1::ObjectSummary> StoreClient::Put(const CompressedObject& objec
       KVTIER_RETURN_IF_ERROR(cancel.Check());
       if (absl::Now() + backoff >= deadline) return last;
       absl::SleepFor(backoff);
-      backoff *= 4;
+      backoff = std::min(4 * backoff, limits::kRetryBackoffMax);
     }
     const absl::StatusOr<uint64_t> offset =
         impl_->UploadedBytes(object.manifest->upload_id, deadline);

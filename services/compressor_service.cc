@@ -54,6 +54,17 @@ uint64_t LongestContext(const Pipeline& pipeline) {
   return tokens;
 }
 
+// An answer of the store, for the compressor's caller: who cannot be reached must be clear.
+absl::Status FromStore(const absl::Status& status) {
+  if (!absl::IsUnavailable(status)) return status;
+  return absl::UnavailableError(absl::StrCat("the store cannot be reached: ", status.message()));
+}
+
+// Whether an object survives what `asked` names. Unspecified leaves it to the store.
+bool IsDurable(const v1::ObjectSummary& object, v1::Durability asked) {
+  return asked != v1::DURABILITY_DISK || object.durability() == v1::DURABILITY_DISK;
+}
+
 // Measures how long each stage took, from the order in which stages report.
 class StageTimer {
  public:
@@ -129,7 +140,7 @@ absl::Status CompressorService::DoCompress(grpc::ServerContext& context,
   }
 
   absl::StatusOr<v1::CompressResult> result = FindStored(
-      key, min_ratio,
+      key, min_ratio, request.durability(),
       std::min(clock_.Now() + kStoreLookupTimeout, absl::FromChrono(context.deadline())));
   if (result.ok()) {
     metrics_.compress_already_stored.Increment();
@@ -138,18 +149,23 @@ absl::Status CompressorService::DoCompress(grpc::ServerContext& context,
   } else {
     // The request is copied: the computation may outlive the caller that started it.
     auto shared_request = std::make_shared<const v1::CompressRequest>(request);
-    result = queue_.Run(
-        key, pipeline.EstimateBytes(input),
-        [this, &pipeline, shared_request](const CompressQueue::Progress& on_progress,
-                                          const CancelToken& cancel) {
-          return ComputeAndStore(pipeline, *shared_request, on_progress, cancel);
-        },
-        [&writer](const v1::CompressProgress& progress) {
-          v1::CompressResponse response;
-          *response.mutable_progress() = progress;
-          writer.Write(response);  // A broken stream shows in IsCancelled.
-        },
-        [&context] { return !context.IsCancelled(); });
+    const auto run = [&] {
+      return queue_.Run(
+          key, pipeline.EstimateBytes(input),
+          [this, &pipeline, shared_request](const CompressQueue::Progress& on_progress,
+                                            const CancelToken& cancel) {
+            return ComputeAndStore(pipeline, *shared_request, on_progress, cancel);
+          },
+          [&writer](const v1::CompressProgress& progress) {
+            v1::CompressResponse response;
+            *response.mutable_progress() = progress;
+            writer.Write(response);  // A broken stream shows in IsCancelled.
+          },
+          [&context] { return !context.IsCancelled(); });
+    };
+    result = run();
+    // A shared computation promises what its first caller asked for; asking again upgrades it.
+    if (result.ok() && !IsDurable(result->object(), request.durability())) result = run();
   }
   KVTIER_RETURN_IF_ERROR(result.status());
   v1::CompressResponse response;
@@ -159,17 +175,20 @@ absl::Status CompressorService::DoCompress(grpc::ServerContext& context,
 }
 
 absl::StatusOr<v1::CompressResult> CompressorService::FindStored(const Key& key, Ratio min_ratio,
+                                                                 v1::Durability durability,
                                                                  absl::Time deadline) {
-  KVTIER_ASSIGN_OR_RETURN(v1::GetObjectResponse stored, store_.GetObject(key, deadline));
-  const v1::ObjectSummary& object = stored.object();
+  absl::StatusOr<v1::GetObjectResponse> stored = store_.GetObject(key, deadline);
+  if (!stored.ok()) return FromStore(stored.status());
+  const v1::ObjectSummary& object = stored->object();
   const uint32_t resident = object.resident_bands();
   const bool good_enough =
       resident > 0 && resident <= static_cast<uint32_t>(object.bands_size()) &&
-      object.bands(static_cast<int>(resident) - 1).edge_millionths() >= min_ratio.millionths();
+      object.bands(static_cast<int>(resident) - 1).edge_millionths() >= min_ratio.millionths() &&
+      IsDurable(object, durability);
   if (!good_enough) return absl::NotFoundError("");
   v1::CompressResult result;
   *result.mutable_object() = object;
-  result.set_manifest(std::move(*stored.mutable_manifest()));
+  result.set_manifest(std::move(*stored->mutable_manifest()));
   result.set_computed(false);
   return result;
 }
@@ -183,7 +202,7 @@ absl::StatusOr<v1::CompressResult> CompressorService::ComputeAndStore(
   // Looked at again: an earlier computation of this key may have ended between the caller's look
   // and its place in the queue. Only a whole object will do, since waiters may ask for any ratio.
   absl::StatusOr<v1::CompressResult> found =
-      FindStored(key, Ratio(), clock_.Now() + kStoreLookupTimeout);
+      FindStored(key, Ratio(), request.durability(), clock_.Now() + kStoreLookupTimeout);
   if (!absl::IsNotFound(found.status())) return found;
 
   StageTimer timer(clock_);

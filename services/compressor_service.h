@@ -39,9 +39,10 @@ class CompressorService final : public v1::CompressorService::Service {
  private:
   absl::Status DoCompress(grpc::ServerContext& context, const v1::CompressRequest& request,
                           grpc::ServerWriter<v1::CompressResponse>& writer);
-  // The stored object if it is resident to `min_ratio`; NOT_FOUND otherwise.
+  // The stored object if it is resident to `min_ratio` and survives what `durability` names;
+  // NOT_FOUND otherwise.
   absl::StatusOr<v1::CompressResult> FindStored(const Key& key, Ratio min_ratio,
-                                                absl::Time deadline);
+                                                v1::Durability durability, absl::Time deadline);
   // Runs on a pool thread of the queue.
   absl::StatusOr<v1::CompressResult> ComputeAndStore(const Pipeline& pipeline,
                                                      const v1::CompressRequest& request,

@@ -97,6 +97,11 @@ class ServerImpl final : public Server {
     builder.SetMaxSendMessageSize(-1);
     // Clients ping every 20 s while a call runs (MakeChannel); do not take that for abuse.
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
+    // A peer whose host vanished is noticed, its calls end, and what they pinned is let go of.
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS,
+                               static_cast<int>(limits::kFetchesMax));
     builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port_);
     for (grpc::Service* service : services) builder.RegisterService(service);
     server_ = builder.BuildAndStart();

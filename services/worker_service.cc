@@ -84,7 +84,12 @@ absl::Status WorkerService::DoAttach(grpc::ServerContext& context, const v1::Att
   const absl::Time deadline = DeadlineOf(context, clock_);
 
   // Ask first: what is attached already need not travel, and what does not fit need not start.
-  KVTIER_ASSIGN_OR_RETURN(v1::GetObjectResponse stored, store_.GetObject(fetch.key, deadline));
+  absl::StatusOr<v1::GetObjectResponse> answer = store_.GetObject(fetch.key, deadline);
+  if (absl::IsUnavailable(answer.status())) {
+    return absl::UnavailableError(
+        absl::StrCat("the store cannot be reached: ", answer.status().message()));
+  }
+  KVTIER_ASSIGN_OR_RETURN(v1::GetObjectResponse stored, std::move(answer));
   KVTIER_ASSIGN_OR_RETURN(const Manifest manifest,
                           DecodeManifest(std::as_bytes(std::span(stored.manifest()))));
   if (fetch.upload_id.has_value() && *fetch.upload_id != manifest.upload_id) {
@@ -107,6 +112,8 @@ absl::Status WorkerService::DoAttach(grpc::ServerContext& context, const v1::Att
                             FetchRaggedCache(transport_, fetch, deadline));
     response.set_fetch_seconds(absl::ToDoubleSeconds(clock_.Now() - begin));
     metrics_.worker_fetched_bytes.Increment(static_cast<double>(cache->bytes()));
+    // Nobody would let go of it.
+    if (context.IsCancelled()) return absl::CancelledError("the caller went away");
     entry = attachments_.Add(std::move(cache));
     KVTIER_RETURN_IF_ERROR(entry.status());
     const uint64_t prefilled = model_.prefilled_tokens() - prefilled_before;
