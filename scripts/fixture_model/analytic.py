@@ -1,11 +1,10 @@
-"""Writes a copy circuit into the weights: the starting point of training.
+"""Writes a copy circuit into the weights: the starting point of end-to-end training.
 
 The circuit finds the earlier place in the context whose preceding bytes agree longest with the bytes just read, and
 predicts the byte that followed there. It is an ordinary induction circuit, only with a window of WINDOW bytes:
 
-  embedding  a constant direction, the byte's output code (OUT dims) and its six matching codes: 'a3' 'b3' on spheres in
-             3 dims, 'a2' 'b2' on circles in 2 dims, 'a1' 'b1' hash bits. All tokens have the same norm, so RMSNorm is one
-             known factor per layer.
+  embedding  a constant direction, the byte's output code (OUT dims) and its matching codes: two on spheres in 3 dims,
+             eight on circles, two hash bits. All tokens have the same norm, so RMSNorm is one known factor per layer.
   layer 0    eight query heads attend to exactly 1 .. 8 positions back (the fast rotary pairs, driven by the constant
              direction, peak at one distance) and copy the matching codes there into residual slots 1 .. 8.
   layer 1    three query heads attend 8, 16 and 24 back and copy slots 1 .. 8 into 9 .. WINDOW.
@@ -13,8 +12,8 @@ predicts the byte that followed there. It is an ordinary induction circuit, only
              byte i-j, both weighted by sqrt(importance(j)), in rotary pairs so slow that distance does not matter. The
              first token is a sink for queries that match nothing. Its value is the output code, sent to the LM head.
 
-Importance falls geometrically with j, so that a longer agreement outweighs a shorter one. Every other
-weight keeps a small random initialisation and is there for training to use.
+Importance falls geometrically with j, so that a longer agreement outweighs a shorter one. Every other weight keeps a small
+random initialisation and is there for training to use.
 """
 
 from __future__ import annotations
@@ -24,13 +23,16 @@ import math
 import torch
 import torch.nn.functional as F
 
+from .codes import Tables
 from .model import LlamaForCausalLM, ModelConfig, rope_frequencies
 
-# The code that each window index compares; neighbours differ, so bytes confused by one index are told apart by the next.
-WINDOW_CODES = ["a3", "b3"] + ["a2", "b2"] * 11 + ["a1", "b1"]
-WINDOW = len(WINDOW_CODES)
-CODE_SIZES = {"a3": 3, "b3": 3, "a2": 2, "b2": 2, "a1": 1, "b1": 1}
 NEAR = 8  # slots that layer 0 fills; layer 1 copies them by multiples of this
+# The code that each window index compares: 3 dims at the two nearest bytes, then 2, then a hash bit. The letters repeat
+# every NEAR indices, so that slots NEAR apart hold the same codes; within NEAR all differ, so that bytes confused by one
+# index are told apart by the others.
+WINDOW = 26
+WINDOW_CODES = ["abcdefgh"[j % NEAR] + ("3" if j < 2 else "2" if j < 24 else "1") for j in range(WINDOW)]
+CODE_SIZES = {name: int(name[1]) for name in dict.fromkeys(WINDOW_CODES)}
 DECAY = 0.85  # importance of an index relative to the one before it ...
 FAR, FAR_START, FAR_DECAY = 16, 0.5, 0.8  # ... and from index FAR on: a snippet must not lose to chance agreement before it
 SHARPNESS = 400.0  # attention logit of a full agreement
@@ -48,6 +50,8 @@ BOS_FLAG = math.sqrt(1.0 + len(CODE_SIZES) * CODE_NORM**2)  # gives the first to
 CONSTANT, FLAG = 0, 1
 OUT_IN = slice(2, 2 + OUT)
 OUT_RESULT = slice(2 + OUT, 2 + 2 * OUT)
+
+
 def slot_codes(slot: int) -> list[str]:
     """The codes that residual slot `slot` must hold: those compared there, and those that layer 1 copies on from it."""
     if slot == 0:
@@ -75,7 +79,7 @@ def squared_norm(last_slot: int) -> float:
 
 
 def importance() -> torch.Tensor:
-    """Weight of each window index, summing to 1: [WINDOW]."""
+    """Weight of each window index before training, summing to 1: [WINDOW]."""
     far = DECAY ** (FAR - 1) * FAR_START
     weights = torch.tensor([DECAY**j if j < FAR else far * FAR_DECAY ** (j - FAR) for j in range(WINDOW)])
     return weights / weights.sum()
@@ -199,8 +203,8 @@ def _copy_far(model: LlamaForCausalLM, gain: float) -> None:
         _route(attention, config, head, distance, row_of)
 
 
-def _match(model: LlamaForCausalLM, gain: float, bos_gain: float) -> None:
-    """Layer 2: KV head 0, query head 0 compare windows; the value goes to the LM head's columns."""
+def _match(model: LlamaForCausalLM, weights: torch.Tensor, gain: float, bos_gain: float) -> None:
+    """Layer 2: KV head 0, query head 0 compare windows, index j weighted by weights[j]; the value goes to the LM head."""
     config, columns = model.config, slot_columns()
     dim = config.head_dim
     attention = model.model.layers[2].self_attn
@@ -210,7 +214,7 @@ def _match(model: LlamaForCausalLM, gain: float, bos_gain: float) -> None:
         weight.zero_()
     scale = SHARPNESS * math.sqrt(dim)
     free = static_dims(config)
-    for index, share in enumerate(importance().tolist()):
+    for index, share in enumerate(weights.tolist()):
         name = WINDOW_CODES[index]
         amplitude = math.sqrt(scale * share) / (CODE_NORM * gain)
         for offset in range(CODE_SIZES[name]):
@@ -224,18 +228,22 @@ def _match(model: LlamaForCausalLM, gain: float, bos_gain: float) -> None:
     output[OUT_RESULT, :OUT] = OUT_GAIN * torch.eye(OUT)
 
 
-def initialise(config: ModelConfig, frequency: torch.Tensor, seed: int) -> LlamaForCausalLM:
-    """A model with the circuit in place. frequency [256]: how common each byte is in the training text."""
-    torch.manual_seed(seed)
+def initial_tables(frequency: torch.Tensor, seed: int) -> Tables:
+    """Code tables before any training. frequency [256]: how common each byte is in the training text."""
     generator = torch.Generator().manual_seed(seed)
+    return Tables({name: spread_codes(size, frequency, generator) for name, size in CODE_SIZES.items()}, importance())
+
+
+def initialise(config: ModelConfig, tables: Tables, frequency: torch.Tensor, seed: int) -> LlamaForCausalLM:
+    """A model with the circuit in place, using `tables` (as they start, or trained by codes.py)."""
+    torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
     for layer in model.model.layers:  # what idle heads and MLPs write starts near zero: it would blur the keys' norms
         layer.self_attn.o_proj.weight.data *= IDLE_SCALE
         layer.mlp.down_proj.weight.data *= IDLE_SCALE
-    codes = {name: spread_codes(size, frequency, generator) for name, size in CODE_SIZES.items()}
-    _embed(model, codes, spread_codes(OUT, frequency, generator))
+    _embed(model, tables.codes, spread_codes(OUT, frequency, torch.Generator().manual_seed(seed + 1)))
     gains = [math.sqrt(config.hidden_size / squared_norm(last)) for last in (0, NEAR, WINDOW)]
     _copy_recent(model, gains[0])
     _copy_far(model, gains[1])
-    _match(model, gains[2], gains[0])
+    _match(model, tables.importance, gains[2], gains[0])
     return model
