@@ -59,9 +59,7 @@ TieredStoreImpl::TieredStoreImpl(TieredStoreOptions options, std::unique_ptr<Dur
 TieredStoreImpl::~TieredStoreImpl() {
   Trim();
   MutexLock lock(&mutex_);
-  for (const ObjectPtr& object : garbage_) {
-    KVTIER_CHECK_EQ(object->pin_count, 0u) << "a PinnedObject outlives its store";
-  }
+  KVTIER_CHECK_EQ(pin_count_, 0u) << "a PinnedObject outlives its store";
 }
 
 absl::Status TieredStoreImpl::Recover() {

@@ -44,7 +44,8 @@ struct ObjectStat {
 };
 
 // Counted since start. Invariant: requests == host_hits + disk_hits + misses + failures, each a
-// Pin() that was served wholly from host, partly or wholly from disk, not at all, or by an error.
+// Pin() that was served wholly from host, partly or wholly from disk, not at all, or by an error. A
+// Pin() that succeeds is counted when it is released; one from which nothing was read is a miss.
 struct StoreCounters {
   std::atomic<uint64_t> requests{0}, host_hits{0}, disk_hits{0}, misses{0}, failures{0};
   std::atomic<uint64_t> uploads_sealed{0}, uploads_refused{0};
@@ -57,8 +58,9 @@ struct StoreCounters {
 
 class ObjectState;  // Private to the implementation.
 
-// Pins one upload of one object: its resident bands at the time of Pin() stay readable. Movable;
-// releasing it is its destruction. Thread-safe for reading.
+// Pins one upload of one object: its resident bands at the time of Pin() stay readable. Releasing
+// it is its destruction, which may remove from disk what was waiting for it. Thread-safe for
+// reading. REQUIRES: dies before its store. Segments that were read may outlive both.
 class PinnedObject {
  public:
   virtual ~PinnedObject() = default;
@@ -71,7 +73,7 @@ class PinnedObject {
 
 struct TieredStoreOptions {
   uint64_t host_budget_bytes = uint64_t{1} << 30;
-  uint64_t upload_bytes_max = 0;  // 0: the host budget.
+  uint64_t upload_bytes_max = 0;  // Of all open uploads together. 0: the host budget.
 };
 
 class TieredStore {
@@ -83,21 +85,25 @@ class TieredStore {
                                                              Clock& clock);
   virtual ~TieredStore() = default;
 
-  // Begins an upload, or finds the one already begun with the same upload id (resume).
+  // Begins an upload, or finds the one already begun with the same upload id (resume). If that
+  // upload is sealed, nothing needs to be appended: FinishUpload says what is stored.
   //   INVALID_ARGUMENT    manifest inconsistent; another manifest under the same upload id
   //   RESOURCE_EXHAUSTED  too many uploads, or larger than memory allows now
   //   FAILED_PRECONDITION kDisk asked of a store without disk
   virtual absl::StatusOr<std::shared_ptr<Upload>> StartUpload(const TenantId& tenant,
                                                               std::shared_ptr<const Manifest>,
                                                               Durability durability) = 0;
-  // Bytes of an unsealed upload that need not be sent again. NOT_FOUND: unknown here (start at 0).
+  // Bytes of an upload that need not be sent again; all of them once it is sealed. NOT_FOUND:
+  // unknown here (start at 0).
   virtual absl::StatusOr<uint64_t> UploadedBytes(const TenantId& tenant,
                                                  const UploadId& upload) = 0;
   // Seals a complete upload with its durability; when it returns OK the object is acknowledged.
   // Finishing twice is fine. If a stored upload of the key has at least as many resident bands,
-  // that one stays and its state is returned instead.
+  // that one stays and its state is returned instead. What is on disk is replaced on disk, also by
+  // an upload that asked for kHost.
   //   INVALID_ARGUMENT    bytes missing
   //   RESOURCE_EXHAUSTED  no room; nothing is kept of the upload on disk
+  //   NOT_FOUND           abandoned, or idle for longer than limits::kUploadIdleMax
   virtual absl::StatusOr<ObjectStat> FinishUpload(const std::shared_ptr<Upload>& upload) = 0;
   virtual void AbandonUpload(const TenantId& tenant, const UploadId& upload) = 0;
   // Convenience for callers that hold a whole object: start, append everything, finish.

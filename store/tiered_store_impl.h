@@ -151,6 +151,7 @@ class TieredStoreImpl final : public TieredStore {
   ObjectIndex index_ ABSL_GUARDED_BY(mutex_);
   std::map<UploadId, OpenUpload> uploads_ ABSL_GUARDED_BY(mutex_);
   uint64_t upload_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t pin_count_ ABSL_GUARDED_BY(mutex_) = 0;
   std::set<ObjectPtr> garbage_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -129,6 +129,7 @@ absl::StatusOr<std::unique_ptr<PinnedObject>> TieredStoreImpl::Pin(
                                            object->upload().ToHex(), " is"));
   }
   ++object->pin_count;
+  ++pin_count_;
   index_.Touch(object);
   return std::make_unique<PinnedObjectImpl>(*this, object, resident, /*is_counted=*/true);
 }
@@ -136,6 +137,7 @@ absl::StatusOr<std::unique_ptr<PinnedObject>> TieredStoreImpl::Pin(
 void TieredStoreImpl::Unpin(const ObjectPtr& object) {
   {
     MutexLock lock(&mutex_);
+    --pin_count_;
     if (--object->pin_count > 0 || !garbage_.contains(object)) return;
   }
   Trim();
@@ -203,6 +205,7 @@ absl::Status TieredStoreImpl::Verify(const TenantId& tenant, const Key& key) {
     const uint32_t resident = object == nullptr ? 0 : ResidentBands(*object);
     if (resident == 0) return absl::NotFoundError("");
     ++object->pin_count;
+    ++pin_count_;
     pinned = std::make_unique<PinnedObjectImpl>(*this, object, resident, /*is_counted=*/false);
   }
   for (uint32_t band = 0; band < pinned->resident_bands(); ++band) {

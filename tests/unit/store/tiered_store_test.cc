@@ -325,6 +325,32 @@ TEST_F(TieredStoreTest, WithAFullDiskAHostObjectGivesUpItsTopBandInstead) {
   KVTIER_EXPECT_OK(Check(b_, kBands));
 }
 
+TEST_F(TieredStoreTest, VerifyFindsDamageInHostMemoryAndTheDiskServesInstead) {
+  const auto flip = [&](uint32_t band) {
+    KVTIER_ASSERT_OK_AND_ASSIGN(const auto pinned,
+                                store_->Pin(tenant_, a_.manifest->key, std::nullopt));
+    KVTIER_ASSERT_OK_AND_ASSIGN(const SegmentRef segment,
+                                pinned->Read(BandIndex(band), LayerIndex(1)));
+    // What a memory cell that lost its value does.
+    const_cast<std::byte&>(segment.bytes()[0]) ^= std::byte{1};
+  };
+  KVTIER_ASSERT_OK(Put(a_));
+  KVTIER_EXPECT_OK(store_->Verify(tenant_, a_.manifest->key));
+  flip(2);
+  KVTIER_EXPECT_OK(store_->Verify(tenant_, a_.manifest->key));
+  EXPECT_EQ(store_->counters().checksum_failures, 1u);
+  EXPECT_EQ(Stat(a_).host_bands, 2u);
+  KVTIER_EXPECT_OK(Check(a_, kBands));
+
+  Open(kPlenty, /*with_disk=*/false);
+  KVTIER_ASSERT_OK(Put(a_, Durability::kHost));
+  flip(3);
+  EXPECT_THAT(store_->Verify(tenant_, a_.manifest->key), StatusIs(absl::StatusCode::kDataLoss));
+  EXPECT_EQ(store_->counters().bands_lost, kBands - 3);
+  KVTIER_EXPECT_OK(Check(a_, 3));
+  EXPECT_THAT(store_->Verify(tenant_, b_.manifest->key), StatusIs(absl::StatusCode::kNotFound));
+}
+
 // --- Counters and races --------------------------------------------------------------------------
 
 TEST_F(TieredStoreTest, EveryRequestIsAHitAMissOrAFailure) {
