@@ -119,8 +119,8 @@ absl::StatusOr<std::vector<std::vector<uint32_t>>> AskAll(WorkerClient& worker, 
 
 absl::Status PrintOrWrite(const nlohmann::json& json) {
   const std::string out = absl::GetFlag(FLAGS_out);
-  if (!out.empty()) return WriteFile(out, absl::StrCat(json.dump(), "\n"));
-  std::puts(json.dump().c_str());
+  if (!out.empty()) return WriteFile(out, absl::StrCat(Dump(json), "\n"));
+  std::puts(Dump(json).c_str());
   return absl::OkStatus();
 }
 

@@ -98,7 +98,7 @@ void Print(const v1::CompressResult& result) {
     json["scoring_seconds"] = result.timings().scoring_seconds();
     json["packing_seconds"] = result.timings().packing_seconds();
     json["upload_seconds"] = result.timings().upload_seconds();
-    std::puts(json.dump().c_str());
+    std::puts(Dump(json).c_str());
     return;
   }
   const v1::ObjectSummary& object = result.object();
@@ -172,7 +172,7 @@ absl::Status Models(const Arguments& arguments) {
                       {"byte_vocabulary", model.has_byte_vocabulary()},
                       {"kv_dtype", model.kv_dtype()}});
     }
-    std::puts(list.dump().c_str());
+    std::puts(Dump(list).c_str());
     return absl::OkStatus();
   }
   std::vector<std::vector<std::string>> rows = {

@@ -75,8 +75,7 @@ struct Checked {
 
 absl::Status PrintChecked(const Checked& checked) {
   if (absl::GetFlag(FLAGS_json)) {
-    std::puts(
-        nlohmann::json({{"objects", checked.objects}, {"bytes", checked.bytes}}).dump().c_str());
+    std::puts(Dump({{"objects", checked.objects}, {"bytes", checked.bytes}}).c_str());
   } else {
     absl::PrintF("intact: %d objects, %s\n", checked.objects, FormatBytes(checked.bytes));
   }
@@ -163,7 +162,7 @@ absl::Status List(const Arguments& arguments) {
     after = page.next_after_key();
   } while (!after.empty());
   if (absl::GetFlag(FLAGS_json)) {
-    std::puts(json.dump().c_str());
+    std::puts(Dump(json).c_str());
   } else {
     absl::PrintF("%s", FormatTable(rows));
   }
@@ -176,7 +175,7 @@ absl::Status Stat(const Arguments& arguments) {
                           MakeStoreClient().GetObject(key, Deadline()));
   const v1::ObjectSummary& object = response.object();
   if (absl::GetFlag(FLAGS_json)) {
-    std::puts(ToJson(object).dump().c_str());
+    std::puts(Dump(ToJson(object)).c_str());
     return absl::OkStatus();
   }
   absl::PrintF("key       %s\nupload    %s\nmodel     %s, recipe %s\n", ToHex(object.name().key()),
@@ -213,11 +212,10 @@ absl::Status Fetch(const Arguments& arguments) {
   const double seconds = absl::ToDoubleSeconds(Clock::Real().Now() - begin);
   const Ratio ratio = sink.manifest().bands[sink.band_count() - 1].edge;
   if (absl::GetFlag(FLAGS_json)) {
-    std::puts(nlohmann::json({{"ratio", ratio.ToDouble()},
-                              {"bands", sink.band_count()},
-                              {"bytes", sink.bytes()},
-                              {"seconds", seconds}})
-                  .dump()
+    std::puts(Dump({{"ratio", ratio.ToDouble()},
+                    {"bands", sink.band_count()},
+                    {"bytes", sink.bytes()},
+                    {"seconds", seconds}})
                   .c_str());
   } else {
     absl::PrintF("ratio %s: %s in %d bands, written to %s in %.1f ms\n", ratio.ToString(),
@@ -234,7 +232,7 @@ absl::Status Remove(const Arguments& arguments) {
   if (absl::GetFlag(FLAGS_json)) {
     const nlohmann::json json =
         response.has_object() ? ToJson(response.object()) : nlohmann::json(nullptr);
-    std::puts(json.dump().c_str());
+    std::puts(Dump(json).c_str());
   } else if (response.has_object()) {
     absl::PrintF("%s", FormatBands(response.object()));
   } else {
@@ -295,7 +293,7 @@ absl::Status Stats(const Arguments& arguments) {
       json["disk_bytes"] = stats.disk().bytes();
       json["disk_budget_bytes"] = stats.disk().budget_bytes();
     }
-    std::puts(json.dump().c_str());
+    std::puts(Dump(json).c_str());
     return absl::OkStatus();
   }
   const auto budget = [](uint64_t bytes) {

@@ -84,6 +84,11 @@ nlohmann::json ToJson(const v1::ObjectSummary& object) {
           {"sealed_unix_ms", object.sealed_unix_ms()}};
 }
 
+std::string Dump(const nlohmann::json& json) {
+  return json.dump(/*indent=*/-1, ' ', /*ensure_ascii=*/false,
+                   nlohmann::json::error_handler_t::replace);
+}
+
 std::string FormatBands(const v1::ObjectSummary& object) {
   std::vector<std::vector<std::string>> rows = {
       {"ratio", "bytes up to here", "of dense", "threshold", "where"}};

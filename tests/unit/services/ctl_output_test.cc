@@ -82,6 +82,10 @@ TEST(ToJsonTest, HasEveryFieldOfTheSummary) {
   EXPECT_EQ(json["sealed_unix_ms"], 1234);
 }
 
+TEST(DumpTest, ReplacesWhatIsNoText) {
+  EXPECT_EQ(Dump({{"answer", "a\xf7\n"}}), "{\"answer\":\"a\xef\xbf\xbd\\n\"}");
+}
+
 TEST(FormatBandsTest, CountsBytesUpToEachBandAndSaysWhereItIs) {
   const std::vector<std::string> lines = absl::StrSplit(FormatBands(MakeSummary()), '\n');
   ASSERT_EQ(lines.size(), 5);
