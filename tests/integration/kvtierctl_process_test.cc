@@ -1,0 +1,423 @@
+// kvtierctl as a script sees it: what it prints, where, and its exit status.
+#include <signal.h>
+
+#include <filesystem>
+
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/match.h"
+#include "tests/integration/pipeline_fixture.h"
+#include "tests/testing/files.h"
+
+namespace kvtier {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ContainsRegex;
+using ::testing::EndsWith;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
+using ::testing::StartsWith;
+
+constexpr char kText[] =
+    "The keeper of the lighthouse counts the ships: nine from the north, two from the south.\n"
+    "lamp = brass\noil = whale\n";
+
+class CtlTest : public PipelineTest {
+ protected:
+  struct Outcome {
+    int exit_code = -1;
+    std::string out;
+    std::string err;
+    nlohmann::json json() const {
+      return nlohmann::json::parse(out, nullptr, /*allow_exceptions=*/false);
+    }
+  };
+
+  // Runs kvtierctl; servers that were started are named by flags if the subcommand takes them.
+  Outcome Run(const std::string& command, std::vector<std::string> flags = {}) {
+    const auto takes = [&command](absl::string_view commands) {
+      return absl::StrContains(commands, absl::StrCat(" ", command, " "));
+    };
+    if (store_ != nullptr && takes(" ls stat fetch rm verify stats ")) {
+      flags.push_back("--store=" + store_->address());
+    }
+    if (compressor_ != nullptr && takes(" compress models ")) {
+      flags.push_back("--compressor=" + compressor_->address());
+    }
+    if (worker_ != nullptr && takes(" ask ")) flags.push_back("--worker=" + worker_->address());
+    flags.insert(flags.begin(), command);
+    return RunExactly(flags);
+  }
+  Outcome RunExactly(const std::vector<std::string>& words) {
+    // The shell parts stdout from stderr.
+    std::vector<std::string> args = {
+        "-c", absl::StrCat("exec \"$0\" \"$@\" > ", dir_.File("out"), " 2> ", dir_.File("err")),
+        absl::StrCat(KVTIER_BIN_DIR, "/kvtierctl")};
+    args.insert(args.end(), words.begin(), words.end());
+    const auto process = ChildProcess::Start("/bin/sh", args);
+    EXPECT_THAT(process, IsOk());
+    const absl::StatusOr<ExitStatus> exit = (*process)->Wait(absl::Seconds(100));
+    EXPECT_THAT(exit, IsOk());
+    return {exit->exit_code, ReadFile(dir_.File("out")), ReadFile(dir_.File("err"))};
+  }
+
+  std::string Write(const std::string& name, absl::string_view bytes) {
+    WriteFile(dir_.File(name), bytes);
+    return dir_.File(name);
+  }
+
+  // Compresses kText; its key.
+  std::string CompressText() {
+    const Outcome outcome = Run("compress", {"--json", "--file", Write("text", kText)});
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+    return outcome.json().value("key", "");
+  }
+};
+
+TEST_F(CtlTest, ExplainsItself) {
+  const Outcome all = RunExactly({"--help"});
+  EXPECT_EQ(all.exit_code, 0);
+  EXPECT_THAT(all.err, IsEmpty());
+  for (const char* command :
+       {"compress", "ask", "ls", "stat", "fetch", "rm", "verify", "models", "stats"}) {
+    SCOPED_TRACE(command);
+    EXPECT_THAT(all.out, HasSubstr(absl::StrCat("kvtierctl ", command)));
+    const Outcome help = RunExactly({command, "--help"});
+    EXPECT_EQ(help.exit_code, 0);
+    EXPECT_THAT(help.out, AllOf(StartsWith(absl::StrCat("kvtierctl ", command)),
+                                HasSubstr("--json"), HasSubstr("--timeout")));
+  }
+}
+
+TEST_F(CtlTest, RefusesCommandLinesThatMakeNoSense) {
+  const struct {
+    std::vector<std::string> words;
+    const char* message;
+  } cases[] = {
+      {{}, "Compress documents"},
+      {{"frobnicate"}, "no command 'frobnicate'"},
+      {{"ls", "--frobnicate"}, "--frobnicate is no flag"},
+      {{"ls", "--ratio=0.3"}, "--ratio has no meaning here"},
+      {{"ls", "stray"}, "unexpected argument 'stray'"},
+      {{"ask", "--key", std::string(64, 'a')}, "one of --question, --token_ids, --questions"},
+      {{"ask", "--question=x"}, "--key HEX"},
+      {{"ask", "--question=x", "--key=12"}, "64"},
+      {{"fetch", std::string(64, 'a')}, "--out"},
+      {{"stat", "nonsense"}, "64"},
+      {{"stat", "--timeout=soon"}, "--timeout=soon"},
+  };
+  for (const auto& [words, message] : cases) {
+    SCOPED_TRACE(testing::PrintToString(words));
+    const Outcome outcome = RunExactly(words);
+    EXPECT_EQ(outcome.exit_code, 2);
+    EXPECT_THAT(outcome.out, IsEmpty());
+    EXPECT_THAT(outcome.err, HasSubstr(message));
+  }
+}
+
+TEST_F(CtlTest, NamesAServerThatDoesNotAnswer) {
+  const Outcome outcome = RunExactly({"ls", "--store=127.0.0.1:1"});
+  EXPECT_EQ(outcome.exit_code, 1);
+  EXPECT_THAT(outcome.err, HasSubstr("UNAVAILABLE"));
+}
+
+TEST_F(CtlTest, CompressesTextAndIdsToOneKey) {
+  StartStore();
+  StartCompressor();
+  const std::string text = Write("text", kText);
+  const Outcome first = Run("compress", {"--file", text});
+  ASSERT_EQ(first.exit_code, 0) << first.err;
+  EXPECT_THAT(first.out, ContainsRegex("^key      [0-9a-f]+\ncontext  113 tokens"));
+  EXPECT_THAT(first.out, ContainsRegex("\n *0.3 +[0-9]+ +[0-9.]+ % +-[0-9.]+ +host.disk\n"));
+  // Plain lines, no bar: stderr is a file. A stage that is over quickly may not be seen.
+  EXPECT_THAT(first.err, ContainsRegex("^queued [0-9]+/[0-9]+\n"));
+  EXPECT_THAT(first.err, ContainsRegex("\n(prefill|scoring|packing|upload) [0-9]+/[0-9]+\n"));
+  EXPECT_THAT(first.err, Not(HasSubstr("\r")));
+
+  const Outcome second = Run("compress", {"--file", text});
+  ASSERT_EQ(second.exit_code, 0) << second.err;
+  EXPECT_THAT(second.out, HasSubstr("stored already"));
+  EXPECT_EQ(second.out.substr(0, 80), first.out.substr(0, 80));
+
+  nlohmann::json ids = nlohmann::json::array();
+  std::string raw;
+  for (const char c : absl::string_view(kText)) {
+    ids.push_back(static_cast<uint8_t>(c));
+    raw += std::string({c, '\0', '\0', '\0'});
+  }
+  const Outcome json = Run("compress", {"--json", "--token-ids", Write("ids.json", ids.dump())});
+  ASSERT_EQ(json.exit_code, 0) << json.err;
+  EXPECT_FALSE(json.json()["computed"]);
+  EXPECT_EQ(json.json()["bands"].size(), 6);
+  EXPECT_THAT(first.out, HasSubstr(json.json()["key"]));
+  const Outcome u32 = Run("compress", {"--json", "--token_ids", Write("ids.u32", raw)});
+  EXPECT_EQ(u32.json()["key"], json.json()["key"]);
+
+  const Outcome system = Run("compress", {"--json", "--file", text, "--durability=host",
+                                          "--system_ids", Write("system.json", "[1,2,3,4,5]")});
+  ASSERT_EQ(system.exit_code, 0) << system.err;
+  EXPECT_NE(system.json()["key"], json.json()["key"]);
+  EXPECT_EQ(system.json()["system_tokens"], 5);
+  EXPECT_EQ(system.json()["durability"], "host");
+  EXPECT_TRUE(system.json()["computed"]);
+}
+
+TEST_F(CtlTest, RefusesContextsThatMakeNoSense) {
+  StartStore();
+  StartCompressor();
+  const std::string text = Write("text", kText);
+  const std::string bad_ids = Write("ids", "[1, 300]");
+  const struct {
+    std::vector<std::string> flags;
+    int exit_code;
+    std::vector<std::string> words;
+  } cases[] = {
+      {{}, 2, {"--file", "--token_ids"}},
+      {{"--file", text, "--token_ids", bad_ids}, 2, {"either --file or --token_ids"}},
+      {{"--file", dir_.File("missing")}, 2, {dir_.File("missing")}},
+      {{"--file", Write("empty", "")}, 2, {"context is empty"}},
+      {{"--file", Write("long", std::string(5000, 'x'))}, 2, {"longer than the limit of"}},
+      {{"--token_ids", bad_ids}, 2, {"300"}},
+      {{"--token_ids", Write("no_ids", "{}")}, 2, {"JSON array of token ids"}},
+      {{"--file", text, "--model=llama"}, 3, {"unknown model 'llama'", "tiny"}},
+      {{"--file", text, "--durability=tape"}, 2, {"'tape'", "host or disk"}},
+      {{"--file", text, "--min_ratio=nan"}, 2, {"(0, 1]"}},
+      {{"--file", text, "--recipe=magic"}, 2, {"magic"}},
+  };
+  for (const auto& [flags, exit_code, words] : cases) {
+    SCOPED_TRACE(testing::PrintToString(flags));
+    const Outcome outcome = Run("compress", flags);
+    EXPECT_EQ(outcome.exit_code, exit_code);
+    for (const std::string& word : words) EXPECT_THAT(outcome.err, HasSubstr(word));
+  }
+  EXPECT_EQ(StoredObjects(), 0);
+}
+
+TEST_F(CtlTest, RefusesTextForModelsWithoutAByteVocabulary) {
+  model_ = MakeModel("wordy", {.vocabulary = 128});
+  StartStore();
+  StartCompressor();
+  StartWorker();
+  EXPECT_THAT(Run("models").out, HasSubstr("token ids only"));
+  const Outcome compress = Run("compress", {"--file", Write("text", kText)});
+  EXPECT_EQ(compress.exit_code, 2);
+  EXPECT_THAT(compress.err, AllOf(HasSubstr("'wordy'"), HasSubstr("byte vocabulary"),
+                                  HasSubstr("--token_ids FILE")));
+  const std::string ids = Write("ids", "[1,2,3,4,5,6,7,8,9,10,11,12]");
+  const Outcome stored = Run("compress", {"--json", "--token_ids", ids});
+  ASSERT_EQ(stored.exit_code, 0) << stored.err;
+  const std::string key = stored.json()["key"];
+  const Outcome ask = Run("ask", {"--key", key, "--question=lamp"});
+  EXPECT_EQ(ask.exit_code, 2);
+  EXPECT_THAT(ask.err, AllOf(HasSubstr("byte vocabulary"), HasSubstr("--token_ids FILE")));
+  const Outcome answer = Run("ask", {"--key", key, "--token_ids", ids, "--answer_tokens=3"});
+  EXPECT_EQ(answer.exit_code, 0) << answer.err;
+  EXPECT_THAT(answer.out, ContainsRegex("^[0-9]+ [0-9]+ [0-9]+ \n$"));
+}
+
+TEST_F(CtlTest, ShowsWhatAStoreAndACompressorHave) {
+  StartStore();
+  StartCompressor();
+  EXPECT_EQ(Run("ls", {"--json"}).json(), nlohmann::json::array());
+  const std::string key = CompressText();
+  ASSERT_EQ(key.size(), 64);
+
+  EXPECT_THAT(Run("ls").out, ContainsRegex(absl::StrCat(key, " +tiny +113 +1 ")));
+  const nlohmann::json list = Run("ls", {"--json"}).json();
+  ASSERT_EQ(list.size(), 1);
+  EXPECT_EQ(list[0]["key"], key);
+  EXPECT_EQ(Run("stat", {key, "--json"}).json(), list[0]);
+  EXPECT_THAT(Run("stat", {"--key", key}).out,
+              AllOf(HasSubstr(key), HasSubstr("113 tokens (+ 3 protected)"),
+                    HasSubstr("crash and restart"), HasSubstr("host+disk")));
+
+  const nlohmann::json models = Run("models", {"--json"}).json();
+  ASSERT_EQ(models.size(), 1);
+  EXPECT_EQ(models[0]["name"], "tiny");
+  EXPECT_EQ(models[0]["vocabulary"], 264);
+  EXPECT_TRUE(models[0]["byte_vocabulary"]);
+  EXPECT_THAT(Run("models").out, ContainsRegex("tiny +2 +2 +32 +4096 .* bf16  bytes"));
+
+  const nlohmann::json stats = Run("stats", {"--json"}).json();
+  EXPECT_EQ(stats["objects"], 1);
+  EXPECT_GT(stats["host_bytes"], 0);
+  EXPECT_GE(stats["disk_bytes"], stats["host_bytes"]);
+  EXPECT_GT(stats["frame_bytes_max"], 0);
+  EXPECT_THAT(Run("stats").out, AllOf(StartsWith("1 objects\n"), HasSubstr("disk")));
+}
+
+TEST_F(CtlTest, AsksOneQuestion) {
+  StartStore();
+  StartCompressor();
+  const std::string key = CompressText();
+  StartWorker();
+  const Outcome text = Run("ask", {"--key", key, "--question", "lamp =", "--answer_tokens=6"});
+  EXPECT_EQ(text.exit_code, 0) << text.err;
+  EXPECT_THAT(text.out, EndsWith("\n"));
+  const Outcome json =
+      Run("ask", {key, "--question", "lamp =", "--answer_tokens=6", "--ratio=0.3", "--json"});
+  ASSERT_EQ(json.exit_code, 0) << json.err;
+  const nlohmann::json answer = json.json();
+  EXPECT_EQ(answer["ratio"], 0.3);
+  EXPECT_EQ(answer["answer_ids"].size(), 6);
+  EXPECT_GT(answer["fetch_ms"], 0);
+  EXPECT_FALSE(answer["stopped"]);
+  // The first byte of the answer as the stop: nothing is answered.
+  const uint32_t first = answer["answer_ids"][0];
+  if (first > 0 && first < 256) {
+    const Outcome stopped = Run("ask", {key, "--question", "lamp =", "--ratio=0.3", "--json",
+                                        "--stop", std::string(1, static_cast<char>(first))});
+    EXPECT_TRUE(stopped.json()["stopped"]) << stopped.err;
+    EXPECT_THAT(stopped.json()["answer_ids"], IsEmpty());
+  }
+  EXPECT_EQ(Metric(*worker_, "kvtier_worker_attached_objects"), 0);  // Each ask detached.
+}
+
+TEST_F(CtlTest, AsksAFileOfQuestionsAndCountsExactAnswers) {
+  StartStore();
+  StartCompressor();
+  const std::string key = CompressText();
+  StartWorker();
+  nlohmann::json file = {{"questions", nlohmann::json::array()}};
+  for (const char* question : {"lamp =", "oil =", "The keeper", "ships:"}) {
+    const Outcome one = Run("ask", {key, "--json", "--answer_tokens=5", "--question", question});
+    ASSERT_EQ(one.exit_code, 0) << one.err;
+    const Ids ids(question, question + std::string(question).size());
+    file["questions"].push_back({{"question_ids", ids}, {"answer_ids", one.json()["answer_ids"]}});
+  }
+  file["questions"][3]["answer_ids"][0] =
+      (file["questions"][3]["answer_ids"][0].get<uint32_t>() + 1) % 256;
+  const std::string questions = Write("questions.json", file.dump());
+  const Outcome text = Run("ask", {key, "--questions", questions});
+  ASSERT_EQ(text.exit_code, 0) << text.err;
+  EXPECT_THAT(text.out, StartsWith("ratio 1: 3 of 4 answers exact, "));
+
+  const std::string out = dir_.File("answers.json");
+  const Outcome written = Run("ask", {key, "--questions", questions, "--parallel=4", "--out", out});
+  ASSERT_EQ(written.exit_code, 0) << written.err;
+  EXPECT_EQ(written.out.substr(0, 28), text.out.substr(0, 28));
+  const nlohmann::json json = nlohmann::json::parse(ReadFile(out));
+  EXPECT_EQ(json["exact"], 3);
+  EXPECT_EQ(json["total"], 4);
+  EXPECT_EQ(json["tokens"], 113);
+  EXPECT_EQ(json["prefilled_context_tokens"], 0);
+  EXPECT_EQ(json["answers"].size(), 4);
+  EXPECT_FALSE(json["answers"][3]["exact"]);
+  EXPECT_EQ(Run("ask", {key, "--questions", questions, "--json"}).json()["answers"],
+            json["answers"]);
+}
+
+TEST_F(CtlTest, RefusesQuestionsThatMakeNoSense) {
+  StartStore();
+  StartCompressor();
+  const std::string key = CompressText();
+  StartWorker({"--tail_tokens_max=50"});
+  const std::string unknown(64, 'a');
+  const struct {
+    std::vector<std::string> flags;
+    int exit_code;
+    const char* message;
+  } cases[] = {
+      {{key, "--question=x", "--ratio=0"}, 2, "(0, 1]"},
+      {{key, "--question=x", "--ratio=1.5"}, 2, "(0, 1]"},
+      {{key, "--question=x", "--ratio=nan"}, 2, "(0, 1]"},
+      {{key, "--question=x", "--answer_tokens=100"}, 1, "limit of 50"},
+      {{key, "--question=x", "--stop=ab"}, 2, "one byte"},
+      {{key, "--questions", Write("list", "[]")}, 2, "'questions'"},
+      {{key, "--questions", Write("half", R"({"questions":[{"question_ids":[1]}]})")},
+       2,
+       "'answer_ids'"},
+      {{unknown, "--question=x"}, 3, "not found"},
+  };
+  for (const auto& [flags, exit_code, message] : cases) {
+    SCOPED_TRACE(testing::PrintToString(flags));
+    const Outcome outcome = Run("ask", flags);
+    EXPECT_EQ(outcome.exit_code, exit_code);
+    EXPECT_THAT(outcome.err, HasSubstr(message));
+  }
+}
+
+TEST_F(CtlTest, GivesUpBandsAndRemovesObjects) {
+  StartStore();
+  StartCompressor();
+  const std::string key = CompressText();
+  const Outcome less = Run("rm", {key, "--keep_ratio=0.35", "--json"});
+  ASSERT_EQ(less.exit_code, 0) << less.err;
+  EXPECT_EQ(less.json()["resident_bands"], 3);
+  EXPECT_THAT(Run("stat", {key}).out, ContainsRegex("\n *0.4 .* gone\n"));
+  EXPECT_EQ(Run("rm", {key, "--keep_ratio=nan"}).exit_code, 2);
+  EXPECT_EQ(Run("rm", {key, "--keep_ratio=1.5"}).exit_code, 2);
+  EXPECT_THAT(Run("rm", {key}).out, HasSubstr("removed " + key));
+  for (const char* command : {"rm", "stat", "verify"}) {
+    SCOPED_TRACE(command);
+    const Outcome missing = Run(command, {key});
+    EXPECT_EQ(missing.exit_code, 3);
+    EXPECT_THAT(missing.err, HasSubstr("not found"));
+  }
+  EXPECT_EQ(Run("rm", {}).exit_code, 2);
+}
+
+TEST_F(CtlTest, FetchesToAFolderAndVerifiesIt) {
+  StartStore();
+  StartCompressor();
+  const std::string key = CompressText();
+  const std::string folder = dir_.File("fetched/here");
+  const Outcome fetched = Run("fetch", {key, "--ratio=0.3", "--out", folder, "--json"});
+  ASSERT_EQ(fetched.exit_code, 0) << fetched.err;
+  EXPECT_EQ(fetched.json()["ratio"], 0.3);
+  EXPECT_EQ(fetched.json()["bands"], 3);
+  const Outcome intact = RunExactly({"verify", "--data_dir", folder, "--json"});
+  ASSERT_EQ(intact.exit_code, 0) << intact.err;
+  EXPECT_EQ(intact.json()["objects"], 1);
+  EXPECT_EQ(intact.json()["bytes"], fetched.json()["bytes"]);
+
+  const std::string segment = folder + "/segment-01-0001";
+  const uint64_t size = std::filesystem::file_size(segment);
+  for (const uint64_t offset : {uint64_t{0}, size / 2, size - 1}) {
+    FlipBit(segment, offset);
+    const Outcome damaged = RunExactly({"verify", "--data_dir", folder});
+    EXPECT_EQ(damaged.exit_code, 1);
+    EXPECT_THAT(damaged.err, HasSubstr("DATA_LOSS"));
+    FlipBit(segment, offset);
+  }
+  EXPECT_EQ(RunExactly({"verify", "--data_dir", folder}).exit_code, 0);
+  TruncateFile(segment, size - 1);
+  EXPECT_EQ(RunExactly({"verify", "--data_dir", folder}).exit_code, 1);
+  EXPECT_EQ(RunExactly({"verify", "--data_dir", dir_.File("missing")}).exit_code, 3);
+  EXPECT_EQ(Run("fetch", {std::string(64, 'a'), "--out", folder}).exit_code, 3);
+}
+
+TEST_F(CtlTest, VerifiesARunningAndAStoppedStore) {
+  StartStore();
+  StartCompressor();
+  const std::string key = CompressText();
+  const Outcome online = Run("verify", {"--json"});
+  ASSERT_EQ(online.exit_code, 0) << online.err;
+  EXPECT_EQ(online.json()["objects"], 1);
+  EXPECT_EQ(Run("verify", {key, "--json"}).json(), online.json());
+  KVTIER_ASSERT_OK(store_->Stop());
+
+  const std::string data = dir_.File("data");
+  const Outcome offline = RunExactly({"verify", "--data_dir", data, "--json"});
+  ASSERT_EQ(offline.exit_code, 0) << offline.err;
+  EXPECT_EQ(offline.json(), online.json());
+
+  // Damage one byte in the middle of the largest file of values: where the segments are.
+  std::filesystem::path largest;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(data)) {
+    const std::string extension = entry.path().extension();
+    if ((extension == ".blob" || extension == ".sst") &&
+        (largest.empty() || entry.file_size() > std::filesystem::file_size(largest))) {
+      largest = entry.path();
+    }
+  }
+  FlipBit(largest, std::filesystem::file_size(largest) / 2);
+  const Outcome damaged = RunExactly({"verify", "--data_dir", data});
+  EXPECT_EQ(damaged.exit_code, 1) << largest;
+  EXPECT_THAT(damaged.err, AllOf(HasSubstr(key), HasSubstr("DATA_LOSS"), HasSubstr("band")));
+}
+
+}  // namespace
+}  // namespace kvtier
