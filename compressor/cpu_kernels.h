@@ -1,6 +1,6 @@
-// The inner loops of CpuBackend, compiled once per instruction set (cpu_kernels_*.cc) from one text
-// (cpu_kernels.inc) and chosen at run time. Nothing inline here: see kvtier_simd_source in
-// cmake/Targets.cmake.
+// The inner loops of CpuBackend, compiled once per instruction set
+// (cpu_kernels_*.cc) from one text (cpu_kernels.inc) and chosen at run time.
+// Nothing inline here: see kvtier_simd_source in cmake/Targets.cmake.
 #ifndef KVTIER_COMPRESSOR_CPU_KERNELS_H_
 #define KVTIER_COMPRESSOR_CPU_KERNELS_H_
 
@@ -10,28 +10,44 @@ namespace kvtier {
 
 enum class KvElement { kF32, kF16, kBf16 };
 
-// Every leading dimension and every `n` of multiply and column_max is a multiple of this many
-// floats.
+// Every leading dimension and every `n` of multiply and column_max is a
+// multiple of this many floats.
 inline constexpr int64_t kKernelPad = 16;
+
+// Queries that few_logits and few_values take at once.
+inline constexpr int64_t kFewQueries = 4;
 
 struct CpuKernels {
   const char* name;  // "avx512", "avx2", "baseline"
 
   // to[i] = from[i]
   void (*load)(const void* from, KvElement element, int64_t count, float* to);
-  // to[d * to_stride + row] = from[row * dim + d]; columns [rows, to_stride) become 0.
+  // to[d * to_stride + row] = from[row * dim + d]; columns [rows, to_stride)
+  // become 0.
   void (*load_transposed)(const void* from, KvElement element, int64_t rows, int64_t dim, float* to,
                           int64_t to_stride);
   // c[m, n] (+)= a[m, k] b[k, n]
   void (*multiply)(const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
                    int64_t c_stride, int64_t m, int64_t n, int64_t k, bool accumulate);
-  // One step of the online softmax of one row: `logits` [n padded] become exp(logit - new maximum),
-  // those from `visible` on 0; `maximum` and `sum` are brought up to date and `out` [out_size
-  // padded] is rescaled to the new maximum. A row that has seen nothing yet has maximum -inf and
-  // sum 0.
+  // For a few queries (decoding) over keys that are used once: reads them as
+  // they lie instead of expanding a tile of them first. REQUIRES: rows <=
+  // kFewQueries; dim a multiple of kKernelPad. logits[r, j] = q[r, dim] .
+  // keys[j, dim]; columns from n to the next multiple of kKernelPad are
+  // unspecified.
+  void (*few_logits)(const float* q, int64_t rows, int64_t dim, const void* keys, KvElement element,
+                     int64_t n, float* logits, int64_t stride);
+  // out[r, dim] += weights[r, n] values[n, dim]
+  void (*few_values)(const float* weights, int64_t stride, int64_t rows, int64_t dim,
+                     const void* values, KvElement element, int64_t n, float* out,
+                     int64_t out_stride);
+  // One step of the online softmax of one row: `logits` [n padded] become
+  // exp(logit - new maximum), those from `visible` on 0; `maximum` and `sum`
+  // are brought up to date and `out` [out_size padded] is rescaled to the new
+  // maximum. A row that has seen nothing yet has maximum -inf and sum 0.
   void (*softmax_step)(float* logits, int64_t n, int64_t visible, float* maximum, float* sum,
                        float* out, int64_t out_size);
-  // best[j] = max(best[j], logits[row, j] - lse[row]) over all rows; NaN wins and stays.
+  // best[j] = max(best[j], logits[row, j] - lse[row]) over all rows; NaN wins
+  // and stays.
   void (*column_max)(const float* logits, int64_t stride, int64_t rows, int64_t n, const float* lse,
                      float* best);
   // y = gate * sigmoid(gate) * up
@@ -42,7 +58,8 @@ struct CpuKernels {
   void (*exp)(const float* x, int64_t count, float* y);
 };
 
-// Null where the machine, or the compiler's target, does not have the instructions.
+// Null where the machine, or the compiler's target, does not have the
+// instructions.
 const CpuKernels* Avx512Kernels();
 const CpuKernels* Avx2Kernels();
 const CpuKernels* BaselineKernels();
