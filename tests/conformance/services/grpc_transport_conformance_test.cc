@@ -41,7 +41,8 @@ class MiddleService final : public v1::StoreService::Service {
         std::string& payload = *response.mutable_frame()->mutable_payload();
         payload[payload.size() / 2] ^= 0x10;
       }
-      if (!writer->Write(response)) break;
+      // The reader has seen enough; what is under way must still be read before Finish.
+      if (!writer->Write(response)) client_context.TryCancel();
     }
     return stream->Finish();
   }
