@@ -18,13 +18,12 @@
 namespace kvtier {
 namespace {
 
-// Query rows and keys of one attention tile: its logits (16 KiB) and its keys
-// and values (64 KiB at head_dim 128) stay in a core's second-level cache.
+// Query rows and keys of one attention tile: its logits (16 KiB) and its keys and values (64 KiB at
+// head_dim 128) stay in a core's second-level cache.
 constexpr int64_t kTileQueries = 64;
 constexpr int64_t kTileKeys = 64;
-// A few queries over many keys (decoding) are cut into parts of this many keys,
-// merged in order. The cut depends on the shapes alone, so that the number of
-// threads does not change results.
+// A few queries over many keys (decoding) are cut into parts of this many keys, merged in order.
+// The cut depends on the shapes alone, so that the number of threads does not change results.
 constexpr int64_t kSplitKeys = 2048;
 constexpr int64_t kSplitQueriesMax = 16;
 // Elements of an elementwise operation per task.
@@ -44,9 +43,8 @@ float* Row(const TensorView& view, int64_t row) {
   return static_cast<float*>(view.data) + row * view.cols;
 }
 
-// Some keys (and values) that lie together, of one KV head. Query i (counted in
-// rows of the pass) sees its first `seen_by_first + i` rows, all of them at
-// most.
+// Some keys (and values) that lie together, of one KV head. Query i (counted in rows of the pass)
+// sees its first `seen_by_first + i` rows, all of them at most.
 struct KeyPiece {
   const std::byte* keys = nullptr;
   const std::byte* values = nullptr;  // Null: only keys are of interest.
@@ -67,8 +65,7 @@ KeyPiece PieceOf(const KvLayerView& layer, int64_t head, int64_t begin, int64_t 
 
 // What one task keeps of its query rows, in one borrowed buffer.
 struct Tile {
-  // `queries` rows; `padded` is head_dim padded, or 0 where no output is
-  // wanted.
+  // `queries` rows; `padded` is head_dim padded, or 0 where no output is wanted.
   static int64_t Floats(int64_t queries, int64_t dim, int64_t padded) {
     return queries * (dim + kTileKeys + padded + 2) + kTileKeys * (dim + padded);
   }
@@ -202,9 +199,8 @@ class CpuBackend final : public HostBackend {
     }
   }
 
-  // Copies query rows [begin, begin + count) of KV head `head`, scaled. Such a
-  // row is (row of the pass, query head of the group), group fastest, so that a
-  // causal tile spans few rows.
+  // Copies query rows [begin, begin + count) of KV head `head`, scaled. Such a row is (row of the
+  // pass, query head of the group), group fastest, so that a causal tile spans few rows.
   static void GatherQueries(const TensorView& q, int64_t head, int64_t group, int64_t dim,
                             int64_t begin, int64_t count, float scale, float* to) {
     for (int64_t r = 0; r < count; ++r) {
@@ -214,8 +210,8 @@ class CpuBackend final : public HostBackend {
     }
   }
 
-  // Brings the tile's running softmax up to date with keys [begin, end) of
-  // `piece`. `first` is the tile's first query, counted as in GatherQueries.
+  // Brings the tile's running softmax up to date with keys [begin, end) of `piece`.
+  // `first` is the tile's first query, counted as in GatherQueries.
   void Attend(const KeyPiece& piece, int64_t begin, int64_t end, DType dtype, int64_t dim,
               int64_t padded, int64_t first, int64_t queries, int64_t group, Tile& tile) const;
 
@@ -300,8 +296,7 @@ absl::Status CpuBackend::RunAttention(const AttentionArgs& args) {
   const bool split = queries <= kSplitQueriesMax;
   for (int64_t head = 0; head < heads; ++head) {
     const int64_t keys = pieces_of(head, [](const KeyPiece&, int64_t) {});
-    // The last tiles of a causal pass see most keys: first come, they are done
-    // first.
+    // The last tiles of a causal pass see most keys: first come, they are done first.
     for (int64_t tile = DivideUp(queries, kTileQueries) - 1; tile >= 0; --tile) {
       const int64_t first = tile * kTileQueries;
       const int64_t step = split ? kSplitKeys : keys;
@@ -314,8 +309,7 @@ absl::Status CpuBackend::RunAttention(const AttentionArgs& args) {
       }
     }
   }
-  // Where nothing is split a task writes its result itself; otherwise here,
-  // then merged.
+  // Where nothing is split a task writes its result itself; otherwise here, then merged.
   const int64_t partial_floats = queries * (padded + 2);
   const int64_t partials = split ? static_cast<int64_t>(parts.size()) : 0;
   ScratchPool::Lease partial = scratch_.Borrow(std::max<int64_t>(1, partials * partial_floats));
@@ -340,8 +334,7 @@ absl::Status CpuBackend::RunAttention(const AttentionArgs& args) {
     std::fill_n(tile.maximum, part.queries, kMinusInfinity);
     std::fill_n(tile.sum, part.queries, 0.0f);
     std::fill_n(tile.out, part.queries * padded, 0.0f);
-    std::fill_n(tile.values, kTileKeys * padded,
-                0.0f);  // The padding must be finite.
+    std::fill_n(tile.values, kTileKeys * padded, 0.0f);  // The padding must be finite.
     pieces_of(part.head, [&](const KeyPiece& piece, int64_t before) {
       const int64_t begin = std::max<int64_t>(0, part.key_begin - before);
       const int64_t end = std::min(piece.rows, part.key_end - before);
@@ -387,8 +380,8 @@ absl::Status CpuBackend::RunAttention(const AttentionArgs& args) {
   return absl::OkStatus();
 }
 
-// Two passes over the logits, neither of which keeps them: the normaliser of
-// every query row, then the maximum of every column.
+// Two passes over the logits, neither of which keeps them: the normaliser of every query row, then
+// the maximum of every column.
 absl::Status CpuBackend::RunScoreColumnMax(const ScoreArgs& args) {
   const KvLayerView& cache = args.cache;
   const int64_t heads = cache.kv_heads;
@@ -452,8 +445,7 @@ absl::Status CpuBackend::RunScoreColumnMax(const ScoreArgs& args) {
     for (int64_t first = 0; first < queries; first += kTileQueries) {
       const int64_t count = std::min(kTileQueries, queries - first);
       kernels_.multiply(all_q + (head * queries + first) * dim, dim, tile.keys, width, tile.logits,
-                        kTileKeys, count, width, dim,
-                        /*accumulate=*/false);
+                        kTileKeys, count, width, dim, /*accumulate=*/false);
       kernels_.column_max(tile.logits, kTileKeys, count, width, all_lse + head * queries + first,
                           best);
     }

@@ -1,6 +1,6 @@
-// The inner loops of CpuBackend, compiled once per instruction set
-// (cpu_kernels_*.cc) from one text (cpu_kernels.inc) and chosen at run time.
-// Nothing inline here: see kvtier_simd_source in cmake/Targets.cmake.
+// The inner loops of CpuBackend, compiled once per instruction set (cpu_kernels_*.cc) from one text
+// (cpu_kernels.inc) and chosen at run time. Nothing inline here: see kvtier_simd_source in
+// cmake/Targets.cmake.
 #ifndef KVTIER_COMPRESSOR_CPU_KERNELS_H_
 #define KVTIER_COMPRESSOR_CPU_KERNELS_H_
 
@@ -10,8 +10,8 @@ namespace kvtier {
 
 enum class KvElement { kF32, kF16, kBf16 };
 
-// Every leading dimension and every `n` of multiply and column_max is a
-// multiple of this many floats.
+// Every leading dimension and every `n` of multiply and column_max is a multiple of this many
+// floats.
 inline constexpr int64_t kKernelPad = 16;
 
 // Queries that few_logits and few_values take at once.
@@ -22,8 +22,7 @@ struct CpuKernels {
 
   // to[i] = from[i]
   void (*load)(const void* from, KvElement element, int64_t count, float* to);
-  // to[d * to_stride + row] = from[row * dim + d]; columns [rows, to_stride)
-  // become 0.
+  // to[d * to_stride + row] = from[row * dim + d]; columns [rows, to_stride) become 0.
   void (*load_transposed)(const void* from, KvElement element, int64_t rows, int64_t dim, float* to,
                           int64_t to_stride);
   // c[m, n] (+)= a[m, k] b[k, n]
@@ -46,8 +45,7 @@ struct CpuKernels {
   // maximum. A row that has seen nothing yet has maximum -inf and sum 0.
   void (*softmax_step)(float* logits, int64_t n, int64_t visible, float* maximum, float* sum,
                        float* out, int64_t out_size);
-  // best[j] = max(best[j], logits[row, j] - lse[row]) over all rows; NaN wins
-  // and stays.
+  // best[j] = max(best[j], logits[row, j] - lse[row]) over all rows; NaN wins and stays.
   void (*column_max)(const float* logits, int64_t stride, int64_t rows, int64_t n, const float* lse,
                      float* best);
   // y = gate * sigmoid(gate) * up
@@ -58,8 +56,7 @@ struct CpuKernels {
   void (*exp)(const float* x, int64_t count, float* y);
 };
 
-// Null where the machine, or the compiler's target, does not have the
-// instructions.
+// Null where the machine, or the compiler's target, does not have the instructions.
 const CpuKernels* Avx512Kernels();
 const CpuKernels* Avx2Kernels();
 const CpuKernels* BaselineKernels();
