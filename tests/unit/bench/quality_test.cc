@@ -25,12 +25,13 @@ class QualityTest : public ::testing::Test {
   void SetUp() override {
     backend_ = MakeCpuBackend({.threads = kThreads});
     KVTIER_ASSERT_OK_AND_ASSIGN(model_, Model::Load(Fixture("model"), *backend_));
-    const std::string document = ReadFile(Fixture("documents/kettle.txt"));
+    // Enough for two scoring chunks, and for a sanitizer's pace.
+    const std::string document = ReadFile(Fixture("documents/kettle.txt")).substr(0, 700);
     ASSERT_TRUE(model_->profile().byte_vocabulary.has_value());
     const ByteVocabulary bytes = *model_->profile().byte_vocabulary;
     context_ = bytes.Encode(document);
     KVTIER_ASSERT_OK_AND_ASSIGN(const QuestionSet set,
-                                DrawQuestions("kettle.txt", document, bytes, 50, /*seed=*/1));
+                                DrawQuestions("kettle.txt", document, bytes, 30, /*seed=*/1));
     questions_ = set.questions;
     KVTIER_ASSERT_OK_AND_ASSIGN(evaluation_, Evaluation::Create(*model_, context_));
   }
@@ -61,7 +62,7 @@ TEST_F(QualityTest, AtThirtyPercentKvzipLosesNothingAndTheOthersAlmostEverything
   EXPECT_GE(full, total * 95 / 100);
 
   KVTIER_ASSERT_OK_AND_ASSIGN(const ScoreTable kvzip, evaluation_->KvzipScores());
-  EXPECT_GE(Exact(kvzip, 0.3) + total * 2 / 100, full);
+  EXPECT_GE(Exact(kvzip, 0.3) + 1, full);  // 2 % of 30 questions, rounded up.
   EXPECT_LE(Exact(evaluation_->RandomScores(/*seed=*/1), 0.3) + total * 20 / 100, full);
   KVTIER_ASSERT_OK_AND_ASSIGN(const ScoreTable snapkv,
                               evaluation_->SnapKvScores(questions_[0].question_ids));
