@@ -28,10 +28,9 @@ struct CpuKernels {
   // c[m, n] (+)= a[m, k] b[k, n]
   void (*multiply)(const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
                    int64_t c_stride, int64_t m, int64_t n, int64_t k, bool accumulate);
-  // For a few queries (decoding) over keys that are used once: reads them as
-  // they lie instead of expanding a tile of them first. REQUIRES: rows <=
-  // kFewQueries; dim a multiple of kKernelPad. logits[r, j] = q[r, dim] .
-  // keys[j, dim]; columns from n to the next multiple of kKernelPad are
+  // For a few queries (decoding) over keys that are used once: reads them as they lie instead of
+  // expanding a tile of them first. REQUIRES: rows <= kFewQueries, dim a multiple of kKernelPad.
+  // logits[r, j] = q[r, dim] . keys[j, dim]; columns from n to the next multiple of kKernelPad are
   // unspecified.
   void (*few_logits)(const float* q, int64_t rows, int64_t dim, const void* keys, KvElement element,
                      int64_t n, float* logits, int64_t stride);
@@ -39,10 +38,10 @@ struct CpuKernels {
   void (*few_values)(const float* weights, int64_t stride, int64_t rows, int64_t dim,
                      const void* values, KvElement element, int64_t n, float* out,
                      int64_t out_stride);
-  // One step of the online softmax of one row: `logits` [n padded] become
-  // exp(logit - new maximum), those from `visible` on 0; `maximum` and `sum`
-  // are brought up to date and `out` [out_size padded] is rescaled to the new
-  // maximum. A row that has seen nothing yet has maximum -inf and sum 0.
+  // One step of the online softmax of one row: `logits` [n padded] become exp(logit - new maximum),
+  // those from `visible` on 0; `maximum` and `sum` are brought up to date and `out` [out_size
+  // padded] is rescaled to the new maximum. A row that has seen nothing yet has maximum -inf and
+  // sum 0.
   void (*softmax_step)(float* logits, int64_t n, int64_t visible, float* maximum, float* sum,
                        float* out, int64_t out_size);
   // best[j] = max(best[j], logits[row, j] - lse[row]) over all rows; NaN wins and stays.
