@@ -152,9 +152,12 @@ absl::StatusOr<v1::ObjectSummary> StoreClient::Put(const CompressedObject& objec
   absl::Status last;
   for (int attempt = 0; attempt < kPutAttempts; ++attempt) {
     if (attempt > 0) {
-      KVTIER_RETURN_IF_ERROR(cancel.Check());
-      if (absl::Now() + backoff >= deadline) return last;
-      absl::SleepFor(backoff);
+      const absl::Time next = absl::Now() + backoff;
+      if (next >= deadline) return last;
+      do {
+        KVTIER_RETURN_IF_ERROR(cancel.Check());
+        absl::SleepFor(kPutBackoff);
+      } while (absl::Now() < next);
       backoff = std::min(4 * backoff, limits::kRetryBackoffMax);
     }
     const absl::StatusOr<uint64_t> offset =

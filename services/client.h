@@ -45,8 +45,9 @@ class StoreClient {
   ~StoreClient();
 
   // Uploads an object: resumes where an earlier attempt with the same upload id got to, and after a
-  // cut (UNAVAILABLE) tries again up to three times. `on_bytes` (may be null) hears the object
-  // offset sent so far. CANCELLED once `cancel` fires; what was uploaded can be resumed.
+  // cut (UNAVAILABLE) tries again a few times, long enough for a store to restart. `on_bytes` (may
+  // be null) hears the object offset sent so far. CANCELLED soon after `cancel` fires; what was
+  // uploaded can be resumed.
   absl::StatusOr<v1::ObjectSummary> Put(const CompressedObject& object, v1::Durability durability,
                                         const std::function<void(uint64_t)>& on_bytes,
                                         const CancelToken& cancel, absl::Time deadline);

@@ -72,9 +72,11 @@ class StoreProcessTest : public testing::Test {
     stub_ = v1::StoreService::NewStub(channel);
   }
 
+  // `gone` keeps the client from trying again and again once the store is known to be dead.
   absl::Status Put(const CompressedObject& object,
-                   const std::function<void(uint64_t)>& on_bytes = nullptr) {
-    return client_->Put(object, v1::DURABILITY_DISK, on_bytes, CancelToken(), Soon()).status();
+                   const std::function<void(uint64_t)>& on_bytes = nullptr,
+                   const CancelToken& gone = CancelToken()) {
+    return client_->Put(object, v1::DURABILITY_DISK, on_bytes, gone, Soon()).status();
   }
 
   static FetchRequest Whole(const CompressedObject& object) {
@@ -160,9 +162,17 @@ TEST_P(StoreCrashTest, LeavesAWholeObjectOrNone) {
   store_->Kill();
 
   Start({}, GetParam().name);
-  EXPECT_THAT(Put(object), StatusIs(absl::StatusCode::kUnavailable));
-  KVTIER_ASSERT_OK_AND_ASSIGN(const ExitStatus exit, store_->process().Wait(absl::Seconds(30)));
-  EXPECT_EQ(exit.signal, SIGKILL);
+  CancelToken gone;
+  absl::StatusOr<ExitStatus> exit;
+  std::thread watcher([&] {
+    exit = store_->process().Wait(absl::Seconds(60));
+    gone.Cancel();
+  });
+  EXPECT_THAT(Put(object, nullptr, gone), testing::AnyOf(StatusIs(absl::StatusCode::kUnavailable),
+                                                         StatusIs(absl::StatusCode::kCancelled)));
+  watcher.join();
+  KVTIER_ASSERT_OK(exit);
+  EXPECT_EQ(exit->signal, SIGKILL);
 
   Start();
   KVTIER_EXPECT_OK(Check(before));
@@ -213,16 +223,18 @@ TEST_F(StoreProcessTest, KilledAtRandomTimesKeepsWhatItAcknowledged) {
     CondVar sent;
     uint64_t pieces = 0;
     bool stopped = false;
+    CancelToken gone;
     std::vector<CompressedObject> unacknowledged;
     std::thread writer([&] {
       while (true) {
         CompressedObject object = MakeTestObject(
             {.layers = 6, .kv_heads = 4, .head_dim = 64, .context_tokens = 700, .seed = next_seed});
-        const absl::Status status = Put(object, [&](uint64_t) {
+        const auto on_bytes = [&](uint64_t) {
           MutexLock lock(&mutex);
           ++pieces;
           sent.Signal();
-        });
+        };
+        const absl::Status status = Put(object, on_bytes, gone);
         if (!status.ok()) {
           unacknowledged.push_back(std::move(object));
           break;
@@ -239,6 +251,7 @@ TEST_F(StoreProcessTest, KilledAtRandomTimesKeepsWhatItAcknowledged) {
       while (pieces < kill_after && !stopped) sent.Wait(&mutex);
     }
     store_->Kill();
+    gone.Cancel();
     writer.join();
 
     Start();
