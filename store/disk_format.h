@@ -2,6 +2,7 @@
 // not seen here. Why it is laid out so: docs/adr/0004-rocksdb-layout.md.
 //
 //   FORMAT                  text file: "kvtier store format 1\n"
+//   LOCK                    empty; flock(2)ed by whoever has the folder open
 //   staging/<upload>-<band>.sst   band files of uploads that are not sealed; emptied at every start
 //   db/                     RocksDB, three column families beside the default one:
 //     segments   upload id (16 bytes) ++ band ++ layer ++ part (u32 big endian each)

@@ -24,7 +24,8 @@ struct SealedObject {
 
 // What the tier found damaged or left over, since it was opened.
 struct DurableCounters {
-  uint64_t records_lost = 0;     // Failed their checksum, or lacked their other half: removed.
+  uint64_t records_lost = 0;     // Failed their checksum, or lacked their other half. A block of
+                                 // them that cannot be read counts as one.
   uint64_t bands_lost = 0;       // A record said they are resident, but their files are gone.
   uint64_t orphans_removed = 0;  // Uploads that no record names, removed at start-up.
 };
@@ -49,6 +50,8 @@ class DurableTier : public Tier {
   virtual absl::Status Unseal(const TenantId& tenant, const Key& key, const UploadId& upload) = 0;
   // Start-up: every sealed object whose record is intact, after deleting segments no record names
   // and bands above a residency record. Records that fail their checksum are counted and removed.
+  // When some records cannot be read at all, what was read is served and nothing is deleted: the
+  // rest may be named by the records behind the damage.
   // REQUIRES: called once, before any other method.
   virtual absl::StatusOr<std::vector<SealedObject>> Recover() = 0;
 

@@ -156,17 +156,20 @@ class RocksDbDatabase::Access {
   Handle* handle_;
 };
 
-RocksDbDatabase::RocksDbDatabase(std::string folder, rocksdb::Env* env)
-    : folder_(std::move(folder)), env_(env != nullptr ? env : rocksdb::Env::Default()) {}
+RocksDbDatabase::RocksDbDatabase(std::string folder, Mode mode, rocksdb::Env* env)
+    : folder_(std::move(folder)),
+      mode_(mode),
+      env_(env != nullptr ? env : rocksdb::Env::Default()) {}
 
 RocksDbDatabase::~RocksDbDatabase() = default;
 
 absl::StatusOr<std::unique_ptr<RocksDbDatabase>> RocksDbDatabase::Open(std::string folder,
+                                                                       Mode mode,
                                                                        rocksdb::Env* env) {
-  std::unique_ptr<RocksDbDatabase> database(new RocksDbDatabase(std::move(folder), env));
-  KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<Handle> handle,
-                          database->OpenHandle(/*read_only=*/false));
-  database->direct_writes_ = database->HasDirectWrites();
+  std::unique_ptr<RocksDbDatabase> database(new RocksDbDatabase(std::move(folder), mode, env));
+  const bool read_only = mode == Mode::kReadOnly;
+  KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<Handle> handle, database->OpenHandle(read_only));
+  if (!read_only) database->direct_writes_ = database->HasDirectWrites();
   MutexLock lock(&database->mutex_);
   database->handle_ = std::move(handle);
   return database;
@@ -254,7 +257,14 @@ absl::Status RocksDbDatabase::Reopen() {
   return opened;
 }
 
+absl::Status RocksDbDatabase::CheckMode() const {
+  return mode_ == Mode::kReadWrite
+             ? absl::OkStatus()
+             : absl::FailedPreconditionError(absl::StrCat(folder_, " was opened read-only"));
+}
+
 absl::Status RocksDbDatabase::EnsureWritableLocked() {
+  KVTIER_RETURN_IF_ERROR(CheckMode());
   bool has_failed;
   {
     MutexLock lock(&mutex_);
@@ -349,6 +359,7 @@ absl::Status RocksDbDatabase::VisitRecords(
 
 absl::Status RocksDbDatabase::WriteSegmentFile(const std::string& file,
                                                std::span<const Part> parts) {
+  KVTIER_RETURN_IF_ERROR(CheckMode());
   const absl::Status written = Rocks(absl::StrCat("write ", file), [&] {
     // Without a column family: the writer must not keep the database from being reopened.
     rocksdb::SstFileWriter writer(MakeFileOptions(direct_writes_),
@@ -502,6 +513,14 @@ absl::Status WriteAtomically(rocksdb::Env* env, const std::string& folder, const
     if (status.ok()) status = directory->Fsync();
     return status;
   });
+}
+
+absl::StatusOr<std::vector<std::string>> ListFolder(rocksdb::Env* env, const std::string& folder) {
+  std::vector<std::string> names;
+  KVTIER_RETURN_IF_ERROR(
+      Rocks(folder, [&] { return OrDefault(env)->GetChildren(folder, &names); }));
+  std::erase_if(names, [](const std::string& name) { return name == "." || name == ".."; });
+  return names;
 }
 
 absl::Status EmptyFolder(rocksdb::Env* env, const std::string& folder) {

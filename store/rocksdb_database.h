@@ -40,9 +40,12 @@ class RocksDbDatabase {
  public:
   enum class Family { kSegments, kObjects, kResidency };
 
-  // `env` (may be null: the default) outlives the database.
+  enum class Mode { kReadWrite, kReadOnly };
+
+  // `env` (may be null: the default) outlives the database. kReadOnly changes nothing in the
+  // folder; whatever would write is then FAILED_PRECONDITION.
   // FAILED_PRECONDITION: in use by another process, or twice in this one.
-  static absl::StatusOr<std::unique_ptr<RocksDbDatabase>> Open(std::string folder,
+  static absl::StatusOr<std::unique_ptr<RocksDbDatabase>> Open(std::string folder, Mode mode,
                                                                rocksdb::Env* env);
   ~RocksDbDatabase();
 
@@ -91,7 +94,7 @@ class RocksDbDatabase {
   struct Handle;  // An open rocksdb::DB with its column families.
   class Access;   // Keeps the handle from being closed.
 
-  RocksDbDatabase(std::string folder, rocksdb::Env* env);
+  RocksDbDatabase(std::string folder, Mode mode, rocksdb::Env* env);
 
   absl::StatusOr<std::unique_ptr<Handle>> OpenHandle(bool read_only);
   bool HasDirectWrites();
@@ -102,7 +105,10 @@ class RocksDbDatabase {
   absl::StatusOr<std::vector<RecordChange>> Inverse(std::span<const RecordChange> changes);
   void MarkFailed(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
 
+  absl::Status CheckMode() const;
+
   const std::string folder_;
+  const Mode mode_;
   rocksdb::Env* const env_;
   bool direct_writes_ = false;  // Constant after Open.
 
@@ -126,6 +132,8 @@ absl::StatusOr<std::string> Read(rocksdb::Env* env, const std::string& path);
 // Whole and synced, or not there at all.
 absl::Status WriteAtomically(rocksdb::Env* env, const std::string& folder, const std::string& name,
                              absl::string_view content);
+// Names of what is in it, in no order.
+absl::StatusOr<std::vector<std::string>> ListFolder(rocksdb::Env* env, const std::string& folder);
 // Creates the folder if it is missing; removes every file in it.
 absl::Status EmptyFolder(rocksdb::Env* env, const std::string& folder);
 // Fine if it is not there.

@@ -16,6 +16,7 @@
 #include "base/sync_point.h"
 #include "kvcache/segment.h"
 #include "store/disk_format.h"
+#include "store/folder_lock.h"
 #include "store/rocksdb_database.h"
 #include "store/turns.h"
 
@@ -86,26 +87,32 @@ class RocksDbTier final : public DurableTier {
   // Turns are per upload; Seal touches two but removes nothing of the replaced one.
   Turns::Turn TakeTurn(const UploadId& upload) { return turns_.Take(upload.ToHex()); }
 
-  absl::Status CheckFormat();
+  absl::StatusOr<bool> HasFormat();
   absl::Status WriteBandFile(const std::string& file, const Manifest& manifest, BandIndex band,
                              std::span<const SegmentRef> layers);
   absl::Status IngestStaged(const UploadId& upload);
   absl::StatusOr<SegmentRef> ReadSegment(const Manifest& manifest, BandIndex band,
                                          LayerIndex layer);
   absl::Status LowerRecord(const UploadId& upload, uint32_t band_count);
+  // The bands from `band_count` on that are not ingested. REQUIRES: the upload's turn.
+  absl::Status DropStaged(const UploadId& upload, uint32_t band_count);
   // Removes the files of bands that are no longer served.
   absl::Status Reclaim(const UploadId& upload);
 
   using SealedObjects = std::map<UploadId, SealedObject>;
   absl::Status VisitRecords(Family family,
                             absl::FunctionRef<void(absl::string_view, absl::string_view)> visit);
+  // While false, Recover deletes nothing.
+  bool MayDelete() const { return !options_.read_only && !is_scan_cut_short_; }
   absl::StatusOr<SealedObjects> ScanRecords();
   absl::Status RemoveUnnamed(SealedObjects* sealed);
   void GiveUpRecord(Family family, absl::string_view key, const absl::Status& why,
                     std::vector<RecordChange>* changes);
 
   const RocksDbTierOptions options_;
+  std::unique_ptr<FolderLock> folder_lock_;
   std::unique_ptr<RocksDbDatabase> database_;
+  bool is_scan_cut_short_ = false;  // Recover's own.
 
   Turns turns_;
   Mutex mutex_;
@@ -118,34 +125,62 @@ class RocksDbTier final : public DurableTier {
 // --- Opening -------------------------------------------------------------------------------------
 
 absl::Status RocksDbTier::Open() {
-  std::error_code error;
-  std::filesystem::create_directories(options_.folder, error);
-  if (error) return absl::UnavailableError(absl::StrCat(options_.folder, ": ", error.message()));
-  KVTIER_RETURN_IF_ERROR(CheckFormat());
-  KVTIER_ASSIGN_OR_RETURN(database_, RocksDbDatabase::Open(options_.folder + "/db", options_.env));
-  // Only now: nobody else has this folder open.
-  return rocksdb_files::EmptyFolder(options_.env, StagingFolder());
+  const bool must_exist = options_.must_exist || options_.read_only;
+  if (!must_exist) {
+    std::error_code error;
+    std::filesystem::create_directories(options_.folder, error);
+    if (error) return absl::UnavailableError(absl::StrCat(options_.folder, ": ", error.message()));
+  }
+  // Before anything is written, the lock's file included.
+  KVTIER_ASSIGN_OR_RETURN(const bool has_format, HasFormat());
+  if (must_exist && !has_format) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(options_.folder, ": has no FORMAT file; not a kvtier store"));
+  }
+  // RocksDB has a lock too, but takes it only after staging/ must be empty.
+  KVTIER_ASSIGN_OR_RETURN(
+      folder_lock_,
+      FolderLock::Take(options_.folder,
+                       options_.read_only ? FolderLock::Kind::kShared : FolderLock::Kind::kSole));
+  const std::string database = options_.folder + "/db";
+  if (options_.read_only) {
+    KVTIER_ASSIGN_OR_RETURN(
+        database_, RocksDbDatabase::Open(database, RocksDbDatabase::Mode::kReadOnly, options_.env));
+    return absl::OkStatus();
+  }
+  if (!has_format) {
+    KVTIER_RETURN_IF_ERROR(rocksdb_files::WriteAtomically(options_.env, options_.folder, "FORMAT",
+                                                          disk_format::EncodeFormatFile()));
+  }
+  // First: RocksDB may need the room to open.
+  KVTIER_RETURN_IF_ERROR(rocksdb_files::EmptyFolder(options_.env, StagingFolder()));
+  KVTIER_ASSIGN_OR_RETURN(
+      database_, RocksDbDatabase::Open(database, RocksDbDatabase::Mode::kReadWrite, options_.env));
+  return absl::OkStatus();
 }
 
 // The format is a file of its own, so that another version is refused before RocksDB changes
-// anything.
-absl::Status RocksDbTier::CheckFormat() {
+// anything. False: a new folder, which may become a store.
+absl::StatusOr<bool> RocksDbTier::HasFormat() {
   const std::string file = options_.folder + "/FORMAT";
   KVTIER_ASSIGN_OR_RETURN(const bool has_format, rocksdb_files::Exists(options_.env, file));
   if (has_format) {
     KVTIER_ASSIGN_OR_RETURN(const std::string text, rocksdb_files::Read(options_.env, file));
     const absl::Status ours = disk_format::CheckFormatFile(text);
-    if (ours.ok()) return ours;
+    if (ours.ok()) return true;
     return absl::Status(ours.code(), absl::StrCat(options_.folder, ": ", ours.message()));
   }
-  KVTIER_ASSIGN_OR_RETURN(const bool has_database,
-                          rocksdb_files::Exists(options_.env, options_.folder + "/db/CURRENT"));
-  if (has_database) {
+  if (options_.must_exist || options_.read_only) return false;
+  KVTIER_ASSIGN_OR_RETURN(const std::vector<std::string> names,
+                          rocksdb_files::ListFolder(options_.env, options_.folder));
+  for (const std::string& name : names) {
+    // What a first start that was cut short leaves, and what a new file system comes with.
+    if (name == FolderLock::kFileName || name == "FORMAT.new" || name == "lost+found") continue;
     return absl::FailedPreconditionError(
-        absl::StrCat(options_.folder, ": has a database but no FORMAT file; not a kvtier store"));
+        absl::StrCat(options_.folder, ": is not empty (", name,
+                     ") and has no FORMAT file; not a kvtier store, and not made one"));
   }
-  return rocksdb_files::WriteAtomically(options_.env, options_.folder, "FORMAT",
-                                        disk_format::EncodeFormatFile());
+  return false;
 }
 
 // --- Bands in ------------------------------------------------------------------------------------
@@ -372,22 +407,35 @@ absl::Status RocksDbTier::LowerResidency(const UploadId& upload, uint32_t band_c
 
 absl::Status RocksDbTier::DropBands(const UploadId& upload, uint32_t band_count) {
   const Turns::Turn turn = TakeTurn(upload);
+  // No record names a staged band, and a full disk, on which no record can be lowered, needs room.
+  absl::Status removed = DropStaged(upload, band_count);
   KVTIER_RETURN_IF_ERROR(LowerRecord(upload, band_count));
+  {
+    MutexLock lock(&mutex_);
+    const auto found = uploads_.find(upload);
+    if (found == uploads_.end()) return removed;
+    UploadState& state = found->second;
+    while (state.charges.size() > band_count) {
+      state.unreclaimed_bytes += state.charges.back();
+      --state.ingested;
+      state.charges.pop_back();
+    }
+  }
+  removed.Update(Reclaim(upload));
+  return removed;
+}
+
+absl::Status RocksDbTier::DropStaged(const UploadId& upload, uint32_t band_count) {
   std::vector<StagedBand> unstaged;  // Releases the segments after the lock.
   {
     MutexLock lock(&mutex_);
     const auto found = uploads_.find(upload);
     if (found == uploads_.end()) return absl::OkStatus();
     UploadState& state = found->second;
-    while (state.charges.size() > band_count) {
-      if (state.charges.size() > state.ingested) {
-        used_bytes_ -= state.charges.back();
-        unstaged.push_back(std::move(state.staged.back()));
-        state.staged.pop_back();
-      } else {
-        state.unreclaimed_bytes += state.charges.back();
-        --state.ingested;
-      }
+    while (state.charges.size() > std::max(band_count, state.ingested)) {
+      used_bytes_ -= state.charges.back();
+      unstaged.push_back(std::move(state.staged.back()));
+      state.staged.pop_back();
       state.charges.pop_back();
     }
   }
@@ -395,7 +443,6 @@ absl::Status RocksDbTier::DropBands(const UploadId& upload, uint32_t band_count)
   for (const StagedBand& band : unstaged) {
     if (!band.file.empty()) removed.Update(rocksdb_files::Remove(options_.env, band.file));
   }
-  removed.Update(Reclaim(upload));
   return removed;
 }
 
@@ -437,24 +484,27 @@ absl::Status RocksDbTier::Reclaim(const UploadId& upload) {
 
 void RocksDbTier::GiveUpRecord(Family family, absl::string_view key, const absl::Status& why,
                                std::vector<RecordChange>* changes) {
-  KVTIER_LOG(ERROR) << options_.folder << ": record given up: " << why.message();
+  KVTIER_LOG(ERROR) << options_.folder << ": record not usable: " << why.message();
   changes->push_back({family, std::string(key), std::nullopt});
   MutexLock lock(&mutex_);
   ++counters_.records_lost;
 }
 
-// A damaged file of records ends the scan: what it held is lost, the rest is served.
+// A damaged block of records ends the scan: what came before it is served. What is behind it may
+// be intact, so from now on nothing is deleted for want of a record.
 absl::Status RocksDbTier::VisitRecords(
     Family family, absl::FunctionRef<void(absl::string_view, absl::string_view)> visit) {
   const absl::Status visited = database_->VisitRecords(family, visit);
   if (!absl::IsDataLoss(visited)) return visited;
-  KVTIER_LOG(ERROR) << options_.folder << ": " << visited.message();
+  KVTIER_LOG(ERROR) << options_.folder << ": records cannot be read to the end, so nothing is "
+                    << "deleted: " << visited.message();
+  is_scan_cut_short_ = true;
   MutexLock lock(&mutex_);
   ++counters_.records_lost;
   return absl::OkStatus();
 }
 
-// Objects whose records are intact; what is not intact is removed.
+// Objects whose records are intact; what is not intact is removed, if we may.
 absl::StatusOr<RocksDbTier::SealedObjects> RocksDbTier::ScanRecords() {
   std::vector<RecordChange> changes;
   std::map<UploadId, uint32_t> resident;
@@ -486,11 +536,12 @@ absl::StatusOr<RocksDbTier::SealedObjects> RocksDbTier::ScanRecords() {
     if (sealed.contains(upload)) continue;  // Its object was replaced, removed or lost.
     changes.push_back({Family::kResidency, std::string(upload.AsStringView()), std::nullopt});
   }
-  if (!changes.empty()) KVTIER_RETURN_IF_ERROR(database_->WriteRecords(changes));
+  if (!changes.empty() && MayDelete()) KVTIER_RETURN_IF_ERROR(database_->WriteRecords(changes));
   return sealed;
 }
 
-// Removes the files that no record names; lowers `resident_bands` where files are not there.
+// Removes the files that no record names, if we may; lowers `resident_bands` where files are not
+// there.
 absl::Status RocksDbTier::RemoveUnnamed(SealedObjects* sealed) {
   std::map<UploadId, std::set<uint32_t>> bands_there;
   std::map<UploadId, uint32_t> first_unnamed;
@@ -506,6 +557,7 @@ absl::Status RocksDbTier::RemoveUnnamed(SealedObjects* sealed) {
       bands_there[first->upload].insert(first->band.value());
     }
   }
+  if (!MayDelete()) first_unnamed.clear();
   for (const auto& [upload, band] : first_unnamed) {
     KVTIER_RETURN_IF_ERROR(database_->RemoveSegments(
         disk_format::BandBegin(upload, BandIndex(band)), disk_format::UploadEnd(upload)));
@@ -552,6 +604,7 @@ absl::StatusOr<std::vector<SealedObject>> RocksDbTier::Recover() {
     current_[*state.name] = upload;
     if (object.resident_bands > 0) objects.push_back(std::move(object));
   }
+  if (!MayDelete()) lowered.clear();
   for (const UploadId& upload : lowered) {
     KVTIER_RETURN_IF_ERROR(DropBands(upload, BandCount(upload)));
   }

@@ -19,12 +19,18 @@ class Env;
 namespace kvtier {
 
 struct RocksDbTierOptions {
-  std::string folder;           // Created if missing. One process at a time.
+  std::string folder;           // Created if missing. One process at a time may write.
   uint64_t budget_bytes = 0;    // 0: until the disk is full.
   rocksdb::Env* env = nullptr;  // Not owned; tests inject faults here. Null: the default.
+  // Refuses a folder that is no store yet, where it would become one.
+  bool must_exist = false;
+  // Implies must_exist. Changes nothing in the folder: Recover() reports what is damaged or left
+  // over and leaves it there, and every method that would write is FAILED_PRECONDITION.
+  bool read_only = false;
 };
 
-// FAILED_PRECONDITION: a store of another format version (named), or in use by another process.
+// FAILED_PRECONDITION: a store of another format version (named), in use by another process, or a
+// folder with something else in it, which is left as it is.
 // UNAVAILABLE: the folder cannot be opened.
 absl::StatusOr<std::unique_ptr<DurableTier>> OpenRocksDbTier(const RocksDbTierOptions& options);
 

@@ -104,9 +104,11 @@ absl::StatusOr<Checked> VerifyFetched(const std::string& folder) {
   return checked;
 }
 
-// The folder of a store that is not running.
+// The folder of a store that is not running; left as it is, whatever is in it.
 absl::StatusOr<Checked> VerifyStoreFolder(const std::string& folder) {
-  KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<DurableTier> disk, OpenRocksDbTier({.folder = folder}));
+  KVTIER_ASSIGN_OR_RETURN(
+      std::unique_ptr<DurableTier> disk,
+      OpenRocksDbTier({.folder = folder, .must_exist = true, .read_only = true}));
   KVTIER_ASSIGN_OR_RETURN(std::vector<SealedObject> objects, disk->Recover());
   Checked checked;
   absl::Status worst;
@@ -130,6 +132,12 @@ absl::StatusOr<Checked> VerifyStoreFolder(const std::string& folder) {
       }
     }
     bar.Update("verifying", ++checked.objects, objects.size());
+  }
+  const DurableCounters found = disk->counters();
+  if (found.records_lost > 0 || found.bands_lost > 0) {
+    worst.Update(absl::DataLossError(absl::StrCat(folder, ": ", found.records_lost,
+                                                  " records cannot be used, files of ",
+                                                  found.bands_lost, " bands are missing")));
   }
   KVTIER_RETURN_IF_ERROR(worst);
   return checked;
@@ -270,12 +278,21 @@ absl::Status Verify(const Arguments& arguments) {
     } while (!after.empty());
   }
   Checked checked;
+  absl::Status first;  // The first damage; we go on to report all.
   ProgressBar bar;
   for (const Key& key : keys) {
-    KVTIER_ASSIGN_OR_RETURN(const v1::VerifyResponse response, store.Verify(key, Deadline()));
-    checked.bytes += response.bytes();
+    const absl::StatusOr<v1::VerifyResponse> response = store.Verify(key, Deadline());
+    if (absl::IsDataLoss(response.status())) {
+      std::fprintf(stderr, "kvtierctl: key %s: %s\n", key.ToHex().c_str(),
+                   response.status().ToString().c_str());
+      first.Update(response.status());
+      continue;
+    }
+    KVTIER_RETURN_IF_ERROR(response.status());
+    checked.bytes += response->bytes();
     bar.Update("verifying", ++checked.objects, keys.size());
   }
+  KVTIER_RETURN_IF_ERROR(first);
   return PrintChecked(checked);
 }
 

@@ -14,6 +14,8 @@
 #include "base/status_matchers.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kvcache/manifest.h"
+#include "store/disk_format.h"
 #include "store/tiered_store.h"
 #include "tests/fault/store/fault_env.h"
 #include "tests/testing/files.h"
@@ -62,6 +64,18 @@ class DamageTest : public testing::Test {
       if (at != std::string::npos) return {entry.path(), at, content.size()};
     }
     KVTIER_LOG(FATAL) << "band " << band << " is not on disk";
+    return {};
+  }
+
+  // Where `bytes` lie in a file of RocksDB.
+  Place FindBytes(absl::string_view bytes) {
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(dir_.File("store"))) {
+      if (entry.path().extension() != ".sst") continue;
+      const std::string content = ReadFile(entry.path());
+      const size_t at = content.find(std::string(bytes));
+      if (at != std::string::npos) return {entry.path(), at, content.size()};
+    }
+    KVTIER_LOG(FATAL) << "not on disk";
     return {};
   }
 
@@ -169,6 +183,49 @@ TEST_F(DamageTest, ATruncatedOrMissingFileCostsItsBandAndThoseAbove) {
     EXPECT_EQ(store_->counters().bands_lost, 3u);
     KVTIER_ASSERT_OK(store_->Delete(TenantId(), object_.manifest->key));
     KVTIER_ASSERT_OK(store_->Delete(TenantId(), other_.manifest->key));
+  }
+}
+
+// What is behind the damage cannot be read now, but nothing says that it is gone.
+TEST_F(DamageTest, ADamagedBlockOfRecordsDeletesNothingBehindIt) {
+  constexpr uint64_t kObjects = 12;
+  std::vector<CompressedObject> objects;
+  Open(kNoHostBytes);
+  for (uint64_t seed = 1; seed <= kObjects; ++seed) {
+    objects.push_back(MakeTestObject({.seed = seed}));
+    Put(objects.back());
+  }
+  std::ranges::sort(objects, {}, [](const CompressedObject& object) {
+    return object.manifest->key;  // As the records are.
+  });
+  Open(kNoHostBytes);  // RocksDB has put the records from its log into files.
+  store_.reset();
+  const Manifest& middle = *objects[kObjects / 2].manifest;
+  const std::string residency =
+      disk_format::EncodeResidencyRecord(middle.upload_id, static_cast<uint32_t>(kBands));
+  const auto count_served = [&] {
+    uint64_t served = 0;
+    for (const CompressedObject& object : objects) served += Check(object, kBands).ok() ? 1 : 0;
+    return served;
+  };
+  for (const std::string& record : {EncodeManifest(middle), residency}) {
+    SCOPED_TRACE(record.size() == residency.size() ? "residency" : "objects");
+    const Place place = FindBytes(record);
+    FlipBit(place.file, place.offset + record.size() / 2, 3);
+    for (int start = 0; start < 2; ++start) {
+      Open(kNoHostBytes);
+      EXPECT_GE(store_->counters().checksum_failures, 1u);
+      EXPECT_LE(count_served(), kObjects / 2);
+      if (record != residency) {
+        KVTIER_EXPECT_OK(Check(objects[0], kBands));  // Ahead of the damage.
+      }
+      store_.reset();
+    }
+    FlipBit(place.file, place.offset + record.size() / 2, 3);
+    Open(kNoHostBytes);
+    EXPECT_EQ(count_served(), kObjects);
+    EXPECT_EQ(store_->counters().checksum_failures, 0u);
+    store_.reset();
   }
 }
 

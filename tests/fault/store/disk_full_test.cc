@@ -1,5 +1,6 @@
 // Writes that fail, one after the other: a refused operation leaves nothing behind, what was
 // acknowledged stays whole, and the store goes on when there is room again.
+#include <filesystem>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -9,6 +10,7 @@
 #include "gtest/gtest.h"
 #include "store/tiered_store.h"
 #include "tests/fault/store/fault_env.h"
+#include "tests/testing/files.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/testing/test_object.h"
@@ -73,6 +75,10 @@ TEST_P(DiskFaultTest, ARefusedPutLeavesNothingAndCanBeRepeated) {
     const absl::StatusOr<ObjectStat> put = store_->Put(TenantId(), object, Durability::kDisk);
     const bool had_fault = env_.fault_count() > faults;
     KVTIER_EXPECT_OK(Check(first_, 3));  // Serving goes on while the disk is full.
+    if (!put.ok()) {
+      // At once: on a full disk there may be no room for anything until these bytes are gone.
+      EXPECT_TRUE(std::filesystem::is_empty(dir_.File("store/staging")));
+    }
     env_.Heal();
     if (!put.ok()) {
       ++refused;
@@ -98,6 +104,18 @@ TEST_P(DiskFaultTest, ARefusedPutLeavesNothingAndCanBeRepeated) {
     }
   }
   FAIL() << "the put never ran without a fault";
+}
+
+TEST_P(DiskFaultTest, AStartGivesTheRoomOfUnfinishedUploadsBackBeforeItNeedsAny) {
+  store_.reset();
+  const std::string staged = dir_.File("store/staging/left.sst");
+  WriteFile(staged, "bytes");
+  Fail(0);
+  EXPECT_THAT(Reopen(), StatusIs(GetParam().code));
+  EXPECT_FALSE(std::filesystem::exists(staged));
+  env_.Heal();
+  KVTIER_ASSERT_OK(Reopen());
+  KVTIER_EXPECT_OK(Check(first_, 3));
 }
 
 TEST_P(DiskFaultTest, ARefusedReplacementLeavesTheOldUpload) {

@@ -1,6 +1,7 @@
 #include "store/rocksdb_tier.h"
 
 #include <filesystem>
+#include <map>
 
 #include "base/status_matchers.h"
 #include "gmock/gmock.h"
@@ -123,6 +124,78 @@ TEST_F(RocksDbTierTest, AnotherFormatIsRefusedByNameAndUntouched) {
   std::filesystem::remove(folder_ + "/FORMAT");
   EXPECT_THAT(OpenRocksDbTier({.folder = folder_}),
               StatusIs(absl::StatusCode::kFailedPrecondition, testing::HasSubstr("FORMAT")));
+}
+
+// Every file of a folder with its content.
+std::map<std::string, std::string> Snapshot(const std::string& folder) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
+    files[entry.path()] = entry.is_regular_file() ? ReadFile(entry.path()) : "";
+  }
+  return files;
+}
+
+TEST_F(RocksDbTierTest, AFolderOfSomebodyElseIsRefusedByNameAndUntouched) {
+  std::filesystem::create_directories(folder_ + "/staging");
+  WriteFile(folder_ + "/staging/thesis.tex", "mine");
+  const auto before = Snapshot(folder_);
+  for (const bool must_exist : {false, true}) {
+    for (const bool read_only : {false, true}) {
+      EXPECT_THAT(
+          OpenRocksDbTier({.folder = folder_, .must_exist = must_exist, .read_only = read_only}),
+          StatusIs(absl::StatusCode::kFailedPrecondition, testing::HasSubstr(folder_)));
+    }
+  }
+  EXPECT_EQ(Snapshot(folder_), before);
+}
+
+TEST_F(RocksDbTierTest, AFolderThatMustExistIsNotMade) {
+  for (const std::string& folder : {folder_, dir_.File("empty")}) {
+    if (folder != folder_) std::filesystem::create_directories(folder);
+    EXPECT_THAT(OpenRocksDbTier({.folder = folder, .must_exist = true}),
+                StatusIs(absl::StatusCode::kFailedPrecondition, testing::HasSubstr(folder)));
+    EXPECT_THAT(OpenRocksDbTier({.folder = folder, .read_only = true}),
+                StatusIs(absl::StatusCode::kFailedPrecondition, testing::HasSubstr(folder)));
+  }
+  EXPECT_FALSE(std::filesystem::exists(folder_));
+  EXPECT_TRUE(std::filesystem::is_empty(dir_.File("empty")));
+  // What a first start that was cut short leaves is no obstacle to the next.
+  WriteFile(dir_.File("empty/FORMAT.new"), "kvtier st");
+  KVTIER_EXPECT_OK(OpenRocksDbTier({.folder = dir_.File("empty")}));
+  KVTIER_EXPECT_OK(OpenRocksDbTier({.folder = dir_.File("empty"), .must_exist = true}));
+}
+
+TEST_F(RocksDbTierTest, ReadOnlyServesAndReportsAndChangesNothing) {
+  Open();
+  const CompressedObject other = MakeTestObject({.edges = "0.3,0.6,1", .seed = 2});
+  PutBands(object_, 0, 3);
+  KVTIER_ASSERT_OK(Seal(object_));
+  PutBands(other, 0, 3);
+  KVTIER_ASSERT_OK(Seal(other));
+  KVTIER_ASSERT_OK(tier_->LowerResidency(upload_, 2));  // Leaves a band that no record names.
+  tier_.reset();
+  WriteFile(folder_ + "/staging/left.sst", "bytes");
+  const auto before = Snapshot(folder_);
+  {
+    KVTIER_ASSERT_OK_AND_ASSIGN(const auto tier,
+                                OpenRocksDbTier({.folder = folder_, .read_only = true}));
+    KVTIER_ASSERT_OK_AND_ASSIGN(const auto second,  // Readers do not keep each other out.
+                                OpenRocksDbTier({.folder = folder_, .read_only = true}));
+    EXPECT_THAT(OpenRocksDbTier({.folder = folder_}),
+                StatusIs(absl::StatusCode::kFailedPrecondition, testing::HasSubstr("in use")));
+    KVTIER_ASSERT_OK_AND_ASSIGN(const std::vector<SealedObject> sealed, tier->Recover());
+    EXPECT_EQ(sealed.size(), 2u);
+    EXPECT_EQ(tier->BandCount(upload_), 2u);
+    KVTIER_EXPECT_OK(tier->Get(*object_.manifest, BandIndex(1), LayerIndex(0)));
+    EXPECT_EQ(tier->counters().orphans_removed, 0u);
+    EXPECT_EQ(tier->counters().records_lost, 0u);
+    EXPECT_THAT(tier->DropBands(upload_, 1), StatusIs(absl::StatusCode::kFailedPrecondition));
+    EXPECT_THAT(
+        tier->PutBand(*object_.manifest, BandIndex(2),
+                      std::span(object_.segments).last(object_.manifest->geometry.layer_count())),
+        StatusIs(absl::StatusCode::kFailedPrecondition));
+  }
+  EXPECT_EQ(Snapshot(folder_), before);
 }
 
 TEST_F(RocksDbTierTest, AFolderHasOneOwner) {
