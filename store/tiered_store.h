@@ -88,7 +88,9 @@ class TieredStore {
   // Begins an upload, or finds the one already begun with the same upload id (resume). If that
   // upload is sealed, nothing needs to be appended: FinishUpload says what is stored.
   //   INVALID_ARGUMENT    manifest inconsistent; another manifest under the same upload id
-  //   RESOURCE_EXHAUSTED  too many uploads, or larger than memory allows now
+  //   RESOURCE_EXHAUSTED  too many uploads, or larger than memory allows now. Uploads to which
+  //                       nobody but the store holds a reference give way first, longest idle
+  //                       first: those that failed must not keep others out
   //   FAILED_PRECONDITION kDisk asked of a store without disk
   virtual absl::StatusOr<std::shared_ptr<Upload>> StartUpload(const TenantId& tenant,
                                                               std::shared_ptr<const Manifest>,
@@ -103,7 +105,7 @@ class TieredStore {
   // an upload that asked for kHost.
   //   INVALID_ARGUMENT    bytes missing
   //   RESOURCE_EXHAUSTED  no room; nothing is kept of the upload on disk
-  //   NOT_FOUND           abandoned, or idle for longer than limits::kUploadIdleMax
+  //   NOT_FOUND           abandoned, or idle for longer than limits::kUploadIdleMax, or given way
   virtual absl::StatusOr<ObjectStat> FinishUpload(const std::shared_ptr<Upload>& upload) = 0;
   virtual void AbandonUpload(const TenantId& tenant, const UploadId& upload) = 0;
   // Convenience for callers that hold a whole object: start, append everything, finish.

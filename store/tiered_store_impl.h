@@ -99,7 +99,11 @@ class TieredStoreImpl final : public TieredStore {
   absl::StatusOr<std::shared_ptr<Upload>> FindOpen(const TenantId& tenant, const Manifest& manifest,
                                                    Durability durability)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status CheckRoomForUpload(const Manifest& manifest) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Uploads that nobody is sending give way, longest idle first, into `closed`: their memory goes
+  // after the lock.
+  absl::Status MakeRoomForUpload(const Manifest& manifest,
+                                 std::vector<std::shared_ptr<Upload>>* closed)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void CloseIdleUploads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void CloseUpload(const UploadId& upload) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // REQUIRES for the following: the caller holds the key's turn.
@@ -109,15 +113,20 @@ class TieredStoreImpl final : public TieredStore {
   absl::Status StoreOnDisk(const OpenUpload& open, absl::Time sealed_at);
   // All bands, or nothing. `own` (may be null) is the current object of the same key.
   absl::Status StoreInHost(const OpenUpload& open, const ObjectPtr& own);
-  // As many bands as there is or can be made room for.
+  // As many bands as there is or can be made room for without giving anything up for good.
   void FillHost(const ObjectPtr& object, const std::vector<SegmentRef>& segments);
+  // Whether bands that the disk has no room for may be given up, or nothing at all is done then.
+  enum class OnFullDisk { kGiveUpBands, kRefuse };
   absl::Status PutHostBand(const Manifest& manifest, BandIndex band,
-                           const std::vector<SegmentRef>& segments, const ObjectPtr& own);
+                           const std::vector<SegmentRef>& segments, const ObjectPtr& own,
+                           OnFullDisk on_full_disk);
   // Makes `bytes` of the host budget free, taking them from the top of the coldest objects.
   // RESOURCE_EXHAUSTED names the limit.
-  absl::Status MakeRoom(uint64_t bytes, const ObjectPtr& own) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status MakeRoom(uint64_t bytes, const ObjectPtr& own, OnFullDisk on_full_disk)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   // Takes the top band of `victim` out of host memory. REQUIRES: its turn.
-  absl::Status DemoteTopBand(const ObjectPtr& victim) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status DemoteTopBand(const ObjectPtr& victim, OnFullDisk on_full_disk)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   // Makes every resident band be on disk, sealed. REQUIRES: its turn; host memory holds what the
   // disk lacks.
   absl::Status EnsureOnDisk(const ObjectPtr& object) ABSL_LOCKS_EXCLUDED(mutex_);

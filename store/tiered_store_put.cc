@@ -68,21 +68,39 @@ void TieredStoreImpl::CloseUpload(const UploadId& upload) {
   uploads_.erase(found);
 }
 
-absl::Status TieredStoreImpl::CheckRoomForUpload(const Manifest& manifest) {
-  const uint64_t bytes = manifest.total_bytes();
-  if (uploads_.size() >= limits::kUploadsMax) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        uploads_.size(), " uploads are open, the limit (kUploadsMax) is ", limits::kUploadsMax));
-  }
+absl::Status TieredStoreImpl::MakeRoomForUpload(const Manifest& manifest,
+                                                std::vector<std::shared_ptr<Upload>>* closed) {
   if (index_.size() >= limits::kObjectsMax) {
     return absl::ResourceExhaustedError(absl::StrCat(
         index_.size(), " objects are stored, the limit (kObjectsMax) is ", limits::kObjectsMax));
   }
-  if (upload_bytes_max_ != 0 &&
-      (upload_bytes_ > upload_bytes_max_ || bytes > upload_bytes_max_ - upload_bytes_)) {
+  // Nobody but us holds them, and only under mutex_ could somebody come to: no stream sends them.
+  std::vector<const OpenUpload*> idle;
+  uint64_t busy_bytes = upload_bytes_;
+  for (const auto& [id, open] : uploads_) {
+    if (open.upload.use_count() > 1) continue;
+    idle.push_back(&open);
+    busy_bytes -= open.upload->manifest()->total_bytes();
+  }
+  if (uploads_.size() - idle.size() >= limits::kUploadsMax) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        uploads_.size(), " uploads are open, the limit (kUploadsMax) is ", limits::kUploadsMax));
+  }
+  const uint64_t bytes = manifest.total_bytes();
+  const auto has_room = [&](uint64_t beside_bytes) {
+    return upload_bytes_max_ == 0 ||
+           (beside_bytes <= upload_bytes_max_ && bytes <= upload_bytes_max_ - beside_bytes);
+  };
+  if (!has_room(busy_bytes)) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("an upload of ", bytes, " bytes beside ", upload_bytes_,
-                     " bytes of open ones; the limit (upload_bytes_max) is ", upload_bytes_max_));
+        absl::StrCat("an upload of ", bytes, " bytes beside ", busy_bytes,
+                     " bytes of others; the limit (upload_bytes_max) is ", upload_bytes_max_));
+  }
+  std::ranges::stable_sort(idle, {}, &OpenUpload::seen_at);
+  for (const OpenUpload* open : idle) {
+    if (uploads_.size() < limits::kUploadsMax && has_room(upload_bytes_)) break;
+    closed->push_back(open->upload);
+    CloseUpload(closed->back()->manifest()->upload_id);
   }
   return absl::OkStatus();
 }
@@ -95,11 +113,12 @@ absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::StartUpload(
   }
   const UploadId id = manifest->upload_id;
   {
+    std::vector<std::shared_ptr<Upload>> closed;
     MutexLock lock(&mutex_);
     CloseIdleUploads();
     KVTIER_ASSIGN_OR_RETURN(std::shared_ptr<Upload> open, FindOpen(tenant, *manifest, durability));
     if (open != nullptr) return open;
-    KVTIER_RETURN_IF_ERROR(CheckRoomForUpload(*manifest));
+    KVTIER_RETURN_IF_ERROR(MakeRoomForUpload(*manifest, &closed));
     upload_bytes_ += manifest->total_bytes();  // Reserved while we allocate.
   }
   absl::StatusOr<std::shared_ptr<Upload>> upload = Upload::Create(manifest);
@@ -259,7 +278,7 @@ absl::Status TieredStoreImpl::StoreInHost(const OpenUpload& open, const ObjectPt
   const std::vector<SegmentRef> segments = open.upload->segments();
   absl::Status stored;
   for (uint32_t band = 0; stored.ok() && band < BandCountOf(manifest); ++band) {
-    stored = PutHostBand(manifest, BandIndex(band), segments, own);
+    stored = PutHostBand(manifest, BandIndex(band), segments, own, OnFullDisk::kGiveUpBands);
   }
   if (!stored.ok()) host_->DropBands(manifest.upload_id, 0).IgnoreError();
   return stored;
@@ -268,7 +287,11 @@ absl::Status TieredStoreImpl::StoreInHost(const OpenUpload& open, const ObjectPt
 void TieredStoreImpl::FillHost(const ObjectPtr& object, const std::vector<SegmentRef>& segments) {
   const Manifest& manifest = *object->manifest;
   for (uint32_t band = 0; band < BandCountOf(manifest); ++band) {
-    if (!PutHostBand(manifest, BandIndex(band), segments, /*own=*/nullptr).ok()) break;
+    // What is on disk already is not worth what others have nowhere else.
+    if (!PutHostBand(manifest, BandIndex(band), segments, /*own=*/nullptr, OnFullDisk::kRefuse)
+             .ok()) {
+      break;
+    }
   }
   MutexLock lock(&mutex_);
   // Lost or deleted meanwhile: Trim takes what we have put.
@@ -278,12 +301,12 @@ void TieredStoreImpl::FillHost(const ObjectPtr& object, const std::vector<Segmen
 
 absl::Status TieredStoreImpl::PutHostBand(const Manifest& manifest, BandIndex band,
                                           const std::vector<SegmentRef>& segments,
-                                          const ObjectPtr& own) {
+                                          const ObjectPtr& own, OnFullDisk on_full_disk) {
   const uint64_t bytes = manifest.bands[band.value()].encoded_bytes();
   // Another Put may take the room that we made; a bounded number of times.
   absl::Status stored;
   for (int attempt = 0; attempt < 4; ++attempt) {
-    KVTIER_RETURN_IF_ERROR(MakeRoom(bytes, own));
+    KVTIER_RETURN_IF_ERROR(MakeRoom(bytes, own, on_full_disk));
     stored = host_->PutBand(manifest, band, LayersOf(manifest, band, segments));
     if (!absl::IsResourceExhausted(stored)) return stored;
   }
@@ -292,7 +315,8 @@ absl::Status TieredStoreImpl::PutHostBand(const Manifest& manifest, BandIndex ba
 
 // --- Making room ---------------------------------------------------------------------------------
 
-absl::Status TieredStoreImpl::MakeRoom(uint64_t bytes, const ObjectPtr& own) {
+absl::Status TieredStoreImpl::MakeRoom(uint64_t bytes, const ObjectPtr& own,
+                                       OnFullDisk on_full_disk) {
   std::set<ObjectPtr> tried;
   const auto has_room = [&](const TierUsage& usage) {
     return usage.budget_bytes == 0 ||
@@ -307,6 +331,11 @@ absl::Status TieredStoreImpl::MakeRoom(uint64_t bytes, const ObjectPtr& own) {
       MutexLock lock(&mutex_);
       for (const ObjectPtr& candidate : index_.in_host()) {
         if (tried.contains(candidate)) continue;
+        // A reader pinned bands that have been given up since, and only host memory has them.
+        if (candidate->pin_count > 0 &&
+            HostBands(*candidate) > std::max(candidate->band_limit, DiskBands(*candidate))) {
+          continue;
+        }
         if (candidate != own) {
           std::optional<Turns::Turn> free =
               turns_.TryTake(TurnName(candidate->tenant, candidate->manifest->key));
@@ -322,19 +351,22 @@ absl::Status TieredStoreImpl::MakeRoom(uint64_t bytes, const ObjectPtr& own) {
           "host memory budget (host_budget_bytes) of ", usage.budget_bytes, " bytes: ", usage.bytes,
           " in use and not evictable now, ", bytes, " more needed"));
     }
-    const absl::Status demoted = DemoteTopBand(victim);
+    const absl::Status demoted = DemoteTopBand(victim, on_full_disk);
     if (!demoted.ok()) {
+      if (on_full_disk == OnFullDisk::kRefuse) return demoted;
       KVTIER_LOG_EVERY_N_SEC(WARNING, 10) << "cannot demote: " << demoted.message();
       tried.insert(victim);
     }
   }
 }
 
-absl::Status TieredStoreImpl::DemoteTopBand(const ObjectPtr& victim) {
+absl::Status TieredStoreImpl::DemoteTopBand(const ObjectPtr& victim, OnFullDisk on_full_disk) {
   const uint32_t host_bands = HostBands(*victim);
   if (host_bands > 0) {
     const absl::Status on_disk = EnsureOnDisk(victim);
-    if (absl::IsResourceExhausted(on_disk)) return GiveUpTopBand(victim);
+    if (absl::IsResourceExhausted(on_disk) && on_full_disk == OnFullDisk::kGiveUpBands) {
+      return GiveUpTopBand(victim);
+    }
     KVTIER_RETURN_IF_ERROR(on_disk);
     KVTIER_SYNC_POINT("store.demote.before_host_drop");
     KVTIER_RETURN_IF_ERROR(host_->DropBands(victim->upload(), host_bands - 1));

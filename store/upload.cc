@@ -8,6 +8,7 @@
 #include "base/aligned_bytes.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "base/sync_point.h"
 #include "kvcache/segment.h"
 
 namespace kvtier {
@@ -47,11 +48,6 @@ absl::StatusOr<std::shared_ptr<Upload>> Upload::Create(std::shared_ptr<const Man
   return upload;
 }
 
-uint64_t Upload::uploaded_bytes() const {
-  MutexLock lock(&mutex_);
-  return state_->verified_bytes;
-}
-
 absl::Status Upload::Append(uint64_t object_offset, std::span<const std::byte> bytes) {
   MutexLock lock(&mutex_);
   State& state = *state_;
@@ -81,6 +77,7 @@ absl::Status Upload::Append(uint64_t object_offset, std::span<const std::byte> b
     const BandIndex band(static_cast<uint32_t>(state.next / layers));
     const LayerIndex layer(static_cast<uint32_t>(state.next % layers));
     const SegmentEntry& entry = manifest_->segment(band, layer);
+    KVTIER_SYNC_POINT("upload.append.before_verify");
     const absl::Status intact =
         VerifySegment(entry, HeadRange{0, manifest_->geometry.kv_heads}, segment.span());
     if (!intact.ok()) {
@@ -90,6 +87,7 @@ absl::Status Upload::Append(uint64_t object_offset, std::span<const std::byte> b
                                                      layer.value(), ": ", intact.message()));
     }
     state.verified_bytes = state.received_bytes;
+    uploaded_bytes_.store(state.verified_bytes, std::memory_order_release);
     state.segments.push_back(SegmentRef::Own(std::move(segment)));
     ++state.next;
   }

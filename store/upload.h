@@ -7,6 +7,7 @@
 #ifndef KVTIER_STORE_UPLOAD_H_
 #define KVTIER_STORE_UPLOAD_H_
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -28,8 +29,8 @@ class Upload {
   static absl::StatusOr<std::shared_ptr<Upload>> Create(std::shared_ptr<const Manifest> manifest);
 
   const std::shared_ptr<const Manifest>& manifest() const { return manifest_; }
-  // Never decreases.
-  uint64_t uploaded_bytes() const;
+  // Never decreases. Does not wait for an append that is running.
+  uint64_t uploaded_bytes() const { return uploaded_bytes_.load(std::memory_order_acquire); }
   // INVALID_ARGUMENT: a gap, past the end, or a segment whose CRC32C does not match the manifest
   // (named; the upload stays where that segment began, so it can be sent again).
   absl::Status Append(uint64_t object_offset, std::span<const std::byte> bytes);
@@ -40,6 +41,7 @@ class Upload {
  private:
   explicit Upload(std::shared_ptr<const Manifest> manifest) : manifest_(std::move(manifest)) {}
   std::shared_ptr<const Manifest> manifest_;
+  std::atomic<uint64_t> uploaded_bytes_{0};  // Whole and verified segments; set under mutex_.
   mutable Mutex mutex_;
   struct State;
   std::shared_ptr<State> state_ ABSL_GUARDED_BY(mutex_);

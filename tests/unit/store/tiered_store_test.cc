@@ -143,8 +143,12 @@ TEST_F(TieredStoreTest, RefusesAnInconsistentManifest) {
 }
 
 TEST_F(TieredStoreTest, OpenUploadsAreBoundedAndIdleOnesGo) {
+  std::vector<std::shared_ptr<Upload>> sending;
   for (uint64_t i = 0; i < limits::kUploadsMax; ++i) {
-    KVTIER_ASSERT_OK(store_->StartUpload(tenant_, Object(100 + i).manifest, Durability::kDisk));
+    KVTIER_ASSERT_OK_AND_ASSIGN(
+        const auto upload,
+        store_->StartUpload(tenant_, Object(100 + i).manifest, Durability::kDisk));
+    sending.push_back(upload);
   }
   EXPECT_THAT(store_->StartUpload(tenant_, a_.manifest, Durability::kDisk),
               StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("kUploadsMax")));
@@ -152,6 +156,39 @@ TEST_F(TieredStoreTest, OpenUploadsAreBoundedAndIdleOnesGo) {
   KVTIER_EXPECT_OK(store_->StartUpload(tenant_, a_.manifest, Durability::kDisk));
   EXPECT_THAT(store_->UploadedBytes(tenant_, Object(100).manifest->upload_id),
               StatusIs(absl::StatusCode::kNotFound));
+}
+
+TEST_F(TieredStoreTest, UploadsThatNobodySendsGiveWayToNewOnes) {
+  store_.reset();
+  KVTIER_ASSERT_OK_AND_ASSIGN(store_, TieredStore::Create({.host_budget_bytes = kPlenty,
+                                                           .upload_bytes_max = Bytes(a_) * 5 / 2},
+                                                          nullptr, clock_));
+  const auto is_open = [&](const CompressedObject& object) {
+    return store_->UploadedBytes(tenant_, object.manifest->upload_id).ok();
+  };
+  const auto start = [&](const CompressedObject& object) {
+    return store_->StartUpload(tenant_, object.manifest, Durability::kHost);
+  };
+  KVTIER_ASSERT_OK_AND_ASSIGN(auto sending, start(a_));
+  clock_.AdvanceTime(absl::Seconds(1));
+  KVTIER_ASSERT_OK(start(b_));  // Its stream has ended.
+  clock_.AdvanceTime(absl::Seconds(1));
+  const CompressedObject c = Object(3);
+  KVTIER_ASSERT_OK_AND_ASSIGN(auto sending_too, start(c));
+  EXPECT_TRUE(is_open(a_));
+  EXPECT_FALSE(is_open(b_));
+  EXPECT_THAT(start(b_),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("upload_bytes_max")));
+  EXPECT_TRUE(is_open(a_));
+  EXPECT_TRUE(is_open(c));
+  // The longest idle one goes first, and only as many as must.
+  sending.reset();
+  sending_too.reset();
+  clock_.AdvanceTime(absl::Seconds(1));
+  KVTIER_ASSERT_OK(start(a_));
+  KVTIER_ASSERT_OK(start(b_));
+  EXPECT_TRUE(is_open(a_));
+  EXPECT_FALSE(is_open(c));
 }
 
 TEST_F(TieredStoreTest, AnAbandonedUploadCannotBeFinished) {
@@ -323,6 +360,31 @@ TEST_F(TieredStoreTest, WithAFullDiskAHostObjectGivesUpItsTopBandInstead) {
   EXPECT_EQ(store_->counters().bands_dropped, kBands - kept);
   KVTIER_EXPECT_OK(Check(a_, kept));
   KVTIER_EXPECT_OK(Check(b_, kBands));
+}
+
+TEST_F(TieredStoreTest, CachingWhatIsOnDiskCostsNobodyElseABand) {
+  KVTIER_ASSERT_OK(Put(b_));
+  const uint64_t disk_bytes = store_->disk_usage()->bytes;
+  KVTIER_ASSERT_OK(store_->Delete(tenant_, b_.manifest->key));
+  Open(Bytes(a_) + Bytes(b_) / 4, /*with_disk=*/true, disk_bytes);
+  KVTIER_ASSERT_OK(Put(a_, Durability::kHost));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const ObjectStat stat, Put(b_, Durability::kDisk));
+  EXPECT_LT(stat.host_bands, kBands);
+  EXPECT_EQ(store_->counters().bands_dropped, 0u);
+  KVTIER_EXPECT_OK(Check(a_, kBands));
+  KVTIER_EXPECT_OK(Check(b_, kBands));
+}
+
+TEST_F(TieredStoreTest, PinnedBandsThatOnlyHostMemoryHasStayThere) {
+  Open(Bytes(a_) + Bytes(b_) / 2);
+  KVTIER_ASSERT_OK(Put(a_, Durability::kHost));
+  KVTIER_ASSERT_OK_AND_ASSIGN(auto reader, store_->Pin(tenant_, a_.manifest->key, std::nullopt));
+  KVTIER_ASSERT_OK(store_->DropBands(tenant_, a_.manifest->key, 2));
+  EXPECT_THAT(Put(b_, Durability::kHost), StatusIs(absl::StatusCode::kResourceExhausted));
+  KVTIER_EXPECT_OK(CheckPinned(*reader, a_, kBands));
+  reader.reset();
+  KVTIER_EXPECT_OK(Put(b_, Durability::kHost));
+  KVTIER_EXPECT_OK(Check(a_, 2));
 }
 
 TEST_F(TieredStoreTest, VerifyFindsDamageInHostMemoryAndTheDiskServesInstead) {

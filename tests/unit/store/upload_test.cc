@@ -1,10 +1,13 @@
 #include "store/upload.h"
 
 #include <algorithm>
+#include <chrono>
+#include <future>
 #include <random>
 #include <vector>
 
 #include "base/status_matchers.h"
+#include "base/sync_point.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/testing/random.h"
@@ -41,6 +44,24 @@ TEST_F(UploadTest, TakesTheWholeObjectAtOnce) {
   EXPECT_EQ(upload_->uploaded_bytes(), bytes_.size());
   ExpectWhole();
 }
+
+#ifdef KVTIER_SYNC_POINTS
+TEST_F(UploadTest, SaysHowFarItIsWhileItVerifies) {
+  KVTIER_ASSERT_OK(Append(0, first_bytes_));
+  std::future<uint64_t> uploaded;
+  bool has_answered = false;
+  {
+    const ScopedSyncPoint at("upload.append.before_verify", [&] {
+      if (uploaded.valid()) return;
+      uploaded = std::async(std::launch::async, [&] { return upload_->uploaded_bytes(); });
+      has_answered = uploaded.wait_for(std::chrono::seconds(10)) == std::future_status::ready;
+    });
+    KVTIER_ASSERT_OK(Append(first_bytes_, bytes_.size()));
+  }
+  EXPECT_TRUE(has_answered);
+  EXPECT_EQ(uploaded.get(), first_bytes_);
+}
+#endif
 
 TEST_F(UploadTest, TakesPiecesOfAnySizeWithRepeats) {
   const uint64_t seed = TestSeed();
