@@ -114,18 +114,18 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     model, profile = load_pretrained(arguments.model), fixture_profile()
-    rng, results = random.Random(arguments.seed), {}
+    results = {}
     print_header(arguments.full_only)
     if arguments.file:
-        jobs = [(arguments.file.name, [lambda: file_document(arguments.file)])]
+        jobs = [(arguments.file.name, [lambda rng: file_document(arguments.file)])]
     else:
         corpus = documents.load_corpus(held_out=True)
-        jobs = [(f"{kind} {length}", [lambda kind=kind, length=length: documents.make_document(rng, corpus, kind, length)]
+        jobs = [(f"{kind} {length}", [lambda rng, kind=kind, length=length: documents.make_document(rng, corpus, kind, length)]
                  * arguments.documents) for length in arguments.lengths for kind in arguments.kinds]
     for label, makers in jobs:
-        counts: collections.Counter = collections.Counter()
+        rng, counts = random.Random(f"{arguments.seed} {label}"), collections.Counter()  # rows do not depend on each other
         for make in makers:
-            counts.update(measure(model, profile, make(), rng, arguments.questions, arguments.full_only))
+            counts.update(measure(model, profile, make(rng), rng, arguments.questions, arguments.full_only))
         print(table_row(label, counts, arguments.full_only), flush=True)
         results[label] = dict(counts)
     if arguments.json:

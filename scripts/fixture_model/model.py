@@ -144,15 +144,15 @@ class Attention(nn.Module):
         for start in range(0, rows, QUERY_BLOCK):
             stop = min(start + QUERY_BLOCK, rows)
             seen = total - rows + stop
-            block = query[:, :, :, start:stop].reshape(batch, heads, group * (stop - start), dim)
-            logits = torch.matmul(block, key[:, :, :seen].transpose(2, 3)) / math.sqrt(dim)
-            logits = logits.view(batch, heads, group, stop - start, seen)
-            future = torch.ones(stop - start, seen, dtype=torch.bool).triu(seen - (stop - start) + 1)
-            logits = logits.masked_fill(future, float("-inf"))
+            count = stop - start
+            block = (query[:, :, :, start:stop] / math.sqrt(dim)).reshape(batch, heads, group * count, dim)
+            logits = torch.matmul(block, key[:, :, :seen].transpose(2, 3)).view(batch, heads, group, count, seen)
+            future = torch.ones(count, count, dtype=torch.bool).triu(1)  # earlier columns are visible to the whole block
+            logits[..., seen - count :].masked_fill_(future, float("-inf"))
             if keep is not None:
-                logits = logits.masked_fill(~keep[None, :, None, None, :seen], float("-inf"))
-            weights = torch.softmax(logits, dim=-1).view(batch, heads, group * (stop - start), seen)
-            outputs.append(torch.matmul(weights, value[:, :, :seen]).view(batch, heads, group, stop - start, dim))
+                logits.masked_fill_(~keep[None, :, None, None, :seen], float("-inf"))
+            weights = torch.softmax(logits, dim=-1).view(batch, heads, group * count, seen)
+            outputs.append(torch.matmul(weights, value[:, :, :seen]).view(batch, heads, group, count, dim))
         mixed = torch.cat(outputs, dim=3)  # [B, H, G, T, D]
         return self.o_proj(mixed.permute(0, 3, 1, 2, 4).reshape(batch, rows, heads * group * dim))
 
