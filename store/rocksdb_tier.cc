@@ -119,6 +119,7 @@ class RocksDbTier final : public DurableTier {
   std::map<UploadId, UploadState> uploads_ ABSL_GUARDED_BY(mutex_);
   std::map<ObjectName, UploadId> current_ ABSL_GUARDED_BY(mutex_);  // As the object records say.
   uint64_t used_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t drop_count_ ABSL_GUARDED_BY(mutex_) = 0;  // Tells a reader that bands went meanwhile.
   DurableCounters counters_ ABSL_GUARDED_BY(mutex_);
 };
 
@@ -298,24 +299,27 @@ absl::Status RocksDbTier::SealPrefix(const TenantId& tenant, const Manifest& man
 
 absl::StatusOr<SegmentRef> RocksDbTier::Get(const Manifest& manifest, BandIndex band,
                                             LayerIndex layer) {
-  {
+  for (;;) {
+    uint64_t drops = 0;
+    {
+      MutexLock lock(&mutex_);
+      const auto found = uploads_.find(manifest.upload_id);
+      if (found == uploads_.end() || band.value() >= found->second.charges.size() ||
+          layer.value() >= manifest.geometry.layer_count()) {
+        return absl::NotFoundError("");
+      }
+      const UploadState& state = found->second;
+      if (band.value() >= state.ingested) {
+        return state.staged[band.value() - state.ingested].segments[layer.value()];
+      }
+      drops = drop_count_;
+    }
+    absl::StatusOr<SegmentRef> segment = ReadSegment(manifest, band, layer);
+    if (segment.ok()) return segment;
+    // Dropped while we read, and perhaps put again: look once more. Without a drop it is a loss.
     MutexLock lock(&mutex_);
-    const auto found = uploads_.find(manifest.upload_id);
-    if (found == uploads_.end() || band.value() >= found->second.charges.size() ||
-        layer.value() >= manifest.geometry.layer_count()) {
-      return absl::NotFoundError("");
-    }
-    const UploadState& state = found->second;
-    if (band.value() >= state.ingested) {
-      return state.staged[band.value() - state.ingested].segments[layer.value()];
-    }
+    if (drops == drop_count_) return segment;
   }
-  absl::StatusOr<SegmentRef> segment = ReadSegment(manifest, band, layer);
-  // Dropped while we read: a miss, not a loss.
-  if (!segment.ok() && BandCount(manifest.upload_id) <= band.value()) {
-    return absl::NotFoundError("");
-  }
-  return segment;
 }
 
 absl::StatusOr<SegmentRef> RocksDbTier::ReadSegment(const Manifest& manifest, BandIndex band,
@@ -415,6 +419,7 @@ absl::Status RocksDbTier::DropBands(const UploadId& upload, uint32_t band_count)
     const auto found = uploads_.find(upload);
     if (found == uploads_.end()) return removed;
     UploadState& state = found->second;
+    ++drop_count_;  // Before the first byte goes.
     while (state.charges.size() > band_count) {
       state.unreclaimed_bytes += state.charges.back();
       --state.ingested;
