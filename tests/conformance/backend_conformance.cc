@@ -337,7 +337,9 @@ TEST_P(BackendConformanceTest, ScoreShowsNanAndLeavesEmptyChunksAlone) {
 TEST_P(BackendConformanceTest, LinearEqualsTheReference) {
   std::mt19937_64 random(TestSeed());
   const int64_t shapes[][2] = {{1, 1}, {5, 3}, {64, 256}, {264, 32}, {1000, 72}, {130, 4096}};
-  for (const auto& [out, in] : shapes) {
+  for (const auto& shape : shapes) {
+    const int64_t out = shape[0];
+    const int64_t in = shape[1];
     for (DType dtype : {DType::kF32, DType::kF16, DType::kBf16}) {
       const std::string weights = Encode(RandomFloats(random, out * in), dtype);
       KVTIER_ASSERT_OK_AND_ASSIGN(const auto mine,
@@ -347,7 +349,7 @@ TEST_P(BackendConformanceTest, LinearEqualsTheReference) {
       EXPECT_EQ(mine->in_features(), in);
       EXPECT_EQ(mine->out_features(), out);
       EXPECT_GE(mine->bytes(), static_cast<uint64_t>(in * out));
-      for (int64_t rows : {1, 2, 7, 8, 64, 75}) {
+      for (int64_t rows : {1, 8, 75}) {  // 75 = 64 + 8 + 3: every block of rows
         SCOPED_TRACE(absl::StrCat("[", rows, ", ", in, "] x [", out, "] ", DTypeName(dtype)));
         const Floats x = RandomFloats(random, rows * in);
         const auto run = [&](Backend& backend, const LinearWeights& w) {
