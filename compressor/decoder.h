@@ -21,8 +21,8 @@
 namespace kvtier {
 
 // One per question. Not thread-safe; different decoders run on different threads. The first token
-// gets position logical_length, whatever was evicted. Steps of one token allocate nothing and move
-// no retained row: attention reads the object's segments where they lie.
+// gets position logical_length, whatever was evicted. Steps of one token allocate no backend memory
+// and move no retained row: attention reads the object's segments where they lie.
 class Decoder {
  public:
   // FAILED_PRECONDITION: the cache is of another model, geometry or dtype, or holds only some heads

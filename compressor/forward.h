@@ -19,7 +19,7 @@
 namespace kvtier {
 
 // Scratch activations for at most `rows_max` rows. Reused between calls, so that a decode step
-// allocates nothing. One per concurrent forward pass.
+// allocates no backend memory. One per concurrent forward pass.
 class ForwardScratch {
  public:
   static absl::StatusOr<ForwardScratch> Create(const Model& model, int64_t rows_max);
