@@ -46,6 +46,11 @@ uint64_t Ratio::Of(uint64_t count) const {
   return static_cast<uint64_t>(static_cast<unsigned __int128>(count) * millionths_ / kOne);
 }
 
+uint64_t Ratio::RoundedUpOf(uint64_t count) const {
+  return static_cast<uint64_t>((static_cast<unsigned __int128>(count) * millionths_ + kOne - 1) /
+                               kOne);
+}
+
 BandEdges BandEdges::Default() {
   std::vector<Ratio> edges;
   for (uint32_t percent : {10, 20, 30, 40, 60, 100}) {

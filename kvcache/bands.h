@@ -35,6 +35,8 @@ class Ratio {
   std::string ToString() const;  // Shortest decimal: "0.3", "1".
   // floor(ratio * count), exact for every count below 2^44.
   uint64_t Of(uint64_t count) const;
+  // ceil(ratio * count), as exact: what is left when floor((1 - ratio) * count) go.
+  uint64_t RoundedUpOf(uint64_t count) const;
   friend auto operator<=>(Ratio, Ratio) = default;
 
  private:

@@ -9,6 +9,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "kvcache/recipe.h"
 #include "kvcache/segment.h"
 #include "kvcache/token_block_hash.h"
 
@@ -107,11 +108,12 @@ absl::Status CheckSegmentEntry(const Manifest& m, BandIndex band, LayerIndex lay
 
 // Every (scored layer, head) keeps each of its positions in exactly one band.
 absl::Status CheckScoredLayer(const Manifest& m, LayerIndex layer) {
+  const uint64_t protected_tokens = m.protected_tokens();
   for (uint32_t head = 0; head < m.geometry.kv_heads; ++head) {
-    const uint32_t protected_rows = m.segment(BandIndex(0), layer).heads[head].rows;
-    if (protected_rows < m.system_tokens) {
-      return Refuse("band 0 layer ", layer.value(), " head ", head, ": rows is ", protected_rows,
-                    ", less than the ", m.system_tokens, " protected ones");
+    const uint32_t first_rows = m.segment(BandIndex(0), layer).heads[head].rows;
+    if (first_rows < protected_tokens) {
+      return Refuse("band 0 layer ", layer.value(), " head ", head, ": rows is ", first_rows,
+                    ", less than the ", protected_tokens, " protected ones");
     }
     uint64_t rows = 0;
     for (const BandEntry& band : m.bands) rows += band.layers[layer.value()].heads[head].rows;
@@ -139,37 +141,90 @@ absl::Status CheckSlidingLayer(const Manifest& m, LayerIndex layer) {
   return absl::OkStatus();
 }
 
+// How many pairs the bands rank, by the recipe's rule.
+class RankCounts {
+ public:
+  explicit RankCounts(const Manifest& m)
+      : manifest_(m),
+        rule_(m.selection()),
+        heads_(uint64_t{m.geometry.scored_layer_count()} * m.geometry.kv_heads),
+        tokens_(m.ranked_tokens()),
+        protected_tokens_(m.protected_tokens()) {}
+
+  SelectionRule rule() const { return rule_; }
+  uint64_t heads() const { return heads_; }
+  uint64_t tokens() const { return tokens_; }
+  // Pairs of bands 0..band, and of bands 0..band-1.
+  uint64_t End(uint32_t band) const {
+    return KeptPairs(rule_, manifest_.bands[band].edge, heads_, tokens_);
+  }
+  uint64_t Begin(uint32_t band) const { return band == 0 ? 0 : End(band - 1); }
+  // What a head of a scored layer ranks in a band. REQUIRES: CheckScoredLayer.
+  uint64_t RankedRows(uint32_t band, uint32_t layer, uint32_t head) const {
+    return manifest_.bands[band].layers[layer].heads[head].rows -
+           (band == 0 ? protected_tokens_ : 0);
+  }
+
+ private:
+  const Manifest& manifest_;
+  const SelectionRule rule_;
+  const uint64_t heads_;
+  const uint64_t tokens_;
+  const uint64_t protected_tokens_;
+};
+
+// What the rule demands of one head in one band.
+absl::Status CheckHeadCount(const RankCounts& counts, uint32_t band, uint32_t layer, uint32_t head,
+                            uint64_t ranked) {
+  switch (counts.rule()) {
+    case SelectionRule::kExact:
+    case SelectionRule::kKvpress:
+      return absl::OkStatus();  // Only the sum over the heads is given.
+    case SelectionRule::kPerHead: {
+      const uint64_t expected = (counts.End(band) - counts.Begin(band)) / counts.heads();
+      if (ranked == expected) return absl::OkStatus();
+      return Refuse("band ", band, " layer ", layer, " head ", head, ": ranks ", ranked,
+                    " rows, every head has ", expected);
+    }
+    case SelectionRule::kWholeHeads:
+      if (ranked == 0 || ranked == counts.tokens()) return absl::OkStatus();
+      return Refuse("band ", band, " layer ", layer, " head ", head, ": ranks ", ranked,
+                    " rows, a whole head has ", counts.tokens());
+  }
+  return Refuse("selection rule ", static_cast<int>(counts.rule()));
+}
+
 // Band b ranks exactly k(b) - k(b-1) pairs.
-absl::Status CheckRankedRows(const Manifest& m, const BandEdges& edges, BandIndex band) {
-  const uint64_t pairs = m.scored_pairs();
-  const uint64_t expected = edges.RankEnd(band, pairs) - edges.RankBegin(band, pairs);
+absl::Status CheckRankedRows(const Manifest& m, const RankCounts& counts, uint32_t band) {
+  const uint64_t expected = counts.End(band) - counts.Begin(band);
   uint64_t ranked = 0;
   for (uint32_t layer = 0; layer < m.geometry.layer_count(); ++layer) {
     if (m.geometry.layers[layer] != LayerKind::kGlobal) continue;
-    ranked += m.segment(band, LayerIndex(layer)).rows();
-    if (band.value() == 0) ranked -= m.system_tokens * m.geometry.kv_heads;
+    for (uint32_t head = 0; head < m.geometry.kv_heads; ++head) {
+      const uint64_t rows = counts.RankedRows(band, layer, head);
+      KVTIER_RETURN_IF_ERROR(CheckHeadCount(counts, band, layer, head, rows));
+      ranked += rows;
+    }
   }
   if (ranked != expected) {
-    return Refuse("band ", band.value(), ": ranks ", ranked, " pairs, its edges ask for ",
-                  expected);
+    return Refuse("band ", band, ": ranks ", ranked, " pairs, its edges ask for ", expected);
   }
   return absl::OkStatus();
 }
 
 // Thresholds fall from band to band. With no system prompt the first token of each scored head
 // ranks ahead of its score, so a band of nothing else has no place in that order.
-absl::Status CheckThresholds(const Manifest& m, const BandEdges& edges) {
-  const uint64_t pairs = m.scored_pairs();
-  const uint64_t forced =
-      m.system_tokens == 0 ? uint64_t{m.geometry.scored_layer_count()} * m.geometry.kv_heads : 0;
+absl::Status CheckThresholds(const Manifest& m, const RankCounts& counts) {
+  const bool first_token_first = m.system_tokens == 0 && PutsFirstTokenFirst(counts.rule());
+  const uint64_t forced = first_token_first ? counts.heads() : 0;
   float previous = std::numeric_limits<float>::infinity();
   for (uint32_t b = 0; b < m.bands.size(); ++b) {
     const BandEntry& band = m.bands[b];
-    const uint64_t end = edges.RankEnd(BandIndex(b), pairs);
+    const uint64_t end = counts.End(b);
     if (!std::isfinite(band.score_mass) || band.score_mass < 0) {
       return Refuse("band ", b, ": score_mass is ", band.score_mass);
     }
-    if (end == edges.RankBegin(BandIndex(b), pairs)) {
+    if (end == counts.Begin(b)) {
       if (band.threshold != std::numeric_limits<float>::infinity() || band.score_mass != 0) {
         return Refuse("band ", b, ": ranks no pairs, but threshold is ", band.threshold,
                       " and score_mass is ", band.score_mass);
@@ -311,9 +366,15 @@ uint64_t Manifest::PrefixBytes(uint32_t band_count) const {
   return bytes;
 }
 
+SelectionRule Manifest::selection() const { return SelectionOfRecipe(recipe); }
+
+uint64_t Manifest::protected_tokens() const {
+  return ProtectsSystemPrompt(selection()) ? system_tokens : 0;
+}
+
 absl::Status Manifest::Validate() const {
   KVTIER_RETURN_IF_ERROR(CheckHeader(*this));
-  KVTIER_ASSIGN_OR_RETURN(const BandEdges band_edges, BandEdges::Create(edges()));
+  KVTIER_RETURN_IF_ERROR(BandEdges::Create(edges()));
   for (uint32_t band = 0; band < bands.size(); ++band) {
     if (bands[band].layers.size() != geometry.layers.size()) {
       return Refuse("band ", band, ": ", bands[band].layers.size(), " layers, the geometry has ",
@@ -328,10 +389,11 @@ absl::Status Manifest::Validate() const {
     KVTIER_RETURN_IF_ERROR(scored ? CheckScoredLayer(*this, LayerIndex(layer))
                                   : CheckSlidingLayer(*this, LayerIndex(layer)));
   }
+  const RankCounts counts(*this);
   for (uint32_t band = 0; band < bands.size(); ++band) {
-    KVTIER_RETURN_IF_ERROR(CheckRankedRows(*this, band_edges, BandIndex(band)));
+    KVTIER_RETURN_IF_ERROR(CheckRankedRows(*this, counts, band));
   }
-  KVTIER_RETURN_IF_ERROR(CheckThresholds(*this, band_edges));
+  KVTIER_RETURN_IF_ERROR(CheckThresholds(*this, counts));
   KVTIER_RETURN_IF_ERROR(
       CheckAtMost("encoded bytes", total_bytes(), "kObjectBytesMax", limits::kObjectBytesMax));
   return CheckAtMost("its own size", EncodedManifestBytes(*this), "kManifestBytesMax",

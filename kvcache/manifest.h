@@ -15,6 +15,7 @@
 #include "kvcache/bands.h"
 #include "kvcache/geometry.h"
 #include "kvcache/ids.h"
+#include "kvcache/selection.h"
 
 namespace kvtier {
 
@@ -64,7 +65,7 @@ struct Manifest {
   std::string recipe;  // Canonical text, as in the key descriptor.
   Digest prompt_profile_digest;
   Geometry geometry;
-  uint64_t system_tokens = 0;   // n_s: protected, positions [0, n_s), all in band 0.
+  uint64_t system_tokens = 0;   // n_s: positions [0, n_s); see protected_tokens().
   uint64_t context_tokens = 0;  // n_c: positions [n_s, n_s + n_c).
   // Of the last full block of the context. All zero without one, or when the object is not to be
   // found by prefix.
@@ -73,7 +74,14 @@ struct Manifest {
 
   // New tokens continue here, whatever was evicted.
   uint64_t logical_length() const { return system_tokens + context_tokens; }
-  uint64_t scored_pairs() const { return geometry.scored_pairs(context_tokens); }
+  // By which rule the recipe selects rows (kvcache/recipe.h).
+  SelectionRule selection() const;
+  // Tokens that lie in band 0 of every head without being ranked: positions [0, protected_tokens).
+  uint64_t protected_tokens() const;
+  // Tokens of a head that are ranked: positions [protected_tokens, logical_length).
+  uint64_t ranked_tokens() const { return logical_length() - protected_tokens(); }
+  // N of the ratio: ranked rows of all scored layers and heads.
+  uint64_t scored_pairs() const { return geometry.scored_pairs(ranked_tokens()); }
   std::vector<Ratio> edges() const;
   const SegmentEntry& segment(BandIndex band, LayerIndex layer) const {
     return bands[band.value()].layers[layer.value()];
@@ -84,8 +92,9 @@ struct Manifest {
   // The same cache uncompressed: every position of every layer and head, keys and values only.
   uint64_t dense_bytes() const { return logical_length() * geometry.dense_token_bytes(); }
 
-  // Internal consistency: shapes, limits, edges, and that the row counts add up exactly: band b
-  // ranks k(b) - k(b-1) pairs (protected and sliding rows, all in band 0, come on top).
+  // Internal consistency: shapes, limits, edges, and that the row counts are exactly those of the
+  // recipe's selection rule (KeptPairs): band b ranks k(b) - k(b-1) pairs. Protected and sliding
+  // rows, all in band 0, come on top.
   // INVALID_ARGUMENT naming the field and the limit.
   absl::Status Validate() const;
   friend bool operator==(const Manifest&, const Manifest&) = default;

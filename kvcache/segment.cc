@@ -44,16 +44,16 @@ bool PaddingIsZero(const Geometry& geometry, uint32_t rows, std::span<const std:
 
 // Rows of a scored layer: the protected ones first and only in band 0, each score as its row wants.
 absl::Status CheckScoredRows(const Manifest& m, BandIndex band, const HeadRows& rows) {
-  const uint64_t system_tokens = m.system_tokens;
+  const uint64_t protected_tokens = m.protected_tokens();
   for (uint32_t row = 0; row < rows.rows; ++row) {
     const uint32_t position = rows.positions[row];
     const float score = static_cast<float>(rows.log_scores[row]);
-    const bool is_protected = position < system_tokens;
+    const bool is_protected = position < protected_tokens;
     if (is_protected && band.value() != 0) {
       return absl::DataLossError(
           absl::StrCat("row ", row, ": protected position ", position, " above band 0"));
     }
-    if (band.value() == 0 && row < system_tokens && position != row) {
+    if (band.value() == 0 && row < protected_tokens && position != row) {
       return absl::DataLossError(
           absl::StrCat("row ", row, ": protected position ", row, " is missing"));
     }

@@ -89,6 +89,12 @@ def descriptors():
                   "context_token_ids": list(range(BLOCK_TOKENS - 1))}
     yield base | {"name": "text_beyond_ascii_and_largest_id", "tenant_salt": "caf\u00e9-\u6771\u4eac",
                   "recipe": "kvzip/1 chunk=4000", "context_token_ids": [0, 1, 0xFFFFFFFF]}
+    # Every recipe, and the recipe's options.
+    for name, recipe in [("kvpress", "kvpress/1"), ("kvzip_plus", "kvzip+/1"),
+                         ("uniform", "uniform/1"), ("full_softmax", "full-softmax/1"),
+                         ("head", "head/1;scores=" + digest("head scores")),
+                         ("kvzip_int8", "kvzip/1;codec=int8")]:
+        yield base | {"name": f"recipe_{name}", "recipe": recipe}
     # One field changed alone.
     for name, value in [("tenant_salt", "other"), ("model_digest", digest("model 2")),
                         ("adapter", "lora"), ("kv_dtype", "f16"),

@@ -238,6 +238,57 @@ INSTANTIATE_TEST_SUITE_P(
     }),
     [](const auto& test) { return test.param.name; });
 
+// The same rows under the count of another recipe.
+TEST(ManifestRecipeTest, RowCountsFollowTheRecipe) {
+  const std::string head = "head/1;scores=" + std::string(64, 'a');
+  ObjectShape shape = TinyShape();
+  shape.context_tokens = 13;
+  shape.edges = BandEdges::Parse("0.3,0.5,1").value();
+  const std::vector<std::pair<std::string, const char*>> recipes = {
+      {"kvzip/1", ""},
+      {"uniform/1", "every head has 3"},
+      {head, "a whole head has 13"},
+      {"kvpress/1", "ranks 19 pairs, its edges ask for 17"}};
+  Manifest exact = *MakeRandomObject(shape).manifest;
+  for (const auto& [recipe, message] : recipes) {
+    shape.recipe = recipe;
+    const Manifest good = *MakeRandomObject(shape).manifest;
+    KVTIER_EXPECT_OK(good.Validate());
+    Manifest wrong = exact;
+    wrong.recipe = recipe;
+    if (recipe == "kvzip/1") {
+      KVTIER_EXPECT_OK(wrong.Validate());
+      continue;
+    }
+    EXPECT_THAT(wrong.Validate(), StatusIs(kInvalid, HasSubstr(message)));
+    wrong = good;
+    wrong.recipe = "kvzip/1";
+    EXPECT_THAT(wrong.Validate(), StatusIs(kInvalid)) << recipe;
+  }
+}
+
+TEST(ManifestRecipeTest, AHeadThatIsCutIsRefused) {
+  ObjectShape shape = TinyShape();
+  shape.recipe = "head/1;scores=" + std::string(64, 'a');
+  shape.edges = BandEdges::Parse("0.5,1").value();
+  Manifest m = *MakeRandomObject(shape).manifest;
+  // Two whole heads are in band 0, two in band 1. A row of each goes to the other: the sums hold.
+  HeadEntry* in_first = nullptr;
+  HeadEntry* in_second = nullptr;
+  for (uint32_t head = 0; head < 4; ++head) {
+    HeadEntry& low = Head(m, 0, head / 2, head % 2);
+    HeadEntry& high = Head(m, 1, head / 2, head % 2);
+    const bool kept = high.rows == 0;
+    if ((kept ? in_first : in_second) != nullptr) continue;
+    (kept ? in_first : in_second) = &low;
+    SetRows(m, low, kept ? 5 : 2);
+    SetRows(m, high, kept ? 1 : 4);
+  }
+  ASSERT_NE(in_first, nullptr);
+  ASSERT_NE(in_second, nullptr);
+  EXPECT_THAT(m.Validate(), StatusIs(kInvalid, HasSubstr("a whole head has 5")));
+}
+
 TEST(ManifestThresholdTest, EqualThresholdsAreTies) {
   Manifest m = Mixed();
   m.bands[1].threshold = m.bands[2].threshold = m.bands[0].threshold;

@@ -45,6 +45,16 @@ std::vector<ObjectShape> Shapes() {
   ObjectShape one_band = wide;
   one_band.edges = BandEdges::Parse("1").value();
   shapes.push_back(one_band);
+  for (const char* recipe : {"uniform/1", "kvpress/1", "somebody else's"}) {
+    for (const ObjectShape& base : {sliding, no_system, one_token}) {
+      ObjectShape other = base;
+      other.recipe = recipe;
+      shapes.push_back(other);
+    }
+  }
+  ObjectShape whole_heads = sliding;
+  whole_heads.recipe = "head/1;scores=" + std::string(64, 'a');
+  shapes.push_back(whole_heads);
   return shapes;
 }
 
@@ -75,8 +85,10 @@ TEST(ManifestTest, CountsBytesAndRows) {
       }
     }
     EXPECT_EQ(m.total_bytes(), bytes);
-    EXPECT_EQ(rows, m.scored_pairs() +
-                        m.system_tokens * m.geometry.scored_layer_count() * m.geometry.kv_heads);
+    EXPECT_EQ(rows, m.logical_length() * m.geometry.scored_layer_count() * m.geometry.kv_heads);
+    EXPECT_EQ(rows, m.scored_pairs() + m.protected_tokens() * m.geometry.scored_layer_count() *
+                                           m.geometry.kv_heads);
+    EXPECT_EQ(m.protected_tokens(), shape.recipe == "kvpress/1" ? 0 : shape.system_tokens);
     EXPECT_EQ(m.edges().size(), shape.edges.size());
     EXPECT_EQ(m.dense_bytes(), m.logical_length() * m.geometry.dense_token_bytes());
   }

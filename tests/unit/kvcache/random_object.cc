@@ -39,30 +39,50 @@ Id RandomId(std::mt19937_64& random) {
   return Id::FromBytes(RandomBytes(random, Id::kSize)).value();
 }
 
-std::vector<Pair> RankPairs(const ObjectShape& shape, std::mt19937_64& random) {
+// Best first; for the rule kPerHead head by head, best first in each.
+std::vector<Pair> RankPairs(const ObjectShape& shape, SelectionRule rule, std::mt19937_64& random) {
   std::vector<Pair> pairs;
   std::uniform_real_distribution<float> log_score(-12, 0);
+  const uint64_t length = shape.system_tokens + shape.context_tokens;
+  const uint64_t ranked = RankedTokens(rule, shape.system_tokens, shape.context_tokens);
   for (uint32_t layer = 0; layer < shape.geometry.layer_count(); ++layer) {
     if (shape.geometry.layers[layer] != LayerKind::kGlobal) continue;
     for (uint32_t head = 0; head < shape.geometry.kv_heads; ++head) {
-      for (uint64_t token = 0; token < shape.context_tokens; ++token) {
-        const auto position = static_cast<uint32_t>(shape.system_tokens + token);
-        pairs.push_back({layer, head, position, log_score(random), position == 0});
+      const float head_score = log_score(random);
+      for (uint64_t position = length - ranked; position < length; ++position) {
+        const float score = rule == SelectionRule::kWholeHeads ? head_score : log_score(random);
+        pairs.push_back({layer, head, static_cast<uint32_t>(position), score,
+                         position == 0 && PutsFirstTokenFirst(rule)});
       }
     }
   }
-  std::stable_sort(pairs.begin(), pairs.end(), [](const Pair& a, const Pair& b) {
+  std::stable_sort(pairs.begin(), pairs.end(), [rule](const Pair& a, const Pair& b) {
+    if (rule == SelectionRule::kPerHead && (a.layer != b.layer || a.head != b.head)) {
+      return std::pair(a.layer, a.head) < std::pair(b.layer, b.head);
+    }
     return a.forced != b.forced ? a.forced : a.log_score > b.log_score;
   });
   return pairs;
 }
 
-void AddUnrankedRows(const ObjectShape& shape, Rows& rows) {
+uint32_t BandOf(const BandEdges& edges, SelectionRule rule, uint64_t rank, uint64_t heads,
+                uint64_t tokens) {
+  uint32_t band = 0;
+  if (rule == SelectionRule::kPerHead) {
+    rank %= tokens;
+    heads = 1;
+  }
+  while (rank >= KeptPairs(rule, edges.edge(BandIndex(band)), heads, tokens)) ++band;
+  return band;
+}
+
+void AddUnrankedRows(const ObjectShape& shape, SelectionRule rule, Rows& rows) {
   const uint64_t length = shape.system_tokens + shape.context_tokens;
   for (uint32_t layer = 0; layer < shape.geometry.layer_count(); ++layer) {
     const bool scored = shape.geometry.layers[layer] == LayerKind::kGlobal;
     const uint64_t begin = scored ? 0 : length - std::min<uint64_t>(length, shape.window);
-    const uint64_t end = scored ? shape.system_tokens : length;
+    const uint64_t ranked = RankedTokens(rule, shape.system_tokens, shape.context_tokens);
+    const uint64_t end = scored ? length - ranked : length;
     for (auto& head : rows[0][layer]) {
       for (uint64_t p = begin; p < end; ++p) {
         head.push_back({static_cast<uint32_t>(p), kInfinity});
@@ -112,7 +132,7 @@ CompressedObject MakeRandomObject(const ObjectShape& shape) {
   manifest.upload_id = RandomId<UploadId>(random);
   manifest.model_name = "random";
   manifest.model_digest = RandomId<Digest>(random);
-  manifest.recipe = "kvzip/1";
+  manifest.recipe = shape.recipe;
   manifest.prompt_profile_digest = RandomId<Digest>(random);
   manifest.geometry = shape.geometry;
   manifest.system_tokens = shape.system_tokens;
@@ -123,8 +143,10 @@ CompressedObject MakeRandomObject(const ObjectShape& shape) {
 
   const uint32_t layers = shape.geometry.layer_count();
   Rows rows(shape.edges.size(), {layers, std::vector<std::vector<Row>>(shape.geometry.kv_heads)});
-  AddUnrankedRows(shape, rows);
-  const std::vector<Pair> pairs = RankPairs(shape, random);
+  const SelectionRule rule = manifest.selection();
+  AddUnrankedRows(shape, rule, rows);
+  const std::vector<Pair> pairs = RankPairs(shape, rule, random);
+  const uint64_t heads = uint64_t{shape.geometry.scored_layer_count()} * shape.geometry.kv_heads;
   manifest.bands.resize(shape.edges.size());
   for (uint32_t b = 0; b < shape.edges.size(); ++b) {
     manifest.bands[b].edge = shape.edges.edge(BandIndex(b));
@@ -132,8 +154,16 @@ CompressedObject MakeRandomObject(const ObjectShape& shape) {
   }
   for (uint64_t rank = 0; rank < pairs.size(); ++rank) {
     const Pair& pair = pairs[rank];
-    const uint32_t b = shape.edges.BandOfRank(rank, pairs.size()).value();
-    manifest.bands[b].threshold = pair.log_score;
+    const uint32_t b = BandOf(shape.edges, rule, rank, heads, manifest.ranked_tokens());
+    float& threshold = manifest.bands[b].threshold;
+    // The last of a band; where heads rank apart, the lowest of their last ones.
+    const bool last_of_head =
+        rule != SelectionRule::kPerHead || rank + 1 == pairs.size() ||
+        b != BandOf(shape.edges, rule, rank + 1, heads, manifest.ranked_tokens());
+    if (last_of_head) {
+      threshold =
+          rule == SelectionRule::kPerHead ? std::min(threshold, pair.log_score) : pair.log_score;
+    }
     manifest.bands[b].score_mass += std::exp(double{pair.log_score});
     rows[b][pair.layer][pair.head].push_back({pair.position, pair.log_score});
   }

@@ -4,6 +4,7 @@
 #define KVTIER_TESTS_UNIT_KVCACHE_RANDOM_OBJECT_H_
 
 #include <cstdint>
+#include <string>
 
 #include "kvcache/bands.h"
 #include "kvcache/compressed_object.h"
@@ -17,6 +18,7 @@ struct ObjectShape {
   BandEdges edges = BandEdges::Default();
   uint32_t window = 0;  // Rows that a sliding layer keeps.
   uint64_t seed = 1;
+  std::string recipe = "kvzip/1";  // Its selection rule decides which rows go where.
 };
 
 // Two layers, two heads of four bf16 elements, one protected token, five in the context, edges 0.4

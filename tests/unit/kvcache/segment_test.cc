@@ -204,14 +204,17 @@ TEST(SegmentTest, WrongSizesAndRangesAreRefused) {
 
 TEST(SegmentContentTest, EverySegmentOfAValidObjectPasses) {
   for (uint64_t system_tokens : {0u, 3u}) {
-    ObjectShape shape = MixedShape();
-    shape.system_tokens = system_tokens;
-    const CompressedObject object = MakeRandomObject(shape);
-    for (uint32_t band = 0; band < shape.edges.size(); ++band) {
-      for (uint32_t layer = 0; layer < 3; ++layer) {
-        KVTIER_EXPECT_OK(
-            VerifySegmentContent(*object.manifest, BandIndex(band), LayerIndex(layer),
-                                 object.segment(BandIndex(band), LayerIndex(layer)).bytes()));
+    for (const char* recipe : {"kvzip/1", "kvpress/1", "uniform/1"}) {
+      ObjectShape shape = MixedShape();
+      shape.system_tokens = system_tokens;
+      shape.recipe = recipe;
+      const CompressedObject object = MakeRandomObject(shape);
+      for (uint32_t band = 0; band < shape.edges.size(); ++band) {
+        for (uint32_t layer = 0; layer < 3; ++layer) {
+          KVTIER_EXPECT_OK(
+              VerifySegmentContent(*object.manifest, BandIndex(band), LayerIndex(layer),
+                                   object.segment(BandIndex(band), LayerIndex(layer)).bytes()));
+        }
       }
     }
   }
