@@ -174,5 +174,109 @@ TEST(SnapKvTest, RefusesAnEmptyQuestion) {
               StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
+AttentionVotes MakeVotes(uint32_t layers, uint32_t kv_heads, std::vector<double> sums) {
+  AttentionVotes votes;
+  votes.layers = layers;
+  votes.kv_heads = kv_heads;
+  votes.tokens = sums.size() / layers / kv_heads;
+  votes.sums = std::move(sums);
+  return votes;
+}
+
+AttentionVotes RandomVotes(uint32_t layers, uint32_t kv_heads, uint64_t tokens, uint64_t seed) {
+  std::vector<double> sums;
+  for (float score : RandomScores(MakeGeometry(layers, kv_heads), tokens, seed).log_scores) {
+    sums.push_back(-score);
+  }
+  return MakeVotes(layers, kv_heads, std::move(sums));
+}
+
+TEST(SinkRecentTest, KeepsTheFirstFourOfTheSequenceThenTheLast) {
+  const ScoreTable no_system = SinkRecentScores(MakeGeometry(1, 1), /*system_tokens=*/0, 7);
+  EXPECT_THAT(no_system.log_scores, ElementsAre(0, 0, 0, 0, -3, -2, -1));
+  const ScoreTable some = SinkRecentScores(MakeGeometry(1, 2), /*system_tokens=*/3, 3);
+  EXPECT_THAT(some.log_scores, ElementsAre(0, -2, -1, 0, -2, -1));
+  const ScoreTable enough = SinkRecentScores(MakeGeometry(1, 1), /*system_tokens=*/4, 3);
+  EXPECT_THAT(enough.log_scores, ElementsAre(-3, -2, -1));
+}
+
+TEST(PyramidKvTest, BudgetsFallLinearlyAndAverageToTheRatio) {
+  for (double ratio : {0.02, 0.1, 0.3, 0.5, 0.512, 0.6, 0.9, 1.0}) {
+    double sum = 0;
+    for (uint32_t layer = 0; layer < 6; ++layer) {
+      const double kept = PyramidLayerRatio(layer, 6, ratio);
+      EXPECT_GE(kept, 0);
+      EXPECT_LE(kept, 1 + 1e-12);
+      const double least = PyramidRatioOf(layer, 6, kept);
+      // Where a layer keeps everything, it did so at smaller ratios too.
+      EXPECT_NEAR(kept < 1 - 1e-12 ? least : PyramidLayerRatio(layer, 6, least),
+                  kept < 1 - 1e-12 ? ratio : 1, 1e-9)
+          << "layer " << layer;
+      EXPECT_LE(least, ratio + 1e-12);
+      EXPECT_LE(kept, PyramidLayerRatio(layer > 0 ? layer - 1 : 0, 6, ratio) + 1e-12);
+      sum += kept;
+    }
+    EXPECT_NEAR(sum / 6, ratio, 1e-12);
+  }
+  // The paper's shape while nothing is capped: the last layer has a twentieth of the mean.
+  EXPECT_NEAR(PyramidLayerRatio(5, 6, 0.3), 0.015, 1e-12);
+  EXPECT_NEAR(PyramidLayerRatio(0, 6, 0.3), 0.585, 1e-12);
+  EXPECT_EQ(PyramidLayerRatio(0, 1, 0.3), 0.3);  // A single layer has no slope.
+  EXPECT_EQ(PyramidRatioOf(0, 1, 0.3), 0.3);
+}
+
+TEST(PyramidKvTest, KeepsEachLayersShareInSnapKvsOrder) {
+  const AttentionVotes votes = RandomVotes(4, 2, 500, /*seed=*/5);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const ScoreTable pyramid, PyramidKvScores(votes));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const ScoreTable snapkv, SnapKvScores(votes));
+  const auto counts = CountPerLayer(pyramid, /*first_token_first=*/false);
+  std::vector<double> kept(4);
+  const BandEdges edges = BandEdges::Default();
+  for (uint32_t b = 0; b < edges.size(); ++b) {
+    for (uint32_t layer = 0; layer < 4; ++layer) {
+      kept[layer] += static_cast<double>(counts[b][layer]);
+      const double share = PyramidLayerRatio(layer, 4, edges.edge(BandIndex(b)).ToDouble());
+      EXPECT_NEAR(kept[layer], 1000 * share, 2) << "band " << b << ", layer " << layer;
+    }
+  }
+  for (uint64_t i = 0; i + 1 < 1000; ++i) {
+    EXPECT_EQ(pyramid.log_scores[i] < pyramid.log_scores[i + 1],
+              snapkv.log_scores[i] < snapkv.log_scores[i + 1]);
+  }
+}
+
+TEST(H2oTest, TakesRecentTokensAndHeavyHittersInTurn) {
+  // One layer of two heads, four tokens. Sums: the prefill's and the question's added.
+  const AttentionVotes prefill = MakeVotes(1, 2, {9, 1, 0, 1, 0, 3, 0, 8});
+  const AttentionVotes question = MakeVotes(1, 2, {0, 0, 0, 0, 0, 4, 2, 0});
+  KVTIER_ASSERT_OK_AND_ASSIGN(const ScoreTable scores, H2oScores(prefill, question));
+  // Recent: (0,3) (1,3) (0,2) (1,2) ...; heavy: (0,0) 9, (1,3) 8, (1,1) 7, (1,2) 2, (0,1) 1 ...
+  // In turn: (0,3) (0,0) (1,3) (1,1) (0,2) (1,2) (0,1) (1,0).
+  EXPECT_THAT(scores.log_scores, ElementsAre(-1, -6, -4, 0, -7, -3, -5, -2));
+}
+
+TEST(H2oTest, KeepsTheSameNumberInEveryLayer) {
+  const AttentionVotes votes = RandomVotes(3, 2, 100, /*seed=*/1);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const ScoreTable scores, H2oScores(votes, votes));
+  for (const std::vector<uint64_t>& band : CountPerLayer(scores, false)) {
+    EXPECT_LE(
+        *std::max_element(band.begin(), band.end()) - *std::min_element(band.begin(), band.end()),
+        1u);
+  }
+}
+
+TEST(BaselinesTest, RefuseMorePairsThanRanksAndVotesThatDoNotFit) {
+  AttentionVotes large;  // Refused before anything is allocated, so no sums are needed.
+  large.layers = 1;
+  large.kv_heads = 8;
+  large.tokens = kRankMax / 8 + 1;
+  EXPECT_THAT(SnapKvScores(large), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(H2oScores(large, large), StatusIs(absl::StatusCode::kInvalidArgument));
+  large.tokens = kRankMax / 32 + 1;
+  EXPECT_THAT(PyramidKvScores(large), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(H2oScores(RandomVotes(1, 1, 3, 1), RandomVotes(1, 1, 4, 1)),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
 }  // namespace
 }  // namespace kvtier
