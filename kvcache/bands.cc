@@ -59,7 +59,7 @@ BandEdges BandEdges::Default() {
   return BandEdges(std::move(edges));
 }
 
-absl::StatusOr<BandEdges> BandEdges::Create(std::span<const Ratio> edges) {
+absl::StatusOr<BandEdges> BandEdges::CreateTruncated(std::span<const Ratio> edges) {
   if (edges.empty()) return absl::InvalidArgumentError("band edges: none");
   if (edges.size() > limits::kBandsMax) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -72,14 +72,19 @@ absl::StatusOr<BandEdges> BandEdges::Create(std::span<const Ratio> edges) {
                                                      edges[band - 1].ToString()));
     }
   }
-  if (edges.back() != Ratio()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("band edges: the last is ", edges.back().ToString(), ", not 1"));
-  }
   return BandEdges(std::vector<Ratio>(edges.begin(), edges.end()));
 }
 
-absl::StatusOr<BandEdges> BandEdges::Parse(absl::string_view text) {
+absl::StatusOr<BandEdges> BandEdges::Create(std::span<const Ratio> edges) {
+  KVTIER_ASSIGN_OR_RETURN(BandEdges checked, CreateTruncated(edges));
+  if (!checked.whole()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("band edges: the last is ", checked.last().ToString(), ", not 1"));
+  }
+  return checked;
+}
+
+absl::StatusOr<BandEdges> BandEdges::ParseTruncated(absl::string_view text) {
   std::vector<Ratio> edges;
   for (absl::string_view piece : absl::StrSplit(text, ',')) {
     double value = 0;
@@ -89,7 +94,12 @@ absl::StatusOr<BandEdges> BandEdges::Parse(absl::string_view text) {
     KVTIER_ASSIGN_OR_RETURN(const Ratio edge, Ratio::FromDouble(value));
     edges.push_back(edge);
   }
-  return Create(edges);
+  return CreateTruncated(edges);
+}
+
+absl::StatusOr<BandEdges> BandEdges::Parse(absl::string_view text) {
+  KVTIER_ASSIGN_OR_RETURN(const BandEdges edges, ParseTruncated(text));
+  return Create(edges.edges());
 }
 
 uint64_t BandEdges::RankBegin(BandIndex band, uint64_t pairs) const {
@@ -99,8 +109,7 @@ uint64_t BandEdges::RankBegin(BandIndex band, uint64_t pairs) const {
 uint64_t BandEdges::RankEnd(BandIndex band, uint64_t pairs) const { return edge(band).Of(pairs); }
 
 BandIndex BandEdges::BandOfRank(uint64_t rank, uint64_t pairs) const {
-  KVTIER_CHECK(rank < pairs);
-  // The last edge is 1, so a band is always found.
+  KVTIER_CHECK(rank < last().Of(pairs));
   const auto band = std::partition_point(edges_.begin(), edges_.end(),
                                          [&](Ratio edge) { return edge.Of(pairs) <= rank; });
   return BandIndex(static_cast<uint32_t>(band - edges_.begin()));

@@ -44,21 +44,27 @@ class Ratio {
   uint32_t millionths_;
 };
 
-// Strictly ascending kept fractions that end at 1. Band b holds ranks [k(b-1), k(b)).
+// Strictly ascending kept fractions. Band b holds ranks [k(b-1), k(b)). They end at 1, save for an
+// object made from the lower bands of another (rebanding.h): it ends where those ended.
 class BandEdges {
  public:
   static BandEdges Default();  // 0.1 0.2 0.3 0.4 0.6 1.0
   // INVALID_ARGUMENT: empty, more than limits::kBandsMax, not ascending, last is not 1.
   static absl::StatusOr<BandEdges> Create(std::span<const Ratio> edges);
   static absl::StatusOr<BandEdges> Parse(absl::string_view text);  // "0.1,0.3,1"
+  // The same, but the last may be below 1.
+  static absl::StatusOr<BandEdges> CreateTruncated(std::span<const Ratio> edges);
+  static absl::StatusOr<BandEdges> ParseTruncated(absl::string_view text);
 
   uint32_t size() const { return static_cast<uint32_t>(edges_.size()); }
   Ratio edge(BandIndex band) const { return edges_[band.value()]; }
   std::span<const Ratio> edges() const { return edges_; }
+  Ratio last() const { return edges_.back(); }
+  bool whole() const { return last() == Ratio(); }  // They end at 1.
   // First rank of a band and one past its last, of `pairs` ranked pairs.
   uint64_t RankBegin(BandIndex band, uint64_t pairs) const;
   uint64_t RankEnd(BandIndex band, uint64_t pairs) const;
-  // The band that holds `rank`. REQUIRES: rank < pairs.
+  // The band that holds `rank`. REQUIRES: rank < last().Of(pairs).
   BandIndex BandOfRank(uint64_t rank, uint64_t pairs) const;
   friend bool operator==(const BandEdges&, const BandEdges&) = default;
 

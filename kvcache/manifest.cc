@@ -27,6 +27,9 @@ constexpr uint64_t kHeadEntryBytes = 4 + 8 + 4;
 constexpr uint64_t kBandHeaderBytes = 4 + 4 + 8;
 constexpr uint64_t kSegmentHeaderBytes = 1;
 
+// Stands for a band at which Fidelity was not measured.
+constexpr uint64_t kNotMeasured = ~uint64_t{0};
+
 // Everything between the envelope's start and the bands.
 uint64_t HeaderBytes(const Manifest& m) {
   return Key::kSize + UploadId::kSize + 3 * Digest::kSize + 8 + 8 + (4 + m.model_name.size()) +
@@ -38,9 +41,20 @@ uint64_t BandsBytes(uint64_t bands, uint64_t layers, uint64_t kv_heads) {
   return bands * (kBandHeaderBytes + layers * (kSegmentHeaderBytes + kv_heads * kHeadEntryBytes));
 }
 
+// The oldest version that can say all of `m`, so that readers of that age can read it.
+uint32_t VersionOf(const Manifest& m) {
+  const bool whole = m.bands.empty() || m.bands.back().edge == Ratio();
+  return whole && !m.fidelity.has_value() ? 1 : 2;
+}
+
+uint64_t FidelityBytes(uint64_t bands) { return 4 + 8 + 8 * bands; }
+
 uint64_t EncodedManifestBytes(const Manifest& m) {
-  return kEnvelopeBytes + HeaderBytes(m) +
-         BandsBytes(m.bands.size(), m.geometry.layers.size(), m.geometry.kv_heads);
+  const uint64_t bands = m.bands.size();
+  uint64_t bytes = kEnvelopeBytes + HeaderBytes(m) +
+                   BandsBytes(bands, m.geometry.layers.size(), m.geometry.kv_heads);
+  if (VersionOf(m) >= 2) bytes += 1 + (m.fidelity.has_value() ? FidelityBytes(bands) : 0);
+  return bytes;
 }
 
 template <typename... Parts>
@@ -106,7 +120,8 @@ absl::Status CheckSegmentEntry(const Manifest& m, BandIndex band, LayerIndex lay
                      limits::kSegmentBytesMax);
 }
 
-// Every (scored layer, head) keeps each of its positions in exactly one band.
+// Every (scored layer, head) keeps each of its positions in exactly one band; in an object that
+// ends below ratio 1, in at most one.
 absl::Status CheckScoredLayer(const Manifest& m, LayerIndex layer) {
   const uint64_t protected_tokens = m.protected_tokens();
   for (uint32_t head = 0; head < m.geometry.kv_heads; ++head) {
@@ -117,7 +132,8 @@ absl::Status CheckScoredLayer(const Manifest& m, LayerIndex layer) {
     }
     uint64_t rows = 0;
     for (const BandEntry& band : m.bands) rows += band.layers[layer.value()].heads[head].rows;
-    if (rows != m.logical_length()) {
+    const bool whole = m.bands.back().edge == Ratio();
+    if (whole ? rows != m.logical_length() : rows > m.logical_length()) {
       return Refuse("layer ", layer.value(), " head ", head, ": rows of all bands are ", rows,
                     ", the object has ", m.logical_length(), " tokens");
     }
@@ -244,6 +260,27 @@ absl::Status CheckThresholds(const Manifest& m, const RankCounts& counts) {
   return absl::OkStatus();
 }
 
+absl::Status CheckFidelity(const Manifest& m) {
+  if (!m.fidelity.has_value()) return absl::OkStatus();
+  const Fidelity& f = *m.fidelity;
+  if (f.chunks == 0 || f.tokens < f.chunks || f.tokens > m.context_tokens) {
+    return Refuse("fidelity: ", f.tokens, " tokens of ", f.chunks, " chunks, the context has ",
+                  m.context_tokens, " tokens");
+  }
+  if (f.correct.size() != m.bands.size()) {
+    return Refuse("fidelity: of ", f.correct.size(), " bands, the object has ", m.bands.size());
+  }
+  bool measured = false;
+  for (size_t band = 0; band < f.correct.size(); ++band) {
+    measured = measured || f.correct[band].has_value();
+    if (f.correct[band].value_or(0) > f.tokens) {
+      return Refuse("fidelity: band ", band, " has ", *f.correct[band], " right of ", f.tokens);
+    }
+  }
+  if (!measured) return Refuse("fidelity: measured at no band");
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::string> ReadName(ByteReader& reader) {
   KVTIER_ASSIGN_OR_RETURN(const uint32_t bytes, reader.ReadCount(limits::kNameBytesMax, 1));
   KVTIER_ASSIGN_OR_RETURN(const ByteSpan text, reader.ReadBytes(bytes));
@@ -292,8 +329,28 @@ absl::StatusOr<BandEntry> ReadBand(ByteReader& reader, const Geometry& geometry)
   return band;
 }
 
+absl::StatusOr<Fidelity> ReadFidelity(ByteReader& reader, uint64_t bands) {
+  Fidelity fidelity;
+  KVTIER_ASSIGN_OR_RETURN(fidelity.chunks, reader.ReadU32());
+  KVTIER_ASSIGN_OR_RETURN(fidelity.tokens, reader.ReadU64());
+  for (uint64_t band = 0; band < bands; ++band) {
+    KVTIER_ASSIGN_OR_RETURN(const uint64_t correct, reader.ReadU64());
+    fidelity.correct.push_back(correct == kNotMeasured ? std::nullopt : std::optional(correct));
+  }
+  return fidelity;
+}
+
+// Version 2 adds to the bands.
+absl::Status ReadVersion2(ByteReader& reader, Manifest& m) {
+  KVTIER_ASSIGN_OR_RETURN(const uint8_t has_fidelity, reader.ReadU8());
+  if (has_fidelity > 1) return Refuse("fidelity: presence is ", int{has_fidelity}, ", not 0 or 1");
+  if (has_fidelity == 0) return absl::OkStatus();
+  KVTIER_ASSIGN_OR_RETURN(m.fidelity, ReadFidelity(reader, m.bands.size()));
+  return absl::OkStatus();
+}
+
 // What lies between the envelope's start and its CRC32C.
-absl::StatusOr<Manifest> ReadBody(ByteReader& reader) {
+absl::StatusOr<Manifest> ReadBody(ByteReader& reader, uint32_t version) {
   Manifest m;
   KVTIER_RETURN_IF_ERROR(ReadId(reader, &m.key));
   KVTIER_RETURN_IF_ERROR(ReadId(reader, &m.upload_id));
@@ -309,16 +366,25 @@ absl::StatusOr<Manifest> ReadBody(ByteReader& reader) {
   KVTIER_RETURN_IF_ERROR(CheckAtMost("bands", bands, "kBandsMax", limits::kBandsMax));
   // The counts say exactly how many bytes must follow; nothing is allocated before they are there.
   const uint64_t expected = BandsBytes(bands, m.geometry.layer_count(), m.geometry.kv_heads);
-  if (reader.remaining() != expected) {
-    return Refuse("bands take ", expected, " bytes by their counts, ", reader.remaining(),
-                  " are left");
+  const uint64_t left = reader.remaining();
+  const bool fits = version == 1
+                        ? left == expected
+                        : left == expected + 1 || left == expected + 1 + FidelityBytes(bands);
+  if (!fits) {
+    return Refuse("bands take ", expected, " bytes by their counts, ", left, " are left");
   }
   m.bands.reserve(bands);
   for (uint32_t band = 0; band < bands; ++band) {
     KVTIER_ASSIGN_OR_RETURN(BandEntry entry, ReadBand(reader, m.geometry));
     m.bands.push_back(std::move(entry));
   }
+  if (version >= 2) KVTIER_RETURN_IF_ERROR(ReadVersion2(reader, m));
+  if (reader.remaining() != 0) return Refuse(reader.remaining(), " bytes are left at the end");
   KVTIER_RETURN_IF_ERROR(m.Validate());
+  // One encoding for each manifest.
+  if (VersionOf(m) != version) {
+    return Refuse("written as version ", version, ", what it says is version ", VersionOf(m));
+  }
   return m;
 }
 
@@ -374,7 +440,7 @@ uint64_t Manifest::protected_tokens() const {
 
 absl::Status Manifest::Validate() const {
   KVTIER_RETURN_IF_ERROR(CheckHeader(*this));
-  KVTIER_RETURN_IF_ERROR(BandEdges::Create(edges()));
+  KVTIER_RETURN_IF_ERROR(BandEdges::CreateTruncated(edges()).status());
   for (uint32_t band = 0; band < bands.size(); ++band) {
     if (bands[band].layers.size() != geometry.layers.size()) {
       return Refuse("band ", band, ": ", bands[band].layers.size(), " layers, the geometry has ",
@@ -394,6 +460,7 @@ absl::Status Manifest::Validate() const {
     KVTIER_RETURN_IF_ERROR(CheckRankedRows(*this, counts, band));
   }
   KVTIER_RETURN_IF_ERROR(CheckThresholds(*this, counts));
+  KVTIER_RETURN_IF_ERROR(CheckFidelity(*this));
   KVTIER_RETURN_IF_ERROR(
       CheckAtMost("encoded bytes", total_bytes(), "kObjectBytesMax", limits::kObjectBytesMax));
   return CheckAtMost("its own size", EncodedManifestBytes(*this), "kManifestBytesMax",
@@ -406,7 +473,7 @@ std::string EncodeManifest(const Manifest& manifest) {
   out.reserve(bytes);
   ByteWriter writer(&out);
   writer.WriteBytes(kMagic);
-  writer.WriteU32(kManifestFormatVersion);
+  writer.WriteU32(VersionOf(manifest));
   writer.WriteU64(bytes);
   writer.WriteBytes(manifest.key.bytes());
   writer.WriteBytes(manifest.upload_id.bytes());
@@ -438,6 +505,16 @@ std::string EncodeManifest(const Manifest& manifest) {
       }
     }
   }
+  if (VersionOf(manifest) >= 2) {
+    writer.WriteU8(manifest.fidelity.has_value() ? 1 : 0);
+    if (manifest.fidelity.has_value()) {
+      writer.WriteU32(manifest.fidelity->chunks);
+      writer.WriteU64(manifest.fidelity->tokens);
+      for (const std::optional<uint64_t>& correct : manifest.fidelity->correct) {
+        writer.WriteU64(correct.value_or(kNotMeasured));
+      }
+    }
+  }
   writer.WriteU32(ComputeCrc32c(AsBytes(out)).value());
   KVTIER_CHECK_EQ(out.size(), bytes) << "EncodeManifest of a manifest that Validate refuses";
   return out;
@@ -464,12 +541,12 @@ absl::StatusOr<Manifest> DecodeManifest(std::span<const std::byte> bytes) {
   }
   // Only now, so that a flipped bit is never taken for another version.
   const uint32_t version = LoadLittleEndian<uint32_t>(bytes.data() + kMagic.size());
-  if (version != kManifestFormatVersion) {
+  if (version == 0 || version > kManifestFormatVersion) {
     return absl::FailedPreconditionError(absl::StrCat(
-        "manifest: format version ", version, ", this build reads ", kManifestFormatVersion));
+        "manifest: format version ", version, ", this build reads 1 to ", kManifestFormatVersion));
   }
   ByteReader reader(covered.subspan(kEnvelopeBytes - kCrcBytes));
-  return ReadBody(reader);
+  return ReadBody(reader, version);
 }
 
 }  // namespace kvtier

@@ -5,6 +5,7 @@
 #define KVTIER_KVCACHE_MANIFEST_H_
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,7 +20,9 @@
 
 namespace kvtier {
 
-inline constexpr uint32_t kManifestFormatVersion = 1;
+// The newest that this build reads and writes. Older ones are read too, and what an older one can
+// say is written as that: version 2 is for objects that end below ratio 1 or carry Fidelity.
+inline constexpr uint32_t kManifestFormatVersion = 2;
 
 // How a segment's rows are encoded. Values are stored on disk; never renumber.
 enum class CodecId : uint8_t { kRaw = 1 };
@@ -57,6 +60,16 @@ struct BandEntry {
   friend bool operator==(const BandEntry&, const BandEntry&) = default;
 };
 
+// How well the context can be repeated from the object, measured once, when it was compressed
+// (compressor/fidelity.h): greedy next-token hits under teacher forcing.
+struct Fidelity {
+  uint32_t chunks = 0;  // Scoring chunks that were repeated, evenly spread over the context.
+  uint64_t tokens = 0;  // Predicted, one by one; the same ones for every band.
+  // [bands] of them right when reading bands 0..b. Empty: not measured at that edge.
+  std::vector<std::optional<uint64_t>> correct;
+  friend bool operator==(const Fidelity&, const Fidelity&) = default;
+};
+
 struct Manifest {
   Key key;
   UploadId upload_id;
@@ -71,6 +84,7 @@ struct Manifest {
   // found by prefix.
   TokenBlockHash last_block_hash;
   std::vector<BandEntry> bands;
+  std::optional<Fidelity> fidelity;
 
   // New tokens continue here, whatever was evicted.
   uint64_t logical_length() const { return system_tokens + context_tokens; }

@@ -33,7 +33,11 @@ def manifests():
     at = {note: sum(len(d) for d, _ in example.manifest()[:i])
           for i, (_, note) in enumerate(example.manifest())}
     yield "example", good
-    yield "manifest_version_newer", resealed(patched(good, 8, b"\x02"))
+    yield "manifest_version_newer", resealed(patched(good, 8, b"\x03"))
+    version2 = example.manifest_version_2()
+    yield "example_version_2", version2
+    yield "manifest_fidelity_above_tokens", resealed(patched(version2, len(good) + 9, b"\x06"))
+    yield "manifest_version_1_with_fidelity", resealed(patched(version2, 8, b"\x01"))
     yield "manifest_count_overflow", resealed(patched(good, at["bands 2"], b"\xff" * 4))
     yield "manifest_count_overflow_layers", resealed(patched(good, at["layers 2"], b"\xff" * 4))
     yield "manifest_count_overflow_heads", resealed(patched(good, at["KV heads 2"], b"\x00\x01"))

@@ -131,8 +131,22 @@ TEST(BandEdgesTest, BandsPartitionAllRanksForRandomEdges) {
   }
 }
 
+TEST(BandEdgesTest, MayEndBelowOneWhereThatIsAsked) {
+  KVTIER_ASSERT_OK_AND_ASSIGN(const BandEdges edges, BandEdges::ParseTruncated("0.1,0.45"));
+  EXPECT_EQ(edges.last().ToString(), "0.45");
+  EXPECT_FALSE(edges.whole());
+  EXPECT_TRUE(BandEdges::Default().whole());
+  EXPECT_EQ(edges.BandOfRank(44, 100), BandIndex(1));
+  EXPECT_EQ(BandEdges::ParseTruncated("0.1,1").value(), BandEdges::Parse("0.1,1").value());
+  EXPECT_THAT(BandEdges::Parse("0.1,0.45"), StatusIs(absl::StatusCode::kInvalidArgument));
+  for (const char* text : {"", "0", "0.3,0.2", "0.3,0.3", "1.5"}) {
+    EXPECT_THAT(BandEdges::ParseTruncated(text), StatusIs(absl::StatusCode::kInvalidArgument))
+        << text;
+  }
+}
+
 TEST(BandEdgesDeathTest, BandOfRankRequiresARankThatExists) {
-  EXPECT_DEATH(BandEdges::Default().BandOfRank(10, 10), "rank < pairs");
+  EXPECT_DEATH(BandEdges::Default().BandOfRank(10, 10), "rank < last");
 }
 
 struct ChooseCase {

@@ -151,6 +151,19 @@ TEST(FormatExampleTest, TheManifestOfTheDocumentHasEveryFieldItSays) {
   EXPECT_EQ(EncodeManifest(m), bytes);
 }
 
+TEST(FormatExampleTest, TheFidelityOfTheDocumentMakesTheManifestVersion2) {
+  const std::string version1 = HexBlock("manifest");
+  const std::string tail = HexBlock("fidelity");  // The checksum included.
+  std::string bytes = version1.substr(0, version1.size() - 4) + tail;
+  StoreLittleEndian<uint32_t>(2, AsMutableBytes(bytes).data() + 8);
+  StoreLittleEndian<uint64_t>(bytes.size(), AsMutableBytes(bytes).data() + 12);
+  KVTIER_ASSERT_OK_AND_ASSIGN(Manifest m, DecodeManifest(AsBytes(bytes)));
+  EXPECT_EQ(m.fidelity, (Fidelity{1, 5, {4, std::nullopt}}));
+  EXPECT_EQ(EncodeManifest(m), bytes);
+  m.fidelity.reset();
+  EXPECT_EQ(EncodeManifest(m), version1);
+}
+
 TEST(FormatExampleTest, TheSegmentOfTheDocumentIsWhatTheFormulasGive) {
   const std::string hex = HexBlock("segment");
   KVTIER_ASSERT_OK_AND_ASSIGN(const Manifest m, DecodeManifest(AsBytes(HexBlock("manifest"))));

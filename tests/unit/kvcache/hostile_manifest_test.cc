@@ -83,8 +83,32 @@ constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 INSTANTIATE_TEST_SUITE_P(
     Manifest, HostileBytesTest,
     ::testing::ValuesIn(std::vector<HostileBytes>{
-        {"manifest_version_newer", absl::StatusCode::kFailedPrecondition, "format version 2",
+        {"manifest_version_newer", absl::StatusCode::kFailedPrecondition, "format version 3",
+         [](std::string& b) { Put<uint32_t>(b, kVersionAt, 3); }},
+        {"manifest_version_2_of_nothing_new", kInvalid, "are left",
          [](std::string& b) { Put<uint32_t>(b, kVersionAt, 2); }},
+        {"manifest_version_2_that_says_version_1", kInvalid, "what it says is version 1",
+         [](std::string& b) {
+           Put<uint32_t>(b, kVersionAt, 2);
+           b.insert(b.size() - 4, 1, '\0');
+         }},
+        {"manifest_version_1_with_version_2_bytes", kInvalid, "are left",
+         [](std::string& b) { b.insert(b.size() - 4, 1, '\0'); }},
+        {"manifest_fidelity_without_numbers", kInvalid, "",
+         [](std::string& b) {
+           Put<uint32_t>(b, kVersionAt, 2);
+           b.insert(b.size() - 4, 1, '\1');
+         }},
+        {"manifest_fidelity_presence_unknown", kInvalid, "presence is 2",
+         [](std::string& b) {
+           Put<uint32_t>(b, kVersionAt, 2);
+           b.insert(b.size() - 4, 1 + 4 + 8 + 2 * 8, '\2');
+         }},
+        {"manifest_fidelity_behind_absence", kInvalid, "are left at the end",
+         [](std::string& b) {
+           Put<uint32_t>(b, kVersionAt, 2);
+           b.insert(b.size() - 4, 1 + 4 + 8 + 2 * 8, '\0');
+         }},
         {"manifest_version_zero", absl::StatusCode::kFailedPrecondition, "format version 0",
          [](std::string& b) { Put<uint32_t>(b, kVersionAt, 0); }},
         {"manifest_magic_of_another_format", absl::StatusCode::kDataLoss, "magic",
@@ -196,7 +220,42 @@ INSTANTIATE_TEST_SUITE_P(
          }},
         {"edges_not_ascending", "does not lie above",
          [](Manifest& m) { m.bands[1].edge = m.bands[0].edge; }},
-        {"edges_end_below_one", "not 1", [](Manifest& m) { m.bands.pop_back(); }},
+        {"fidelity_of_no_chunk", "of 0 chunks",
+         [](Manifest& m) {
+           m.fidelity = Fidelity{0, 20, {1, 2, 3}};
+         }},
+        {"fidelity_of_too_many_tokens", "21 tokens of 1 chunks",
+         [](Manifest& m) {
+           m.fidelity = Fidelity{1, 21, {1, 2, 3}};
+         }},
+        {"fidelity_of_fewer_tokens_than_chunks", "2 tokens of 3 chunks",
+         [](Manifest& m) {
+           m.fidelity = Fidelity{3, 2, {1, 2, 2}};
+         }},
+        {"fidelity_of_other_bands", "of 2 bands, the object has 3",
+         [](Manifest& m) {
+           m.fidelity = Fidelity{1, 20, {1, 2}};
+         }},
+        {"fidelity_of_more_than_all", "band 2 has 21 right of 20",
+         [](Manifest& m) {
+           m.fidelity = Fidelity{1, 20, {1, 2, 21}};
+         }},
+        {"fidelity_measured_nowhere", "at no band",
+         [](Manifest& m) {
+           m.fidelity = Fidelity{1, 20, {std::nullopt, std::nullopt, std::nullopt}};
+         }},
+        {"rows_of_the_lower_bands_above_length", "rows of all bands are 22",
+         [](Manifest& m) {
+           // Ends at 0.5, so that not every row need be there; but no row twice.
+           m.bands.pop_back();
+           const uint32_t rows = Head(m, 0, 0, 0).rows + Head(m, 1, 0, 0).rows;
+           SetRows(m, Head(m, 1, 0, 0), Head(m, 1, 0, 0).rows + 22 - rows);
+         }},
+        {"rank_lost_below_one", "band 1: ranks",
+         [](Manifest& m) {
+           m.bands.pop_back();
+           SetRows(m, Head(m, 1, 0, 0), Head(m, 1, 0, 0).rows - 1);
+         }},
         {"no_bands", "none", [](Manifest& m) { m.bands.clear(); }},
         {"layer_missing", "1 layers", [](Manifest& m) { m.bands[1].layers.pop_back(); }},
         {"head_missing", "1 heads", [](Manifest& m) { m.bands[2].layers[0].heads.pop_back(); }},

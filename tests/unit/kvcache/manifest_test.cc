@@ -68,6 +68,37 @@ TEST(ManifestTest, RoundTripsBitByBit) {
   }
 }
 
+TEST(ManifestTest, WhatVersion1CanSayIsWrittenAsVersion1) {
+  Manifest m = *MakeRandomObject(Shapes()[1]).manifest;
+  const auto version = [&] { return int{EncodeManifest(m)[8]}; };
+  EXPECT_EQ(version(), 1);
+  m.fidelity = Fidelity{2, 100, {10, 20, std::nullopt, 60, 80, 100}};
+  EXPECT_EQ(version(), 2);
+  m.fidelity.reset();
+  m.bands.pop_back();
+  EXPECT_EQ(version(), 2);
+}
+
+TEST(ManifestTest, Version2RoundTripsBitByBit) {
+  for (const ObjectShape& shape : Shapes()) {
+    for (uint32_t bands = 1; bands <= shape.edges.size(); ++bands) {
+      for (const bool measured : {false, true}) {
+        Manifest m = *MakeRandomObject(shape).manifest;
+        m.bands.resize(bands);
+        if (measured && m.context_tokens > 0) {
+          m.fidelity = Fidelity{1, m.context_tokens, {}};
+          m.fidelity->correct.assign(bands, std::nullopt);
+          m.fidelity->correct[bands / 2] = m.context_tokens;
+        }
+        const std::string bytes = EncodeManifest(m);
+        KVTIER_ASSERT_OK_AND_ASSIGN(const Manifest read, DecodeManifest(AsBytes(bytes)));
+        EXPECT_EQ(read, m);
+        EXPECT_EQ(EncodeManifest(read), bytes);
+      }
+    }
+  }
+}
+
 TEST(ManifestTest, CountsBytesAndRows) {
   for (const ObjectShape& shape : Shapes()) {
     const CompressedObject object = MakeRandomObject(shape);
