@@ -211,12 +211,13 @@ def caught(model: torch.nn.Module):
     original = module.eager_attention_forward
 
     def recording(attention, query, key, value, *args, **kwargs):
-        found.setdefault(attention.layer_idx, {}).update(queries=query[0].numpy(), keys=key[0].numpy(), values=value[0].numpy())
+        found.setdefault(attention.layer_idx, {}).update(
+            queries=query[0].float().numpy(), keys=key[0].float().numpy(), values=value[0].float().numpy())
         return original(attention, query, key, value, *args, **kwargs)
 
     def note_input(attention, args, kwargs):
         hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        found.setdefault(attention.layer_idx, {})["inputs"] = hidden[0].numpy()
+        found.setdefault(attention.layer_idx, {})["inputs"] = hidden[0].float().numpy()
 
     hooks = [layer.self_attn.register_forward_pre_hook(note_input, with_kwargs=True) for layer in text_model(model).layers]
     module.eager_attention_forward = recording
@@ -251,7 +252,7 @@ def definition_scores(model: torch.nn.Module, prefix: list[int], profile: dict, 
                 keys, width = found[layer]["keys"], found[layer]["inputs"].shape[1]
                 heads, _, dim = keys.shape
                 queries = found[layer]["queries"].reshape(heads, -1, known + len(repeat), dim)
-                output = module.o_proj.weight.detach().numpy().reshape(width, heads, -1, dim).transpose(1, 2, 0, 3)
+                output = module.o_proj.weight.detach().float().numpy().reshape(width, heads, -1, dim).transpose(1, 2, 0, 3)
                 scores.append(kvzip_numpy.score_chunk(
                     variant, queries[:, :, known:], keys[:, :known], keys[:, known:], len(prefix), begin, end, module.scaling,
                     found[layer]["values"][:, :known], found[layer]["inputs"][known:], output,
