@@ -109,17 +109,25 @@ struct AttentionArgs {
 
 // KVzip's score of one (layer, chunk), kvzip.md section 3: softmax of each query row over {sink
 // keys, chunk keys, causal repeat keys}, then the maximum over the query group and all rows.
-// Written as log scores, natural log, fp32, clamped to <= 0.
+// Written as log scores, natural log, fp32, clamped to <= 0. With offsets (recipe kvzip+) it is
+//   max over query head g of the group and row i of
+//       log softmax_gi(j) + row_offsets[i] + key_offsets[g][j],   which may exceed 0.
 struct ScoreArgs {
   TensorView q = {};        // [q_rows, q_heads * head_dim]: the repeat rows' queries after RoPE
   KvLayerView cache = {};   // the context's cache, only keys are read
-  int64_t sink_rows = 0;    // n_s: rows [0, sink_rows) of the cache
+  int64_t sink_rows = 0;    // rows [0, sink_rows) of the cache
   int64_t chunk_begin = 0;  // rows [chunk_begin, chunk_end) of the cache are scored
   int64_t chunk_end = 0;
   KvLayerView repeat = {};  // rows [0, q_rows): the repeat rows' own keys
   float scale = 0;
   float* out = nullptr;  // host, [kv_heads, out_stride], column 0 = chunk_begin
   int64_t out_stride = 0;
+  // The softmax runs over rows [0, full_rows) of the cache, which include the chunk, instead of
+  // {sinks, chunk}: recipe full-softmax. 0: chunk-local.
+  int64_t full_rows = 0;
+  const float* row_offsets = nullptr;  // host, [q_rows]; null: none
+  const float* key_offsets = nullptr;  // host, [q_heads, key_offset_stride], column 0 = chunk_begin
+  int64_t key_offset_stride = 0;
 };
 
 // Parameters of RoPE, half-split rotation (as Hugging Face's Llama).

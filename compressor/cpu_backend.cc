@@ -414,14 +414,18 @@ absl::Status CpuBackend::RunScoreColumnMax(const ScoreArgs& args) {
     GatherQueries(args.q, head, group, dim, first, count, args.scale, tile.q);
     std::fill_n(tile.maximum, count, kMinusInfinity);
     std::fill_n(tile.sum, count, 0.0f);
+    const bool full = args.full_rows > 0;
     for (const KeyPiece& piece :
-         {PieceOf(cache, head, 0, args.sink_rows, kSeenByAll),
-          PieceOf(cache, head, args.chunk_begin, args.chunk_end, kSeenByAll),
+         {PieceOf(cache, head, 0, full ? args.full_rows : args.sink_rows, kSeenByAll),
+          PieceOf(cache, head, args.chunk_begin, full ? args.chunk_begin : args.chunk_end,
+                  kSeenByAll),
           PieceOf(args.repeat, head, 0, args.q.rows, 1)}) {
       Attend(piece, 0, piece.rows, cache.dtype, dim, 0, first, count, group, tile);
     }
     for (int64_t r = 0; r < count; ++r) {
-      all_lse[head * queries + first + r] = tile.maximum[r] + std::log(tile.sum[r]);
+      // A row's offset and its normaliser are the same to every column.
+      const float offset = args.row_offsets == nullptr ? 0 : args.row_offsets[(first + r) / group];
+      all_lse[head * queries + first + r] = tile.maximum[r] + std::log(tile.sum[r]) - offset;
     }
   });
 
@@ -446,11 +450,18 @@ absl::Status CpuBackend::RunScoreColumnMax(const ScoreArgs& args) {
       const int64_t count = std::min(kTileQueries, queries - first);
       kernels_.multiply(all_q + (head * queries + first) * dim, dim, tile.keys, width, tile.logits,
                         kTileKeys, count, width, dim, /*accumulate=*/false);
+      for (int64_t r = 0; args.key_offsets != nullptr && r < count; ++r) {
+        const float* offsets = args.key_offsets +
+                               (head * group + (first + r) % group) * args.key_offset_stride +
+                               begin;
+        for (int64_t j = 0; j < keys; ++j) tile.logits[r * kTileKeys + j] += offsets[j];
+      }
       kernels_.column_max(tile.logits, kTileKeys, count, width, all_lse + head * queries + first,
                           best);
     }
     float* out = args.out + head * args.out_stride + begin;
-    for (int64_t j = 0; j < keys; ++j) out[j] = best[j] > 0 ? 0.0f : best[j];
+    const bool clamp = args.row_offsets == nullptr && args.key_offsets == nullptr;
+    for (int64_t j = 0; j < keys; ++j) out[j] = clamp && best[j] > 0 ? 0.0f : best[j];
   });
   if (no_memory) return absl::ResourceExhaustedError("score: no memory for scratch");
   return absl::OkStatus();

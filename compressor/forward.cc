@@ -3,9 +3,8 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "base/bytes.h"
 #include "base/status_macros.h"
-#include "compressor/host_backend.h"
+#include "compressor/activations.h"
 
 namespace kvtier {
 namespace {
@@ -85,15 +84,6 @@ absl::Status AttendAndMix(const Model& model, const LayerWeights& w, const HeadS
   return backend.AddInPlace(head(s.x), head(s.projected));
 }
 
-// Downloads rows of activations (fp32 or 16 bits) as floats.
-absl::Status DownloadFloats(Backend& backend, TensorView from, std::span<float> to) {
-  if (from.dtype == DType::kF32) return backend.Download(from, AsMutableBytes(to));
-  std::vector<uint16_t> bits(to.size());
-  KVTIER_RETURN_IF_ERROR(backend.Download(from, AsMutableBytes(std::span<uint16_t>(bits))));
-  LoadFloats(AsBytes(std::span<const uint16_t>(bits)).data(), from.dtype, to);
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 absl::StatusOr<ForwardScratch> ForwardScratch::Create(const Model& model, int64_t rows_max) {
@@ -138,6 +128,10 @@ absl::Status Forward(const Model& model, std::span<const uint32_t> ids, const Fo
     const KvLayerView tail = plan.tail->layer(index);
     KVTIER_RETURN_IF_ERROR(
         ProjectAndAppend(model, w, tail, at, plan.first_position, rows, scratch));
+    if (plan.on_attention_input) {
+      KVTIER_RETURN_IF_ERROR(
+          plan.on_attention_input(index, TensorView(scratch.normed).Rows(0, rows)));
+    }
     if (plan.on_queries) {
       KVTIER_RETURN_IF_ERROR(plan.on_queries(index, TensorView(scratch.q).Rows(0, rows), tail));
     }

@@ -41,6 +41,9 @@ struct ForwardPlan {
   // pass.
   DenseCache* tail = nullptr;
   int64_t first_position = 0;
+  // Called per layer, before on_queries, with the input of the attention module: the residual
+  // stream after the layer's first norm (valid during the call). Null: not wanted.
+  std::function<absl::Status(int64_t layer, TensorView input)> on_attention_input = nullptr;
   // Called per layer with the queries after RoPE (valid during the call); tail already holds the
   // new keys. Null: not wanted. The repeat pass scores here.
   std::function<absl::Status(int64_t layer, TensorView q, KvLayerView tail)> on_queries = nullptr;

@@ -216,6 +216,15 @@ absl::Status HostBackend::ScoreColumnMax(const ScoreArgs& args) {
   if (args.out == nullptr || args.out_stride < columns) {
     return Bad("score", absl::StrCat("out_stride ", args.out_stride, " for ", columns, " columns"));
   }
+  if (args.full_rows != 0 &&
+      (args.full_rows < args.chunk_end || args.full_rows > args.cache.capacity)) {
+    return Bad("score", absl::StrCat("full_rows ", args.full_rows, " for a chunk that ends at ",
+                                     args.chunk_end, " of ", args.cache.capacity, " rows"));
+  }
+  if (args.key_offsets != nullptr && args.key_offset_stride < columns) {
+    return Bad("score", absl::StrCat("key_offset_stride ", args.key_offset_stride, " for ", columns,
+                                     " columns"));
+  }
   return RunScoreColumnMax(args);
 }
 

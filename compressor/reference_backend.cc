@@ -193,29 +193,39 @@ class ReferenceBackend final : public HostBackend {
     const int64_t group = args.q.cols / (cache.kv_heads * dim);
     const int64_t columns = args.chunk_end - args.chunk_begin;
     for (int64_t h = 0; h < cache.kv_heads; ++h) {
-      Rows keys;  // sinks, chunk, repeat
-      for (int64_t j = 0; j < args.chunk_end; ++j) {
-        if (j >= args.sink_rows && j < args.chunk_begin) continue;
+      Rows keys;                          // sinks, chunk, repeat; or the whole cache, repeat
+      int64_t chunk_at = args.sink_rows;  // Where the chunk begins in `keys`.
+      if (args.full_rows > 0) chunk_at = args.chunk_begin;
+      for (int64_t j = 0; j < std::max(args.full_rows, args.chunk_end); ++j) {
+        if (args.full_rows == 0 && j >= args.sink_rows && j < args.chunk_begin) continue;
         keys.push_back(KvRow(cache.keys, cache.dtype, h * cache.capacity + j, dim));
       }
+      const int64_t cached = static_cast<int64_t>(keys.size());
       for (int64_t j = 0; j < args.q.rows; ++j) {
         keys.push_back(
             KvRow(args.repeat.keys, args.repeat.dtype, h * args.repeat.capacity + j, dim));
       }
       std::vector<double> best(columns, -std::numeric_limits<double>::infinity());
       for (int64_t i = 0; i < args.q.rows; ++i) {
-        const int64_t seen = args.sink_rows + columns + i + 1;
+        const int64_t seen = cached + i + 1;
+        const double row_offset = args.row_offsets == nullptr ? 0 : args.row_offsets[i];
         for (int64_t g = 0; g < group; ++g) {
           const float* q = Row(args.q, i) + (h * group + g) * dim;
           const std::vector<double> logits = Logits(q, keys, seen, args.scale, dim);
           const double lse = LogSumExp(logits);
           for (int64_t j = 0; j < columns; ++j) {
-            best[j] = MaxOrNan(best[j], logits[args.sink_rows + j] - lse);
+            const double key_offset =
+                args.key_offsets == nullptr
+                    ? 0
+                    : args.key_offsets[(h * group + g) * args.key_offset_stride + j];
+            best[j] = MaxOrNan(best[j], logits[chunk_at + j] - lse + row_offset + key_offset);
           }
         }
       }
+      const bool clamp = args.row_offsets == nullptr && args.key_offsets == nullptr;
       for (int64_t j = 0; j < columns; ++j) {
-        args.out[h * args.out_stride + j] = best[j] > 0 ? 0.0f : static_cast<float>(best[j]);
+        args.out[h * args.out_stride + j] =
+            clamp && best[j] > 0 ? 0.0f : static_cast<float>(best[j]);
       }
     }
     return absl::OkStatus();

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <fstream>
 #include <optional>
 #include <utility>
 
@@ -142,10 +141,11 @@ class MappedSafetensors final : public SafetensorsFile {
   MappedSafetensors& operator=(const MappedSafetensors&) = delete;
 
   absl::Status Parse() {
-    KVTIER_ASSIGN_OR_RETURN(entries_, ParseSafetensors(bytes_, path_));
+    KVTIER_ASSIGN_OR_RETURN(entries_, ParseSafetensors(bytes_, path_, &metadata_));
     return absl::OkStatus();
   }
   const std::map<std::string, SafetensorsEntry>& entries() const override { return entries_; }
+  const std::map<std::string, std::string>& metadata() const override { return metadata_; }
   const std::string& path() const override { return path_; }
   std::span<const std::byte> bytes() const override { return bytes_; }
 
@@ -153,12 +153,14 @@ class MappedSafetensors final : public SafetensorsFile {
   const std::string path_;
   const std::span<const std::byte> bytes_;
   std::map<std::string, SafetensorsEntry> entries_;
+  std::map<std::string, std::string> metadata_;
 };
 
 }  // namespace
 
 absl::StatusOr<std::map<std::string, SafetensorsEntry>> ParseSafetensors(
-    std::span<const std::byte> file, absl::string_view name) {
+    std::span<const std::byte> file, absl::string_view name,
+    std::map<std::string, std::string>* metadata) {
   Parser parser{.file_name = name, .data = {}};
   if (file.size() < kPrefixBytes) return parser.Bad("truncated before the header's length");
   const uint64_t header_bytes = LoadLittleEndian<uint64_t>(file.data());
@@ -183,6 +185,12 @@ absl::StatusOr<std::map<std::string, SafetensorsEntry>> ParseSafetensors(
   for (const auto& [tensor, fields] : header.items()) {
     if (tensor == "__metadata__") {
       if (!fields.is_object()) return parser.Bad("__metadata__ is no object");
+      for (const auto& [field, value] : fields.items()) {
+        if (!value.is_string()) {
+          return parser.Bad(absl::StrCat("__metadata__: ", field, " is no string"));
+        }
+        if (metadata != nullptr) metadata->emplace(field, value.get<std::string>());
+      }
       continue;
     }
     KVTIER_ASSIGN_OR_RETURN(SafetensorsEntry entry, parser.ParseEntry(tensor, fields));
@@ -217,35 +225,10 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
   return file;
 }
 
-absl::Status WriteSafetensors(const std::string& path,
-                              const std::map<std::string, SafetensorsEntry>& entries) {
-  json header = json::object();
-  uint64_t offset = 0;
-  for (const auto& [tensor, entry] : entries) {
-    const std::optional<uint64_t> element_bytes = ElementBytes(entry.dtype);
-    if (!element_bytes.has_value() ||
-        ShapeBytes(*element_bytes, entry.shape) != entry.bytes.size()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ": tensor \"", tensor, "\": bytes do not fit dtype and shape"));
-    }
-    header[tensor] = {{"dtype", entry.dtype},
-                      {"shape", entry.shape},
-                      {"data_offsets", {offset, offset + entry.bytes.size()}}};
-    offset += entry.bytes.size();
-  }
-  std::string text = header.dump();
-  text.append((8 - text.size() % 8) % 8, ' ');  // Data starts aligned.
-  std::string prefix;
-  ByteWriter(&prefix).WriteU64(text.size());
-  std::ofstream out(path, std::ios::binary | std::ios::trunc);
-  out << prefix << text;
-  for (const auto& [tensor, entry] : entries) {
-    out.write(reinterpret_cast<const char*>(entry.bytes.data()),
-              static_cast<std::streamsize>(entry.bytes.size()));
-  }
-  out.flush();
-  if (!out) return absl::UnavailableError(absl::StrCat(path, ": cannot be written"));
-  return absl::OkStatus();
+std::optional<uint64_t> SafetensorsBytes(absl::string_view dtype,
+                                         const std::vector<int64_t>& shape) {
+  const std::optional<uint64_t> element_bytes = ElementBytes(dtype);
+  return element_bytes.has_value() ? ShapeBytes(*element_bytes, shape) : std::nullopt;
 }
 
 }  // namespace kvtier

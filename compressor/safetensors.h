@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -29,10 +30,13 @@ class SafetensorsFile {
  public:
   // INVALID_ARGUMENT naming the file and what is wrong: truncated, header too large
   // (limits::kSafetensorsHeaderBytesMax), not JSON, offsets out of range or overlapping or with
-  // gaps, size that does not match dtype and shape, unknown dtype. NOT_FOUND: no such file.
+  // gaps, size that does not match dtype and shape, unknown dtype, metadata that is no text.
+  // NOT_FOUND: no such file.
   static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
   virtual ~SafetensorsFile() = default;
   virtual const std::map<std::string, SafetensorsEntry>& entries() const = 0;
+  // What the header says under __metadata__; empty without it.
+  virtual const std::map<std::string, std::string>& metadata() const = 0;
   virtual const std::string& path() const = 0;
   // The whole file, header included: what a digest covers.
   virtual std::span<const std::byte> bytes() const = 0;
@@ -40,13 +44,14 @@ class SafetensorsFile {
 
 // The entries of a file's image in memory, which they point into. `name` is for messages. What Open
 // does after mapping; apart for fuzzing. Same errors.
+// `metadata` may be null.
 absl::StatusOr<std::map<std::string, SafetensorsEntry>> ParseSafetensors(
-    std::span<const std::byte> file, absl::string_view name);
+    std::span<const std::byte> file, absl::string_view name,
+    std::map<std::string, std::string>* metadata = nullptr);
 
-// Writes a file (tools and tests). `entries` keep their order by name. INVALID_ARGUMENT: an entry
-// whose bytes do not fit its dtype and shape. UNAVAILABLE: the file system refused.
-absl::Status WriteSafetensors(const std::string& path,
-                              const std::map<std::string, SafetensorsEntry>& entries);
+// Bytes of a tensor; nothing for an unknown dtype, a negative extent or a product that overflows.
+std::optional<uint64_t> SafetensorsBytes(absl::string_view dtype,
+                                         const std::vector<int64_t>& shape);
 
 }  // namespace kvtier
 

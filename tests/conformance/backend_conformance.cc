@@ -244,6 +244,9 @@ struct ScoreCase {
   DType dtype = DType::kF32;
   float q_size = 1;
   int64_t nan_query = -1;  // A query row that is NaN.
+  int64_t full_rows = 0;
+  bool row_offsets = false;
+  bool key_offsets = false;
 };
 
 Floats RunScore(Backend& backend, const ScoreCase& c, uint64_t seed) {
@@ -263,15 +266,24 @@ Floats RunScore(Backend& backend, const ScoreCase& c, uint64_t seed) {
   const int64_t columns = c.chunk_end - c.chunk_begin;
   const int64_t stride = columns + 4;
   Floats out(static_cast<size_t>(c.heads * stride), 7.0f);
-  KVTIER_EXPECT_OK(backend.ScoreColumnMax({.q = q,
-                                           .cache = cache.view,
-                                           .sink_rows = c.sink_rows,
-                                           .chunk_begin = c.chunk_begin,
-                                           .chunk_end = c.chunk_end,
-                                           .repeat = repeat.view,
-                                           .scale = 1 / std::sqrt(static_cast<float>(c.dim)),
-                                           .out = out.data(),
-                                           .out_stride = stride}));
+  // Large enough that scores exceed 0 and that the largest weight does not decide alone.
+  const Floats row_offsets = RandomFloats(random, c.q_rows, 12);
+  const int64_t key_offset_stride = columns + 3;
+  const Floats key_offsets = RandomFloats(random, c.heads * c.group * key_offset_stride, 12);
+  KVTIER_EXPECT_OK(
+      backend.ScoreColumnMax({.q = q,
+                              .cache = cache.view,
+                              .sink_rows = c.sink_rows,
+                              .chunk_begin = c.chunk_begin,
+                              .chunk_end = c.chunk_end,
+                              .repeat = repeat.view,
+                              .scale = 1 / std::sqrt(static_cast<float>(c.dim)),
+                              .out = out.data(),
+                              .out_stride = stride,
+                              .full_rows = c.full_rows,
+                              .row_offsets = c.row_offsets ? row_offsets.data() : nullptr,
+                              .key_offsets = c.key_offsets ? key_offsets.data() : nullptr,
+                              .key_offset_stride = key_offset_stride}));
   KVTIER_EXPECT_OK(backend.Synchronize());
   return out;
 }
@@ -323,6 +335,58 @@ TEST_P(BackendConformanceTest, ScoreColumnMaxEqualsTheReference) {
         }
       }
     }
+  }
+}
+
+TEST_P(BackendConformanceTest, ScoreVariantsEqualTheReference) {
+  const ScoreCase shapes[] = {
+      {},
+      {.sink_rows = 0, .chunk_begin = 0, .chunk_end = 8},
+      {.group = 3,
+       .dim = 32,
+       .q_rows = 66,
+       .sink_rows = 60,
+       .chunk_begin = 70,
+       .chunk_end = 140,
+       .capacity = 200,
+       .dtype = DType::kBf16},
+      {.group = 1,
+       .dim = 96,
+       .q_rows = 67,
+       .sink_rows = 4,
+       .chunk_begin = 65,
+       .chunk_end = 66,
+       .capacity = 131,
+       .dtype = DType::kF16},
+  };
+  Floats largest(8, -std::numeric_limits<float>::infinity());  // Of each variant, over all shapes.
+  for (const ScoreCase& shape : shapes) {
+    const Floats plain = RunScore(*reference_, shape, 5);
+    for (int variant = 1; variant < 8; ++variant) {
+      ScoreCase c = shape;
+      c.full_rows = (variant & 1) != 0 ? c.capacity - 1 : 0;
+      if (c.full_rows != 0 && c.full_rows < c.chunk_end) c.full_rows = c.capacity;
+      c.row_offsets = (variant & 2) != 0;
+      c.key_offsets = (variant & 4) != 0;
+      SCOPED_TRACE(absl::StrCat("variant ", variant, " dim ", c.dim));
+      const Floats mine = RunScore(*backend_, c, 5);
+      ExpectNear(mine, RunScore(*reference_, c, 5), 4e-5, 1e-6);
+      const int64_t columns = c.chunk_end - c.chunk_begin;
+      for (int64_t h = 0; h < c.heads; ++h) {
+        for (int64_t j = 0; j < columns; ++j) {
+          const size_t at = static_cast<size_t>(h * (columns + 4) + j);
+          largest[variant] = std::max(largest[variant], mine[at]);
+          // A larger denominator gives no larger score.
+          if (variant == 1) {
+            ASSERT_LE(mine[at], plain[at] + 4e-5f);
+          }
+        }
+      }
+    }
+  }
+  EXPECT_LE(largest[1], 0.0f);
+  for (int variant = 2; variant < 8; ++variant) {
+    EXPECT_GT(largest[variant], 0.0f) << "clamped, though offsets are given: " << variant;
   }
 }
 
@@ -543,6 +607,15 @@ TEST_P(BackendConformanceTest, RefusesShapesThatDoNotFit) {
                   .out = scores.data(),
                   .out_stride = 4};
   EXPECT_THAT(backend_->ScoreColumnMax(score), bad) << "sinks inside the chunk";
+  score.sink_rows = 0;
+  score.full_rows = 4;
+  EXPECT_THAT(backend_->ScoreColumnMax(score), bad) << "the softmax leaves the chunk out";
+  score.full_rows = layer.view.capacity + 1;
+  EXPECT_THAT(backend_->ScoreColumnMax(score), bad) << "more rows than the cache has";
+  score.full_rows = 0;
+  score.key_offsets = scores.data();
+  score.key_offset_stride = 3;
+  EXPECT_THAT(backend_->ScoreColumnMax(score), bad) << "offsets of three columns, four are scored";
   EXPECT_THAT(backend_->Allocate(DType::kF32, -1, 4), bad);
 }
 

@@ -14,6 +14,7 @@
 #include "base/half.h"
 #include "base/status_macros.h"
 #include "compressor/safetensors.h"
+#include "compressor/safetensors_writer.h"
 
 namespace kvtier {
 namespace {

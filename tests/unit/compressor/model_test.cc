@@ -9,6 +9,7 @@
 #include "base/status_matchers.h"
 #include "compressor/reference_backend.h"
 #include "compressor/safetensors.h"
+#include "compressor/safetensors_writer.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/testing/files.h"

@@ -1,11 +1,14 @@
 #include "compressor/safetensors.h"
 
+#include <filesystem>
+#include <map>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "base/bytes.h"
 #include "base/limits.h"
 #include "base/status_matchers.h"
+#include "compressor/safetensors_writer.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/testing/files.h"
@@ -51,6 +54,28 @@ TEST(SafetensorsTest, ReadsWhatItWrote) {
   EXPECT_EQ(ToString(file->entries().at("bias").bytes), b);
   EXPECT_EQ(ToString(file->entries().at("scalar").bytes), "s");
   EXPECT_EQ(ToString(file->bytes()), ReadFile(dir.File("x.safetensors")));
+}
+
+TEST(SafetensorsTest, MetadataIsTextByName) {
+  TempDir dir;
+  const std::map<std::string, std::string> metadata = {{"recipe", "kvzip+/1"}, {"quote", "\"\n\\"}};
+  KVTIER_ASSERT_OK(WriteSafetensors(dir.File("x"), {}, metadata));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto file, SafetensorsFile::Open(dir.File("x")));
+  EXPECT_EQ(file->metadata(), metadata);
+  KVTIER_ASSERT_OK(WriteSafetensors(dir.File("x"), {}));  // Replaces the file.
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto without, SafetensorsFile::Open(dir.File("x")));
+  EXPECT_TRUE(without->metadata().empty());
+  const std::string number = Image("{\"__metadata__\":{\"n\":1}}", 0);
+  EXPECT_THAT(ParseSafetensors(AsBytes(number), "x"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("n is no string")));
+}
+
+TEST(SafetensorsTest, AWriteThatFailsLeavesNothing) {
+  TempDir dir;
+  ASSERT_TRUE(std::filesystem::create_directory(dir.File("taken")));
+  EXPECT_THAT(WriteSafetensors(dir.File("taken"), {}),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("taken")));
+  EXPECT_FALSE(std::filesystem::exists(dir.File("taken.part")));
 }
 
 TEST(SafetensorsTest, RefusesToWriteBytesThatDoNotFit) {
