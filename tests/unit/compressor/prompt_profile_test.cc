@@ -149,5 +149,24 @@ TEST(PromptProfileTest, WrapsQueriesAndEncodesBytes) {
   EXPECT_EQ(profile.byte_vocabulary->Decode(ids), "hi??");
 }
 
+// What scripts/make_prompt_profile.py writes (tests/golden/README.md) is a profile.
+TEST(PromptProfileTest, LoadsWhatTheScriptMakes) {
+  struct Case {
+    std::string file;
+    uint32_t chunk_tokens;
+    uint32_t later_prompt_tokens;  // kvpress: without the space, which is a token here
+  };
+  for (const Case& c : {Case{"llama-3.json", 2000, 43}, Case{"kvpress.json", 2048, 42}}) {
+    SCOPED_TRACE(c.file);
+    const auto profile = PromptProfile::Load(KVTIER_SOURCE_DIR "/tests/golden/profiles/" + c.file);
+    ASSERT_THAT(profile, IsOk());
+    EXPECT_THAT(profile->Validate(325), IsOk());
+    EXPECT_EQ(profile->prefix.front(), profile->special_tokens.at("<|begin_of_text|>"));
+    EXPECT_EQ(profile->chunk_tokens, c.chunk_tokens);
+    EXPECT_EQ(profile->hint_tokens, 8u);
+    EXPECT_EQ(profile->later_prompt.size(), c.later_prompt_tokens);
+  }
+}
+
 }  // namespace
 }  // namespace kvtier
