@@ -88,7 +88,8 @@ struct Tile {
 
 class CpuBackend final : public HostBackend {
  public:
-  CpuBackend(int threads, const CpuKernels& kernels) : pool_(threads), kernels_(kernels) {}
+  CpuBackend(int threads, const CpuKernels& kernels, bool bf16_products)
+      : pool_(threads), kernels_(kernels), bf16_products_(bf16_products) {}
 
   absl::string_view name() const override { return "cpu"; }
 
@@ -96,11 +97,24 @@ class CpuBackend final : public HostBackend {
   absl::StatusOr<std::unique_ptr<LinearWeights>> RunPrepareLinear(const std::byte* weights,
                                                                   DType dtype, int64_t out_features,
                                                                   int64_t in_features) override {
-    return PackOnednnLinear(weights, dtype, out_features, in_features, pool_, scratch_);
+    const DType compute = bf16_products_ && dtype == DType::kBf16 ? DType::kBf16 : DType::kF32;
+    return PackOnednnLinear(weights, dtype, compute, out_features, in_features, pool_, scratch_);
   }
 
   absl::Status RunLinear(TensorView x, const LinearWeights& weights, TensorView y) override {
-    return RunOnednnLinear(x, weights, y);
+    KVTIER_ASSIGN_OR_RETURN(const DType input, OnednnInputDtype(weights));
+    if (input == DType::kF32) return RunOnednnLinear(x, weights, y);
+    ScratchPool::Lease rounded = scratch_.Borrow(DivideUp(x.rows * x.cols, 2));
+    if (rounded.data() == nullptr) {
+      return absl::ResourceExhaustedError("linear: no memory for scratch");
+    }
+    auto* const to = reinterpret_cast<uint16_t*>(rounded.data());
+    ForRows(x.rows, x.cols,
+            [&](int64_t row) { kernels_.to_bf16(Row(x, row), x.cols, to + row * x.cols); });
+    TensorView from = x;
+    from.data = to;
+    from.dtype = DType::kBf16;
+    return RunOnednnLinear(from, weights, y);
   }
 
   absl::Status RunEmbed(std::span<const uint32_t> ids, const TensorView& table,
@@ -227,6 +241,7 @@ class CpuBackend final : public HostBackend {
   ThreadPool pool_;
   mutable ScratchPool scratch_;
   const CpuKernels& kernels_;
+  const bool bf16_products_;  // Of linear layers with bf16 weights.
 };
 
 void CpuBackend::Attend(const KeyPiece& piece, int64_t begin, int64_t end, DType dtype, int64_t dim,
@@ -470,15 +485,15 @@ absl::Status CpuBackend::RunScoreColumnMax(const ScoreArgs& args) {
 }  // namespace
 
 std::unique_ptr<Backend> MakeCpuBackend(CpuBackendOptions options) {
-  if (options.kernels.empty()) {
-    return std::make_unique<CpuBackend>(options.threads, BestCpuKernels());
-  }
+  const CpuKernels* chosen = options.kernels.empty() ? &BestCpuKernels() : nullptr;
   for (const CpuKernels* kernels : {Avx512Kernels(), Avx2Kernels(), BaselineKernels()}) {
-    if (kernels != nullptr && options.kernels == kernels->name) {
-      return std::make_unique<CpuBackend>(options.threads, *kernels);
-    }
+    if (kernels != nullptr && options.kernels == kernels->name) chosen = kernels;
   }
-  return nullptr;
+  // Narrower kernels are asked for to see what a lesser machine would compute.
+  const bool bf16 = chosen != nullptr && chosen == Avx512Kernels() && OnednnHasBf16Products();
+  if (chosen == nullptr || (options.compute == CpuCompute::kBf16 && !bf16)) return nullptr;
+  return std::make_unique<CpuBackend>(options.threads, *chosen,
+                                      bf16 && options.compute != CpuCompute::kF32);
 }
 
 }  // namespace kvtier

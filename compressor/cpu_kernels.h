@@ -51,6 +51,8 @@ struct CpuKernels {
   void (*silu_mul)(const float* gate, const float* up, int64_t count, float* y);
   // y = x / sqrt(mean(x^2) + epsilon) * weight
   void (*rms_norm)(const float* x, const float* weight, int64_t count, float epsilon, float* y);
+  // Rounds to the nearest bf16, ties to even; NaN stays NaN.
+  void (*to_bf16)(const float* from, int64_t count, uint16_t* to);
   // y = exp(x), within 2 units in the last place above -87, 0 below. For tests.
   void (*exp)(const float* x, int64_t count, float* y);
 };

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <exception>
 #include <unordered_map>
 #include <utility>
@@ -23,8 +24,8 @@ using dnnl::memory;
 // Rows of one task. A remainder is cut into the smaller ones, so that three primitives serve every
 // number of rows; the layout of packed weights does not depend on the rows.
 constexpr int64_t kRowBlocks[] = {64, 8, 1};
-// Floats of one slice of weights: 1 MiB, half of a core's second-level cache or less.
-constexpr int64_t kSliceFloats = int64_t{1} << 18;
+// One slice of packed weights: half of a core's second-level cache or less.
+constexpr int64_t kSliceBytes = int64_t{1} << 19;
 constexpr int64_t kSliceColumnsMultiple = 64;
 // Below this a wake-up of another thread costs more than it brings.
 constexpr int64_t kParallelFlopsMin = 2'000'000;
@@ -58,8 +59,12 @@ class OneOpenMpThread {
   int before_ = 1;
 };
 
-memory::desc RowMajor(int64_t rows, int64_t cols, int64_t stride) {
-  return memory::desc({rows, cols}, memory::data_type::f32, memory::dims{stride, 1});
+memory::data_type TypeOf(DType dtype) {
+  return dtype == DType::kBf16 ? memory::data_type::bf16 : memory::data_type::f32;
+}
+
+memory::desc RowMajor(int64_t rows, int64_t cols, int64_t stride, DType dtype) {
+  return memory::desc({rows, cols}, TypeOf(dtype), memory::dims{stride, 1});
 }
 
 // Matmuls [rows, in] x [in, columns] for each of kRowBlocks, for all slices of one width.
@@ -72,15 +77,21 @@ struct SlicePrimitives {
 
 class OnednnWeights final : public LinearWeights {
  public:
-  OnednnWeights(int64_t out, int64_t in, ThreadPool& pool, ScratchPool& scratch)
-      : out_(out), in_(in), pool_(pool), scratch_(scratch), engine_(dnnl::engine::kind::cpu, 0) {}
+  OnednnWeights(DType compute, int64_t out, int64_t in, ThreadPool& pool, ScratchPool& scratch)
+      : compute_(compute),
+        out_(out),
+        in_(in),
+        pool_(pool),
+        scratch_(scratch),
+        engine_(dnnl::engine::kind::cpu, 0) {}
 
   int64_t in_features() const override { return in_; }
   int64_t out_features() const override { return out_; }
   uint64_t bytes() const override { return bytes_; }
+  DType compute() const { return compute_; }
 
   void Pack(const std::byte* weights, DType dtype);
-  absl::Status Run(const float* x, int64_t rows, float* y) const;
+  absl::Status Run(const std::byte* x, int64_t rows, float* y) const;
 
  private:
   struct Slice {
@@ -90,8 +101,9 @@ class OnednnWeights final : public LinearWeights {
   };
 
   std::unique_ptr<SlicePrimitives> MakePrimitives(int64_t columns) const;
-  void RunBlock(const Slice& slice, size_t block, const float* x, float* y) const;
+  void RunBlock(const Slice& slice, size_t block, const std::byte* x, float* y) const;
 
+  const DType compute_;  // Of x and of the packed weights.
   const int64_t out_;
   const int64_t in_;
   ThreadPool& pool_;
@@ -106,12 +118,12 @@ class OnednnWeights final : public LinearWeights {
 std::unique_ptr<SlicePrimitives> OnednnWeights::MakePrimitives(int64_t columns) const {
   auto result = std::make_unique<SlicePrimitives>();
   result->columns = columns;
-  result->packed = memory::desc({in_, columns}, memory::data_type::f32, memory::format_tag::any);
+  result->packed = memory::desc({in_, columns}, TypeOf(compute_), memory::format_tag::any);
   dnnl::primitive_attr attributes;
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);  // Ours: see RunBlock.
   for (int64_t rows : kRowBlocks) {
-    const memory::desc from = RowMajor(rows, in_, in_);
-    const memory::desc to = RowMajor(rows, columns, out_);
+    const memory::desc from = RowMajor(rows, in_, in_, compute_);
+    const memory::desc to = RowMajor(rows, columns, out_, DType::kF32);
     const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(from, result->packed, to),
                                                    attributes, engine_);
     result->packed = description.weights_desc();  // The first chooses, the others follow.
@@ -125,10 +137,11 @@ std::unique_ptr<SlicePrimitives> OnednnWeights::MakePrimitives(int64_t columns) 
 
 void OnednnWeights::Pack(const std::byte* weights, DType dtype) {
   const OneOpenMpThread one_thread;
-  int64_t width = kSliceFloats / in_ / kSliceColumnsMultiple * kSliceColumnsMultiple;
+  const int64_t element_bytes = DTypeBytes(compute_);
+  int64_t width = kSliceBytes / element_bytes / in_ / kSliceColumnsMultiple * kSliceColumnsMultiple;
   width = std::min(out_, std::max(width, kSliceColumnsMultiple));
   dnnl::stream stream(engine_);
-  std::vector<float> plain(static_cast<size_t>(width * in_));
+  std::vector<std::byte> plain(static_cast<size_t>(width * in_ * element_bytes));
   for (int64_t begin = 0; begin < out_; begin += width) {
     const int64_t columns = std::min(width, out_ - begin);
     if (primitives_.empty() || primitives_.back()->columns != columns) {
@@ -140,11 +153,17 @@ void OnednnWeights::Pack(const std::byte* weights, DType dtype) {
     }
     Slice slice{.begin = begin, .primitives = primitives_.back().get(), .packed = {}};
     slice.packed = memory(slice.primitives->packed, engine_);
-    LoadFloats(weights + begin * in_ * DTypeBytes(dtype), dtype,
-               std::span<float>(plain).first(static_cast<size_t>(columns * in_)));
+    // Aligned here, whatever it is in its file.
+    const std::byte* from = weights + begin * in_ * DTypeBytes(dtype);
+    const size_t elements = static_cast<size_t>(columns * in_);
+    if (compute_ == dtype) {
+      std::memcpy(plain.data(), from, elements * DTypeBytes(dtype));
+    } else {
+      LoadFloats(from, dtype, std::span(reinterpret_cast<float*>(plain.data()), elements));
+    }
     // [columns, in] row-major is [in, columns] with the strides exchanged.
-    memory source(memory::desc({in_, columns}, memory::data_type::f32, memory::dims{1, in_}),
-                  engine_, plain.data());
+    memory source(memory::desc({in_, columns}, TypeOf(compute_), memory::dims{1, in_}), engine_,
+                  plain.data());
     dnnl::reorder(source, slice.packed).execute(stream, source, slice.packed);
     stream.wait();
     bytes_ += slice.primitives->packed.get_size();
@@ -152,13 +171,13 @@ void OnednnWeights::Pack(const std::byte* weights, DType dtype) {
   }
 }
 
-void OnednnWeights::RunBlock(const Slice& slice, size_t block, const float* x, float* y) const {
+void OnednnWeights::RunBlock(const Slice& slice, size_t block, const std::byte* x, float* y) const {
   const SlicePrimitives& p = *slice.primitives;
   // oneDNN's own scratchpads belong to the thread that made the primitive; ours to the one that
   // runs.
   ScratchPool::Lease scratchpad = scratch_.Borrow(scratchpad_floats_);
   dnnl::stream stream(engine_);
-  memory from(p.from[block], engine_, const_cast<float*>(x));
+  memory from(p.from[block], engine_, const_cast<std::byte*>(x));
   memory to(p.to[block], engine_, y + slice.begin);
   memory scratch(p.scratch[block], engine_, scratchpad.data());
   p.matmuls[block].execute(stream, {{DNNL_ARG_SRC, from},
@@ -168,26 +187,29 @@ void OnednnWeights::RunBlock(const Slice& slice, size_t block, const float* x, f
   stream.wait();
 }
 
-absl::Status OnednnWeights::Run(const float* x, int64_t rows, float* y) const {
+absl::Status OnednnWeights::Run(const std::byte* x, int64_t rows, float* y) const {
   const int64_t large = rows / kRowBlocks[0];
   const int64_t middle = rows % kRowBlocks[0] / kRowBlocks[1];
   const int64_t small = rows % kRowBlocks[1];
-  const int64_t slices = static_cast<int64_t>(slices_.size());
+  const int64_t blocks = large + middle + small;
+  const int64_t row_bytes = in_ * DTypeBytes(compute_);
   std::atomic<bool> failed{false};
+  // Rows fastest: a slice stays in the cache of the core that works through its rows.
   const auto run = [&](int64_t task) {
-    const int64_t block = task / slices;
+    const int64_t block = task % blocks;
     const size_t size = block < large ? 0 : (block < large + middle ? 1 : 2);
     const int64_t row = size == 0   ? block * kRowBlocks[0]
                         : size == 1 ? large * kRowBlocks[0] + (block - large) * kRowBlocks[1]
                                     : rows - small + (block - large - middle);
     try {
       const OneOpenMpThread one_thread;
-      RunBlock(slices_[static_cast<size_t>(task % slices)], size, x + row * in_, y + row * out_);
+      RunBlock(slices_[static_cast<size_t>(task / blocks)], size, x + row * row_bytes,
+               y + row * out_);
     } catch (const std::exception&) {
       failed.store(true, std::memory_order_relaxed);
     }
   };
-  const int64_t tasks = (large + middle + small) * slices;
+  const int64_t tasks = blocks * static_cast<int64_t>(slices_.size());
   if (2 * rows * in_ * out_ < kParallelFlopsMin) {
     for (int64_t task = 0; task < tasks; ++task) run(task);
   } else {
@@ -198,13 +220,18 @@ absl::Status OnednnWeights::Run(const float* x, int64_t rows, float* y) const {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<LinearWeights>> PackOnednnLinear(const std::byte* weights,
-                                                                DType dtype, int64_t out_features,
-                                                                int64_t in_features,
-                                                                ThreadPool& pool,
-                                                                ScratchPool& scratch) {
+bool OnednnHasBf16Products() {
+  // The names are sets of bits: one that has all of this one's includes its instructions.
+  constexpr unsigned kNeeded = dnnl_cpu_isa_avx512_core_bf16;
+  return (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & kNeeded) == kNeeded;
+}
+
+absl::StatusOr<std::unique_ptr<LinearWeights>> PackOnednnLinear(
+    const std::byte* weights, DType dtype, DType compute, int64_t out_features, int64_t in_features,
+    ThreadPool& pool, ScratchPool& scratch) {
   try {
-    auto result = std::make_unique<OnednnWeights>(out_features, in_features, pool, scratch);
+    auto result =
+        std::make_unique<OnednnWeights>(compute, out_features, in_features, pool, scratch);
     result->Pack(weights, dtype);
     return std::unique_ptr<LinearWeights>(std::move(result));
   } catch (const std::bad_alloc&) {
@@ -217,10 +244,16 @@ absl::StatusOr<std::unique_ptr<LinearWeights>> PackOnednnLinear(const std::byte*
   }
 }
 
+absl::StatusOr<DType> OnednnInputDtype(const LinearWeights& weights) {
+  const auto* packed = dynamic_cast<const OnednnWeights*>(&weights);
+  if (packed == nullptr) return absl::InvalidArgumentError("linear: weights of another backend");
+  return packed->compute();
+}
+
 absl::Status RunOnednnLinear(TensorView x, const LinearWeights& weights, TensorView y) {
   const auto* packed = dynamic_cast<const OnednnWeights*>(&weights);
   if (packed == nullptr) return absl::InvalidArgumentError("linear: weights of another backend");
-  return packed->Run(static_cast<const float*>(x.data), x.rows, static_cast<float*>(y.data));
+  return packed->Run(static_cast<const std::byte*>(x.data), x.rows, static_cast<float*>(y.data));
 }
 
 }  // namespace kvtier

@@ -21,6 +21,9 @@ struct BackendCase {
   std::string name;
   // Null when this machine cannot run it: the tests are skipped.
   std::function<std::unique_ptr<Backend>()> make;
+  // Products of bf16 weights take activations rounded to bf16: the tests give such activations to
+  // both sides, so that the tolerances stay those of fp32 sums.
+  bool bf16_products = false;
 };
 
 inline void PrintTo(const BackendCase& c, std::ostream* os) { *os << c.name; }

@@ -6,10 +6,14 @@
 namespace kvtier {
 namespace {
 
-BackendCase Cpu(const std::string& name, const std::string& kernels, int threads) {
-  return {.name = name, .make = [kernels, threads] {
-            return MakeCpuBackend({.threads = threads, .kernels = kernels});
-          }};
+BackendCase Cpu(const std::string& name, const std::string& kernels, int threads,
+                CpuCompute compute = CpuCompute::kF32) {
+  return {.name = name,
+          .make =
+              [kernels, threads, compute] {
+                return MakeCpuBackend({.threads = threads, .kernels = kernels, .compute = compute});
+              },
+          .bf16_products = compute == CpuCompute::kBf16};
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -18,7 +22,8 @@ INSTANTIATE_TEST_SUITE_P(
                                   .make = [] { return MakeReferenceBackend(); }},
                       Cpu("cpu", "", 3), Cpu("cpu_one_thread", "", 1),
                       Cpu("cpu_avx512", "avx512", 2), Cpu("cpu_avx2", "avx2", 2),
-                      Cpu("cpu_baseline", "baseline", 2)),
+                      Cpu("cpu_baseline", "baseline", 2),
+                      Cpu("cpu_bf16", "", 3, CpuCompute::kBf16)),
     BackendCaseName);
 
 }  // namespace

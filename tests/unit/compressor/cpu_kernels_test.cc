@@ -1,5 +1,6 @@
 #include "compressor/cpu_kernels.h"
 
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -67,6 +68,20 @@ TEST_P(CpuKernelsTest, LoadsEveryHalfExactly) {
       }
     }
   }
+}
+
+// Every upper half with lower halves at and around a tie, in a count that no vector divides.
+TEST_P(CpuKernelsTest, RoundsToBf16AsTheStorageTypeDoes) {
+  std::vector<float> x;
+  for (uint32_t high = 0; high < 1 << 16; ++high) {
+    for (uint32_t low : {0u, 1u, 0x7FFFu, 0x8000u, 0x8001u, 0xFFFFu}) {
+      x.push_back(std::bit_cast<float>(high << 16 | low));
+    }
+  }
+  x.push_back(1);
+  std::vector<uint16_t> rounded(x.size());
+  kernels_->to_bf16(x.data(), static_cast<int64_t>(x.size()), rounded.data());
+  for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(rounded[i], bfloat16(x[i]).bits) << x[i];
 }
 
 TEST_P(CpuKernelsTest, SoftmaxStepOfNothingLeavesTheRowAlone) {

@@ -37,7 +37,7 @@ class DenseReferenceTest : public ::testing::Test {
 
 // Two code paths, one model: the backend's forward pass over a dense cache of the same dtype.
 TEST_F(DenseReferenceTest, AgreesWithTheForwardPass) {
-  const auto backend = MakeCpuBackend({.threads = 2});
+  const auto backend = MakeCpuBackend({.threads = 2, .compute = CpuCompute::kF32});
   KVTIER_ASSERT_OK_AND_ASSIGN(const auto model, Model::Load(folder_, *backend));
   KVTIER_ASSERT_OK_AND_ASSIGN(ForwardScratch scratch, ForwardScratch::Create(*model, 200));
   for (DType dtype : {DType::kF32, DType::kF16}) {

@@ -103,7 +103,7 @@ TEST_F(FixtureGoldenTest, ReferenceBackendComputesWhatTransformersComputes) {
 }
 
 TEST_F(FixtureGoldenTest, CpuBackendComputesWhatTransformersComputes) {
-  CheckBackend(*MakeCpuBackend({.threads = 2}), /*with_long=*/true);
+  CheckBackend(*MakeCpuBackend({.threads = 2, .compute = CpuCompute::kF32}), /*with_long=*/true);
 }
 
 TEST_F(FixtureGoldenTest, DenseReferenceComputesWhatTransformersComputes) {

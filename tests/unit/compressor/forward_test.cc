@@ -41,8 +41,9 @@ constexpr double kTolerance = 2e-4;
 class ForwardTest : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
-    backend_ =
-        std::string(GetParam()) == "cpu" ? MakeCpuBackend({.threads = 2}) : MakeReferenceBackend();
+    backend_ = std::string(GetParam()) == "cpu"
+                   ? MakeCpuBackend({.threads = 2, .compute = CpuCompute::kF32})
+                   : MakeReferenceBackend();
     Load({});
   }
   void Load(const TinyModelOptions& options) {

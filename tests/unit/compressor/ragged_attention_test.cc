@@ -31,7 +31,8 @@ class RaggedAttentionTest : public ::testing::TestWithParam<bool> {};
 
 TEST_P(RaggedAttentionTest, EqualsDenseAttentionWithMaskedPairs) {
   const TestModel tiny =
-      MakeTestModel({}, GetParam() ? MakeCpuBackend({.threads = 2}) : MakeReferenceBackend());
+      MakeTestModel({}, GetParam() ? MakeCpuBackend({.threads = 2, .compute = CpuCompute::kF32})
+                                   : MakeReferenceBackend());
   Backend& backend = *tiny.backend;
   const ModelConfig& config = tiny.model->config();
   const CompressedObject object = CompressForTest(*tiny.model, RandomTokens(150, /*seed=*/1));
