@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstring>
 #include <exception>
+#include <new>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -21,11 +22,11 @@ namespace {
 
 using dnnl::memory;
 
-// Rows of one task. A remainder is cut into the smaller ones, so that three primitives serve every
-// number of rows; the layout of packed weights does not depend on the rows.
-constexpr int64_t kRowBlocks[] = {64, 8, 1};
-// One slice of packed weights: half of a core's second-level cache or less.
-constexpr int64_t kSliceBytes = int64_t{1} << 19;
+// Rows of one task, descending. Rows are cut into the largest that fit, so that four primitives
+// serve every number of rows; the layout of packed weights does not depend on the rows.
+constexpr int64_t kRowBlocks[] = {128, 32, 8, 1};
+// One slice of packed weights: a core's second-level cache or less.
+constexpr int64_t kSliceBytes = int64_t{1} << 20;
 constexpr int64_t kSliceColumnsMultiple = 64;
 // Below this a wake-up of another thread costs more than it brings.
 constexpr int64_t kParallelFlopsMin = 2'000'000;
@@ -63,8 +64,23 @@ memory::data_type TypeOf(DType dtype) {
   return dtype == DType::kBf16 ? memory::data_type::bf16 : memory::data_type::f32;
 }
 
-memory::desc RowMajor(int64_t rows, int64_t cols, int64_t stride, DType dtype) {
-  return memory::desc({rows, cols}, TypeOf(dtype), memory::dims{stride, 1});
+memory::desc RowMajor(int64_t rows, int64_t cols, DType dtype) {
+  return memory::desc({rows, cols}, TypeOf(dtype), memory::dims{cols, 1});
+}
+
+// Rows [begin, begin + kRowBlocks[size]).
+struct RowBlock {
+  int64_t begin = 0;
+  size_t size = 0;
+};
+std::vector<RowBlock> CutRows(int64_t rows) {
+  std::vector<RowBlock> blocks;
+  size_t size = 0;
+  for (int64_t row = 0; row < rows; row += kRowBlocks[size]) {
+    while (kRowBlocks[size] > rows - row) ++size;
+    blocks.push_back({.begin = row, .size = size});
+  }
+  return blocks;
 }
 
 // Matmuls [rows, in] x [in, columns] for each of kRowBlocks, for all slices of one width.
@@ -101,7 +117,7 @@ class OnednnWeights final : public LinearWeights {
   };
 
   std::unique_ptr<SlicePrimitives> MakePrimitives(int64_t columns) const;
-  void RunBlock(const Slice& slice, size_t block, const std::byte* x, float* y) const;
+  void RunBlock(const Slice& slice, size_t size, const std::byte* x, float* y) const;
 
   const DType compute_;  // Of x and of the packed weights.
   const int64_t out_;
@@ -111,7 +127,7 @@ class OnednnWeights final : public LinearWeights {
   dnnl::engine engine_;
   std::vector<std::unique_ptr<SlicePrimitives>> primitives_;  // One per width: usual, last.
   std::vector<Slice> slices_;
-  int64_t scratchpad_floats_ = 0;
+  int64_t scratchpad_floats_ = 0;  // A multiple of a cache line.
   uint64_t bytes_ = 0;
 };
 
@@ -122,8 +138,8 @@ std::unique_ptr<SlicePrimitives> OnednnWeights::MakePrimitives(int64_t columns) 
   dnnl::primitive_attr attributes;
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);  // Ours: see RunBlock.
   for (int64_t rows : kRowBlocks) {
-    const memory::desc from = RowMajor(rows, in_, in_, compute_);
-    const memory::desc to = RowMajor(rows, columns, out_, DType::kF32);
+    const memory::desc from = RowMajor(rows, in_, compute_);
+    const memory::desc to = RowMajor(rows, columns, DType::kF32);
     const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(from, result->packed, to),
                                                    attributes, engine_);
     result->packed = description.weights_desc();  // The first chooses, the others follow.
@@ -148,7 +164,7 @@ void OnednnWeights::Pack(const std::byte* weights, DType dtype) {
       primitives_.push_back(MakePrimitives(columns));
       for (const memory::desc& scratch : primitives_.back()->scratch) {
         scratchpad_floats_ =
-            std::max(scratchpad_floats_, static_cast<int64_t>(scratch.get_size() / 4 + 1));
+            std::max(scratchpad_floats_, static_cast<int64_t>(scratch.get_size() / 64 + 1) * 16);
       }
     }
     Slice slice{.begin = begin, .primitives = primitives_.back().get(), .packed = {}};
@@ -171,51 +187,58 @@ void OnednnWeights::Pack(const std::byte* weights, DType dtype) {
   }
 }
 
-void OnednnWeights::RunBlock(const Slice& slice, size_t block, const std::byte* x, float* y) const {
+void OnednnWeights::RunBlock(const Slice& slice, size_t size, const std::byte* x, float* y) const {
   const SlicePrimitives& p = *slice.primitives;
-  // oneDNN's own scratchpads belong to the thread that made the primitive; ours to the one that
+  const int64_t rows = kRowBlocks[size];
+  // oneDNN takes a slower path where rows of y lie apart: a slice's product goes to a dense tile
+  // first. Its own scratchpads belong to the thread that made the primitive; ours to the one that
   // runs.
-  ScratchPool::Lease scratchpad = scratch_.Borrow(scratchpad_floats_);
+  const bool dense = p.columns == out_ || rows == 1;
+  const int64_t tile_floats = dense ? 0 : rows * p.columns;
+  ScratchPool::Lease memory_of_task = scratch_.Borrow(scratchpad_floats_ + tile_floats);
+  if (memory_of_task.data() == nullptr) throw std::bad_alloc();
+  float* const tile = dense ? y + slice.begin : memory_of_task.data() + scratchpad_floats_;
   dnnl::stream stream(engine_);
-  memory from(p.from[block], engine_, const_cast<std::byte*>(x));
-  memory to(p.to[block], engine_, y + slice.begin);
-  memory scratch(p.scratch[block], engine_, scratchpad.data());
-  p.matmuls[block].execute(stream, {{DNNL_ARG_SRC, from},
-                                    {DNNL_ARG_WEIGHTS, slice.packed},
-                                    {DNNL_ARG_DST, to},
-                                    {DNNL_ARG_SCRATCHPAD, scratch}});
+  memory from(p.from[size], engine_, const_cast<std::byte*>(x));
+  memory to(p.to[size], engine_, tile);
+  memory scratch(p.scratch[size], engine_, memory_of_task.data());
+  p.matmuls[size].execute(stream, {{DNNL_ARG_SRC, from},
+                                   {DNNL_ARG_WEIGHTS, slice.packed},
+                                   {DNNL_ARG_DST, to},
+                                   {DNNL_ARG_SCRATCHPAD, scratch}});
   stream.wait();
+  for (int64_t row = 0; !dense && row < rows; ++row) {
+    std::copy_n(tile + row * p.columns, p.columns, y + row * out_ + slice.begin);
+  }
 }
 
 absl::Status OnednnWeights::Run(const std::byte* x, int64_t rows, float* y) const {
-  const int64_t large = rows / kRowBlocks[0];
-  const int64_t middle = rows % kRowBlocks[0] / kRowBlocks[1];
-  const int64_t small = rows % kRowBlocks[1];
-  const int64_t blocks = large + middle + small;
+  const std::vector<RowBlock> blocks = CutRows(rows);
+  const int64_t slices = static_cast<int64_t>(slices_.size());
   const int64_t row_bytes = in_ * DTypeBytes(compute_);
   std::atomic<bool> failed{false};
-  // Rows fastest: a slice stays in the cache of the core that works through its rows.
+  std::atomic<bool> no_memory{false};
   const auto run = [&](int64_t task) {
-    const int64_t block = task % blocks;
-    const size_t size = block < large ? 0 : (block < large + middle ? 1 : 2);
-    const int64_t row = size == 0   ? block * kRowBlocks[0]
-                        : size == 1 ? large * kRowBlocks[0] + (block - large) * kRowBlocks[1]
-                                    : rows - small + (block - large - middle);
+    const RowBlock& block = blocks[static_cast<size_t>(task / slices)];
     try {
       const OneOpenMpThread one_thread;
-      RunBlock(slices_[static_cast<size_t>(task / blocks)], size, x + row * row_bytes,
-               y + row * out_);
+      RunBlock(slices_[static_cast<size_t>(task % slices)], block.size, x + block.begin * row_bytes,
+               y + block.begin * out_);
+    } catch (const std::bad_alloc&) {
+      no_memory.store(true, std::memory_order_relaxed);
     } catch (const std::exception&) {
       failed.store(true, std::memory_order_relaxed);
     }
   };
-  const int64_t tasks = blocks * static_cast<int64_t>(slices_.size());
+  const int64_t tasks = static_cast<int64_t>(blocks.size()) * slices;
   if (2 * rows * in_ * out_ < kParallelFlopsMin) {
     for (int64_t task = 0; task < tasks; ++task) run(task);
   } else {
     pool_.For(tasks, run);
   }
-  return failed ? absl::InternalError("linear: oneDNN's matmul failed") : absl::OkStatus();
+  if (failed) return absl::InternalError("linear: oneDNN's matmul failed");
+  return no_memory ? absl::ResourceExhaustedError("linear: no memory for scratch")
+                   : absl::OkStatus();
 }
 
 }  // namespace

@@ -21,7 +21,7 @@ bool OnednnHasBf16Products();
 //   kF32   weights are expanded to fp32 (exactly); x is fp32
 //   kBf16  weights stay bf16, in half of the memory; x is bf16, rounded by the caller
 // Weights are packed once, in slices of output columns that stay in a core's cache; tasks are
-// (slice, block of rows), spread over `pool`. oneDNN's own threads are not used. The result of a
+// (block of rows, slice), spread over `pool`. oneDNN's own threads are not used. The result of a
 // row depends on nothing but that row.
 // RESOURCE_EXHAUSTED: no memory. INTERNAL: oneDNN failed (named). `pool` and `scratch` outlive it.
 // REQUIRES: `compute` is kF32, or kBf16 with weights of bf16 where OnednnHasBf16Products().
@@ -33,7 +33,8 @@ absl::StatusOr<std::unique_ptr<LinearWeights>> PackOnednnLinear(
 // PackOnednnLinear.
 absl::StatusOr<DType> OnednnInputDtype(const LinearWeights& weights);
 
-// INVALID_ARGUMENT: `weights` were not made by PackOnednnLinear. INTERNAL: oneDNN failed.
+// INVALID_ARGUMENT: `weights` were not made by PackOnednnLinear. RESOURCE_EXHAUSTED: no memory for
+// scratch. INTERNAL: oneDNN failed.
 // REQUIRES: x [rows, in] of OnednnInputDtype(weights), y [rows, out] of fp32, rows > 0.
 absl::Status RunOnednnLinear(TensorView x, const LinearWeights& weights, TensorView y);
 

@@ -414,7 +414,7 @@ TEST_P(BackendConformanceTest, LinearEqualsTheReference) {
       EXPECT_EQ(mine->out_features(), out);
       const bool halves = GetParam().bf16_products && dtype == DType::kBf16;
       EXPECT_GE(mine->bytes(), static_cast<uint64_t>(in * out) * (halves ? 2 : 1));
-      for (int64_t rows : {1, 8, 75}) {  // 75 = 64 + 8 + 3: every block of rows
+      for (int64_t rows : {1, 8, 171}) {  // 171 = 128 + 32 + 8 + 3: every block of rows
         SCOPED_TRACE(absl::StrCat("[", rows, ", ", in, "] x [", out, "] ", DTypeName(dtype)));
         Floats x = RandomFloats(random, rows * in);
         if (GetParam().bf16_products && dtype == DType::kBf16) {
