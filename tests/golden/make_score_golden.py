@@ -12,6 +12,9 @@ will be asked for (an unknown text is an error), because tiny models have none.
 definition_NAME.safetensors: queries, keys, values, attention inputs and output projections are caught while transformers
 computes prefix ++ context ++ repeat input in one pass without a cache (equal to the repeat pass, because every repeat input
 starts right after the context); kvzip_numpy.py does the rest in fp64.
+
+--check compares with the committed files, and then scores with one mistake at a time (no hint, a repeat pass that starts one
+position late, ...): each that a setting can show must move some log score by at least 10 tolerances.
 """
 
 from __future__ import annotations
@@ -236,8 +239,10 @@ def scored_layers(model: torch.nn.Module) -> list[int]:
 
 
 def definition_scores(model: torch.nn.Module, prefix: list[int], profile: dict, context: list[int],
-                      variants=("kvzip", "kvzip+", "full-softmax"), sinks: int | None = None) -> tuple[dict[str, np.ndarray], torch.Tensor]:
-    """Log scores [scored layers, H, n_c] of each variant, and the logits of the last context token."""
+                      variants=("kvzip", "kvzip+", "full-softmax"), sinks: int | None = None, late: int = 0,
+                      split_heads=lambda rows: rows) -> tuple[dict[str, np.ndarray], torch.Tensor]:
+    """Log scores [scored layers, H, n_c] of each variant, and the logits of the last context token. `late`: positions by which
+    the repeat inputs start too late, and `split_heads`: what is done to the queries [H, G, rows, D]; both only for mistakes."""
     layers = scored_layers(model)
     attention = [text_model(model).layers[layer].self_attn for layer in layers]
     known = len(prefix) + len(context)
@@ -245,7 +250,9 @@ def definition_scores(model: torch.nn.Module, prefix: list[int], profile: dict, 
     places = kvzip_numpy.chunks(len(context), profile["chunk_tokens"])
     for (begin, end), repeat in zip(places, kvzip_numpy.repeat_inputs(context, profile)):
         with torch.no_grad(), caught(model) as found:
-            logits = model(torch.tensor([prefix + context + repeat]), use_cache=False).logits[0, known - 1]
+            positions = torch.arange(known + len(repeat))
+            positions[known:] += late
+            logits = model(torch.tensor([prefix + context + repeat]), position_ids=positions[None], use_cache=False).logits[0, known - 1]
         for variant in variants:
             scores = []
             for layer, module in zip(layers, attention):
@@ -254,7 +261,7 @@ def definition_scores(model: torch.nn.Module, prefix: list[int], profile: dict, 
                 queries = found[layer]["queries"].reshape(heads, -1, known + len(repeat), dim)
                 output = module.o_proj.weight.detach().float().numpy().reshape(width, heads, -1, dim).transpose(1, 2, 0, 3)
                 scores.append(kvzip_numpy.score_chunk(
-                    variant, queries[:, :, known:], keys[:, :known], keys[:, known:], len(prefix), begin, end, module.scaling,
+                    variant, split_heads(queries)[:, :, known:], keys[:, :known], keys[:, known:], len(prefix), begin, end, module.scaling,
                     found[layer]["values"][:, :known], found[layer]["inputs"][known:], output,
                     None if sinks is None else min(sinks, len(prefix) + begin)))
             parts[variant].append(np.stack(scores))
@@ -289,6 +296,62 @@ def definition_golden(name: str) -> dict[str, torch.Tensor]:
           f"kept at 0.3 by layer {tensors['kvzip.kept'][1].float().mean(dim=(1, 2)).numpy().round(2)}")
     assert (all_scores["full-softmax"] <= scores + 1e-12).all()
     return tensors
+
+
+# --- mistakes -----------------------------------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def replaced(owner, name: str, value):
+    kept = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, kept)
+
+
+def mistakes(model: torch.nn.Module, prefix: list[int], profile: dict, context: list[int]):
+    """Yields (name, scores) with one thing wrong."""
+    exact_row_logits = kvzip_numpy.row_logits
+
+    def sees_next(query_rows, cache_keys, repeat_keys, scale):
+        logits = exact_row_logits(query_rows, cache_keys, repeat_keys, scale)
+        return np.concatenate([logits, (scale * query_rows * np.roll(repeat_keys, -1, axis=0)).sum(axis=1, keepdims=True)], axis=1)
+
+    def scores(changed=None, **options):
+        return definition_scores(model, prefix, profile | (changed or {}), context, **options)[0]
+
+    yield "hint one token shorter", scores({"hint_tokens": profile["hint_tokens"] - 1})
+    yield "the first prompt for every chunk", scores({"later_prompt": profile["first_prompt"]})
+    yield "no postfix", scores({"postfix": []})
+    yield "chunks one token longer", scores({"chunk_tokens": profile["chunk_tokens"] + 1})
+    yield "prefix not in the normaliser", scores(sinks=0)
+    yield "four sinks in place of the prefix", scores(sinks=4)
+    yield "repeat starts one position late", scores(late=1)
+    yield "only the first query head of a group", scores(split_heads=lambda rows: rows[:, :1])
+    yield "query heads dealt out in turn", scores(
+        split_heads=lambda rows: rows.reshape(-1, rows.shape[0], *rows.shape[2:]).swapaxes(0, 1))
+    with replaced(kvzip_numpy, "row_logits", sees_next):
+        yield "rows see the next row's key", scores()
+    scaled = [layer.self_attn for layer in text_model(model).layers]
+    kept = [module.scaling for module in scaled]
+    for module in scaled:
+        module.scaling = module.head_dim ** -0.5
+    yield "softmax scale of head_dim", scores()
+    for module, scaling in zip(scaled, kept):
+        module.scaling = scaling
+
+
+def check_mistakes(name: str) -> bool:
+    prefix, profile, context = setting_of(name)
+    model = load(name, "eager")
+    exact, _ = definition_scores(model, prefix, profile, context)
+    fine = True
+    for label, scores in mistakes(model, prefix, profile, context):
+        moved = max(float(np.abs(scores[recipe] - exact[recipe]).max()) for recipe in exact) / TOLERANCE
+        fine = fine and (moved == 0.0 or moved >= 10)
+        print(f"  {label}: " + ("has no effect here" if moved == 0.0 else f"{moved:.0f} tolerances"))
+    return fine
 
 
 # --- main ---------------------------------------------------------------------------------------------------------------------
@@ -333,6 +396,8 @@ def main() -> int:
         tensors = make(name)
         if arguments.check:
             fine = same(file, tensors, load_file(path)) and fine
+            if make is definition_golden and name != "fixture":
+                fine = check_mistakes(name) and fine
             continue
         save_file(tensors, path, metadata={"transformers": transformers.__version__, "torch": torch.__version__,
                                            "kvpress": importlib.metadata.version("kvpress")})
