@@ -15,6 +15,9 @@ namespace {
 constexpr absl::string_view kMagic = "KVTKEYDS";
 constexpr uint32_t kVersion = 1;
 
+constexpr absl::string_view kDerivedMagic = "KVTKEYDV";
+constexpr uint32_t kDerivedVersion = 1;
+
 // How a payload is read. Values are hashed into keys; never renumber.
 enum class FieldType : uint8_t { kText = 1, kDigest = 2, kEnum = 3, kTokenIds = 4 };
 
@@ -223,6 +226,24 @@ absl::StatusOr<Key> ComputeKey(const KeyDescriptorHead& head, std::span<const ui
 absl::StatusOr<Digest> ComputeHeadDigest(const KeyDescriptorHead& head) {
   KVTIER_RETURN_IF_ERROR(CheckHead(head));
   return ComputeSha256(AsBytes(EncodeHead(head)));
+}
+
+absl::StatusOr<Key> DeriveKey(const Key& key, absl::string_view recipe) {
+  if (key.IsZero()) return absl::InvalidArgumentError("derived key: the key is all zero");
+  if (recipe.empty() || recipe.size() > limits::kNameBytesMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("derived key: a recipe of ", recipe.size(),
+                     " bytes, at most kNameBytesMax = ", limits::kNameBytesMax));
+  }
+  std::string bytes;
+  ByteWriter writer(&bytes);
+  writer.WriteBytes(kDerivedMagic);
+  writer.WriteU32(kDerivedVersion);
+  writer.WriteBytes(key.bytes());
+  writer.WriteU32(static_cast<uint32_t>(recipe.size()));
+  writer.WriteBytes(recipe);
+  const Digest digest = ComputeSha256(AsBytes(bytes));
+  return Key::FromBytes(digest.bytes());
 }
 
 }  // namespace kvtier

@@ -53,6 +53,10 @@ absl::StatusOr<Key> ComputeKey(const KeyDescriptor& descriptor);
 // The same without materialising the descriptor twice: `context` is used instead of
 // descriptor.context_token_ids. For long contexts.
 absl::StatusOr<Key> ComputeKey(const KeyDescriptorHead& head, std::span<const uint32_t> context);
+// The key of what is made from a stored object without its tokens and is another selection than it:
+// a rectangle. `recipe` is the new object's. Clients that know the tokens compute `key` and derive.
+// INVALID_ARGUMENT: key all zero, recipe empty or above limits::kNameBytesMax.
+absl::StatusOr<Key> DeriveKey(const Key& key, absl::string_view recipe);
 // Hash of the head alone: the initial value of the token-block hash chain.
 absl::StatusOr<Digest> ComputeHeadDigest(const KeyDescriptorHead& head);
 

@@ -172,7 +172,8 @@ class RankCounts {
   uint64_t tokens() const { return tokens_; }
   // Pairs of bands 0..band, and of bands 0..band-1.
   uint64_t End(uint32_t band) const {
-    return KeptPairs(rule_, manifest_.bands[band].edge, heads_, tokens_);
+    return KeptPairs(rule_, manifest_.bands[band].edge, heads_, tokens_,
+                     manifest_.geometry.kv_heads);
   }
   uint64_t Begin(uint32_t band) const { return band == 0 ? 0 : End(band - 1); }
   // What a head of a scored layer ranks in a band. REQUIRES: CheckScoredLayer.
@@ -201,6 +202,12 @@ absl::Status CheckHeadCount(const RankCounts& counts, uint32_t band, uint32_t la
       if (ranked == expected) return absl::OkStatus();
       return Refuse("band ", band, " layer ", layer, " head ", head, ": ranks ", ranked,
                     " rows, every head has ", expected);
+    }
+    case SelectionRule::kPerLayer: {
+      const uint64_t first = counts.RankedRows(band, layer, 0);
+      if (ranked == first) return absl::OkStatus();
+      return Refuse("band ", band, " layer ", layer, " head ", head, ": ranks ", ranked,
+                    " rows, every head of the layer has ", first);
     }
     case SelectionRule::kWholeHeads:
       if (ranked == 0 || ranked == counts.tokens()) return absl::OkStatus();
@@ -433,6 +440,11 @@ uint64_t Manifest::PrefixBytes(uint32_t band_count) const {
 }
 
 SelectionRule Manifest::selection() const { return SelectionOfRecipe(recipe); }
+
+uint64_t Manifest::RankEnd(Ratio ratio) const {
+  const uint64_t heads = uint64_t{geometry.scored_layer_count()} * geometry.kv_heads;
+  return KeptPairs(selection(), ratio, heads, ranked_tokens(), geometry.kv_heads);
+}
 
 uint64_t Manifest::protected_tokens() const {
   return ProtectsSystemPrompt(selection()) ? system_tokens : 0;

@@ -96,6 +96,8 @@ struct Manifest {
   uint64_t ranked_tokens() const { return logical_length() - protected_tokens(); }
   // N of the ratio: ranked rows of all scored layers and heads.
   uint64_t scored_pairs() const { return geometry.scored_pairs(ranked_tokens()); }
+  // One past the last rank of the pairs that `ratio` keeps, by the recipe's rule.
+  uint64_t RankEnd(Ratio ratio) const;
   std::vector<Ratio> edges() const;
   const SegmentEntry& segment(BandIndex band, LayerIndex layer) const {
     return bands[band.value()].layers[layer.value()];

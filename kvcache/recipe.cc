@@ -33,6 +33,9 @@ constexpr std::array<KnownScorer, 6> kScorers = {{
     {Scorer::kFullSoftmax, "full-softmax", 1, SelectionRule::kExact},
 }};
 
+constexpr absl::string_view kRectLayer = "rect=layer";
+constexpr absl::string_view kRectObject = "rect=object";
+
 constexpr absl::string_view kRaw = "raw";
 constexpr std::array<absl::string_view, 1> kRowCodecs = {kRaw};
 
@@ -81,6 +84,14 @@ absl::Status ReadOption(absl::string_view text, absl::string_view option, Recipe
     recipe.head_scores = *digest;
     return absl::OkStatus();
   }
+  if (option == kRectLayer || option == kRectObject) {
+    if (Known(recipe.scorer).selection != SelectionRule::kExact) {
+      return Refuse(text, "a rectangle is cut from one order over all heads, which ",
+                    ScorerName(recipe.scorer), " does not have");
+    }
+    recipe.rectangle = option == kRectLayer ? Rectangle::kLayer : Rectangle::kObject;
+    return absl::OkStatus();
+  }
   if (absl::ConsumePrefix(&value, "codec=")) {
     if (std::find(kRowCodecs.begin(), kRowCodecs.end(), value) == kRowCodecs.end()) {
       return Refuse(text, "unknown row codec; this build knows: ", absl::StrJoin(kRowCodecs, ", "));
@@ -88,7 +99,8 @@ absl::Status ReadOption(absl::string_view text, absl::string_view option, Recipe
     recipe.row_codec = std::string(value);
     return absl::OkStatus();
   }
-  return Refuse(text, "unknown option \"", option, "\"; there are: scores=, codec=");
+  return Refuse(text, "unknown option \"", option,
+                "\"; there are: scores=, rect=layer, rect=object, codec=");
 }
 
 absl::StatusOr<Recipe> Read(absl::string_view text, Form form) {
@@ -98,7 +110,10 @@ absl::StatusOr<Recipe> Read(absl::string_view text, Form form) {
   for (const absl::string_view option : std::span(parts).subspan(1)) {
     KVTIER_RETURN_IF_ERROR(ReadOption(text, option, recipe));
   }
-  if (form == Form::kRequest) return recipe;
+  if (form == Form::kRequest) {
+    if (recipe.rectangle == Rectangle::kNone) return recipe;
+    return Refuse(text, "a rectangle is cut from a stored object: compress without rect=, re-band");
+  }
   if (recipe.scorer == Scorer::kHead && recipe.head_scores.IsZero()) {
     return Refuse(text, "no scores=, the SHA-256 of the file of head scores");
   }
@@ -130,11 +145,24 @@ absl::StatusOr<Recipe> Recipe::ParseRequest(absl::string_view text) {
 std::string Recipe::ToString() const {
   std::string text = absl::StrCat(ScorerName(scorer), "/", version);
   if (!head_scores.IsZero()) absl::StrAppend(&text, ";scores=", head_scores.ToHex());
+  if (rectangle == Rectangle::kLayer) absl::StrAppend(&text, ";", kRectLayer);
+  if (rectangle == Rectangle::kObject) absl::StrAppend(&text, ";", kRectObject);
   if (row_codec != kRaw) absl::StrAppend(&text, ";codec=", row_codec);
   return text;
 }
 
-SelectionRule Recipe::selection() const { return Known(scorer).selection; }
+SelectionRule Recipe::selection() const {
+  switch (rectangle) {
+    case Rectangle::kNone:
+      return Known(scorer).selection;
+    case Rectangle::kLayer:
+      return SelectionRule::kPerLayer;
+    case Rectangle::kObject:
+      return SelectionRule::kPerHead;
+  }
+  KVTIER_CHECK(false) << "rectangle " << static_cast<int>(rectangle);
+  return SelectionRule::kExact;
+}
 
 SelectionRule SelectionOfRecipe(absl::string_view text) {
   const absl::StatusOr<Recipe> recipe = Recipe::Parse(text);

@@ -3,6 +3,7 @@
 //
 //   recipe = scorer "/" version *( ";" option )
 //   option = "scores=" 64 hexadecimal digits     recipe head only, and always there
+//          | "rect=layer" | "rect=object"        cut down to a rectangle by re-banding
 //          | "codec=" row codec                  absent for raw
 //
 // Options come in this order, each at most once. "kvzip/1", "head/1;scores=6b86...", "kvzip+/1".
@@ -26,6 +27,11 @@ absl::string_view ScorerName(Scorer scorer);
 // All of them, for messages and help: "kvzip, kvpress, ...".
 std::string ScorerNames();
 
+// The same number of rows in every head of a layer, or of the whole object: what an engine whose
+// cache is a plain tensor can load. Cut from a stored object (compressor/rebanding.h), never
+// computed, hence not to be asked of a compressor.
+enum class Rectangle { kNone, kLayer, kObject };
+
 struct Recipe {
   Scorer scorer = Scorer::kKvzip;
   // Changes whenever the same tokens would get other scores or another order. Chunk length and
@@ -33,6 +39,7 @@ struct Recipe {
   uint32_t version = 1;
   // SHA-256 of the file of head scores; all zero unless the scorer is kHead.
   Digest head_scores;
+  Rectangle rectangle = Rectangle::kNone;  // Only of scorers whose rule is kExact.
   // How rows are encoded. Anything but "raw" loses precision, hence its place here.
   std::string row_codec = "raw";
 
@@ -41,6 +48,7 @@ struct Recipe {
   static absl::StatusOr<Recipe> Parse(absl::string_view text);
   // Reads what a person writes: as Parse, but without "/version" the newest one is meant, and
   // recipe head may leave the digest open (all zero), since the server fills it in.
+  // Rectangles are refused.
   static absl::StatusOr<Recipe> ParseRequest(absl::string_view text);
   std::string ToString() const;
 

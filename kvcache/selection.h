@@ -18,6 +18,9 @@ enum class SelectionRule {
   kPerHead,     // The best floor(ratio * tokens) of every head, the same number everywhere.
   kWholeHeads,  // The best floor(ratio * heads) heads with all their tokens.
   kKvpress,     // One order that includes the system prompt; floor((1 - ratio) * pairs) go.
+  // The same number in every head of a layer: a slab is the j-th best row of each of its heads, and
+  // the best floor(ratio * slabs) of all layers are kept. Made by re-banding alone.
+  kPerLayer,
 };
 
 // Whether the system prompt lies outside of the ranking, in band 0 of every head.
@@ -27,7 +30,8 @@ constexpr bool ProtectsSystemPrompt(SelectionRule rule) { return rule != Selecti
 // and counts in the budget (design.md section 1). Whole heads are never cut, and kvpress protects
 // by score alone.
 constexpr bool PutsFirstTokenFirst(SelectionRule rule) {
-  return rule == SelectionRule::kExact || rule == SelectionRule::kPerHead;
+  return rule == SelectionRule::kExact || rule == SelectionRule::kPerHead ||
+         rule == SelectionRule::kPerLayer;
 }
 
 // Tokens of a head that are ranked.
@@ -36,9 +40,10 @@ constexpr uint64_t RankedTokens(SelectionRule rule, uint64_t system_tokens,
   return ProtectsSystemPrompt(rule) ? context_tokens : system_tokens + context_tokens;
 }
 
-// Pairs kept at `ratio`, of `heads` heads with `tokens` ranked tokens each.
-// REQUIRES: heads * tokens < 2^44.
-uint64_t KeptPairs(SelectionRule rule, Ratio ratio, uint64_t heads, uint64_t tokens);
+// Pairs kept at `ratio`, of `heads` heads with `tokens` ranked tokens each. `kv_heads` of them make
+// a layer, which only kPerLayer asks. REQUIRES: heads * tokens < 2^44; kv_heads > 0.
+uint64_t KeptPairs(SelectionRule rule, Ratio ratio, uint64_t heads, uint64_t tokens,
+                   uint64_t kv_heads = 1);
 
 }  // namespace kvtier
 

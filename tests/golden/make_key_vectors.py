@@ -59,6 +59,14 @@ def complete(d):
     }
 
 
+def derived(vector, recipe):
+    """The key of a rectangle that is cut from the vector's object."""
+    text = recipe.encode()
+    data = (b"KVTKEYDV" + struct.pack("<I", 1) + bytes.fromhex(vector["key"])
+            + struct.pack("<I", len(text)) + text)
+    return {"from": vector["name"], "recipe": recipe, "key": hashlib.sha256(data).hexdigest()}
+
+
 def digest(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -108,10 +116,14 @@ def descriptors():
 
 
 def render():
+    vectors = [complete(d) for d in descriptors()]
     document = {
         "provenance": "written by tests/golden/make_key_vectors.py; grammar: docs/object_format.md",
         "token_block_tokens": BLOCK_TOKENS,
-        "vectors": [complete(d) for d in descriptors()],
+        "vectors": vectors,
+        "derived_keys": [derived(vectors[0], recipe)
+                         for recipe in ("kvzip/1;rect=layer", "kvzip/1;rect=object",
+                                        "kvzip/1;rect=layer;codec=int4")],
     }
     return json.dumps(document, indent=1, ensure_ascii=True) + "\n"
 

@@ -55,6 +55,25 @@ TEST(KeyVectorsTest, EncodingKeyAndHashesAreThoseOfTheVectors) {
   }
 }
 
+TEST(KeyVectorsTest, DerivedKeysAreThoseOfTheVectors) {
+  const nlohmann::json document = ReadVectors();
+  ASSERT_EQ(document.at("derived_keys").size(), 3u);
+  for (const nlohmann::json& d : document.at("derived_keys")) {
+    std::string from;
+    for (const nlohmann::json& v : document.at("vectors")) {
+      if (v.at("name") == d.at("from")) from = v.at("key");
+    }
+    KVTIER_ASSERT_OK_AND_ASSIGN(
+        const Key key, DeriveKey(Key::FromHex(from).value(), d.at("recipe").get<std::string>()));
+    EXPECT_EQ(key.ToHex(), d.at("key").get<std::string>());
+  }
+  const Key key = Key::FromHex(std::string(64, 'a')).value();
+  const auto invalid = StatusIs(absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(DeriveKey(Key(), "kvzip/1;rect=layer"), invalid);
+  EXPECT_THAT(DeriveKey(key, ""), invalid);
+  EXPECT_THAT(DeriveKey(key, std::string(257, 'r')), invalid);
+}
+
 TEST(KeyVectorsTest, CanonicalBytesDecodeToTheFields) {
   const nlohmann::json document = ReadVectors();
   for (const nlohmann::json& v : document.at("vectors")) {

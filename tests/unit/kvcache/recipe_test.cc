@@ -47,6 +47,26 @@ TEST(RecipeTest, ARequestMayLeaveVersionAndDigestOpen) {
   EXPECT_EQ(raw.ToString(), "uniform/1");
 }
 
+TEST(RecipeTest, RectanglesAreCutFromOneOrderAndNeverComputed) {
+  for (const auto& [text, rule] :
+       {std::pair("kvzip/1;rect=layer", SelectionRule::kPerLayer),
+        std::pair("kvzip/1;rect=object", SelectionRule::kPerHead),
+        std::pair("kvzip+/1;rect=layer", SelectionRule::kPerLayer),
+        std::pair("full-softmax/1;rect=object", SelectionRule::kPerHead)}) {
+    KVTIER_ASSERT_OK_AND_ASSIGN(const Recipe recipe, Recipe::Parse(text));
+    EXPECT_EQ(recipe.ToString(), text);
+    EXPECT_EQ(recipe.selection(), rule);
+    EXPECT_EQ(SelectionOfRecipe(text), rule);
+    EXPECT_THAT(Recipe::ParseRequest(text), StatusIs(kInvalid, HasSubstr("re-band")));
+  }
+  for (const std::string& text :
+       {std::string("uniform/1;rect=layer"), std::string("kvpress/1;rect=object"),
+        "head/1;scores=" + kDigest + ";rect=layer", std::string("kvzip/1;rect=head"),
+        std::string("kvzip/1;rect=layer;rect=layer"), std::string("kvzip/1;rect")}) {
+    EXPECT_THAT(Recipe::Parse(text), StatusIs(kInvalid, HasSubstr(text)));
+  }
+}
+
 TEST(RecipeTest, RefusalsNameTheRecipeAndTheKnownOnes) {
   for (const char* text : {"magic", "", "/1", "KVzip", "kvzip ", " kvzip", "kvzip+1", "none"}) {
     for (auto* parse : {&Recipe::Parse, &Recipe::ParseRequest}) {

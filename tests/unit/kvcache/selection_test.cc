@@ -8,16 +8,18 @@ namespace kvtier {
 namespace {
 
 constexpr SelectionRule kRules[] = {SelectionRule::kExact, SelectionRule::kPerHead,
-                                    SelectionRule::kWholeHeads, SelectionRule::kKvpress};
+                                    SelectionRule::kWholeHeads, SelectionRule::kKvpress,
+                                    SelectionRule::kPerLayer};
 
 Ratio R(uint32_t millionths) { return Ratio::FromMillionths(millionths).value(); }
 
 TEST(SelectionTest, CountsAreThoseOfTheRules) {
   const Ratio third = R(333'333);
-  EXPECT_EQ(KeptPairs(SelectionRule::kExact, third, 4, 10), 13u);       // floor(13.33)
-  EXPECT_EQ(KeptPairs(SelectionRule::kPerHead, third, 4, 10), 12u);     // 4 floor(3.33)
-  EXPECT_EQ(KeptPairs(SelectionRule::kWholeHeads, third, 4, 10), 10u);  // floor(1.33) heads
-  EXPECT_EQ(KeptPairs(SelectionRule::kKvpress, third, 4, 10), 14u);     // 40 - floor(26.67)
+  EXPECT_EQ(KeptPairs(SelectionRule::kExact, third, 4, 10), 13u);        // floor(13.33)
+  EXPECT_EQ(KeptPairs(SelectionRule::kPerHead, third, 4, 10), 12u);      // 4 floor(3.33)
+  EXPECT_EQ(KeptPairs(SelectionRule::kWholeHeads, third, 4, 10), 10u);   // floor(1.33) heads
+  EXPECT_EQ(KeptPairs(SelectionRule::kKvpress, third, 4, 10), 14u);      // 40 - floor(26.67)
+  EXPECT_EQ(KeptPairs(SelectionRule::kPerLayer, third, 4, 10, 2), 12u);  // 2 floor(6.67) slabs
   // A product that is whole is not rounded, where doubles would: 0.7 * 10 = 7.000..01.
   EXPECT_EQ(KeptPairs(SelectionRule::kKvpress, R(300'000), 1, 10), 3u);
   EXPECT_EQ(KeptPairs(SelectionRule::kExact, R(300'000), 1, 10), 3u);
