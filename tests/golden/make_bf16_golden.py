@@ -55,7 +55,7 @@ def golden() -> dict[str, torch.Tensor]:
     exact = run(load(torch.float32, "eager"), ids, logit_rows, cache_rows)
     tensors = {"ids": scores.i32(ids), "logit_positions": scores.i32(logit_rows), "cache_positions": scores.i32(cache_rows),
                **{key: value.contiguous() for key, value in exact.items()}}
-    want, _ = scores.definition_scores(load(torch.float32, "eager"), prefix, profile, context, ("kvzip",))
+    want, _ = scores.definition_scores(scores.load("fixture", "eager"), prefix, profile, context, ("kvzip",))
     kept = kvzip_numpy.keep_exact(want["kvzip"], MILLIONTHS)
     for attention in ("sdpa", "eager"):
         got = run(load(torch.bfloat16, attention), ids, logit_rows, cache_rows)
