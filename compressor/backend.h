@@ -97,6 +97,10 @@ using HeadSpans = std::vector<std::span<const RowSpan>>;  // [kv_heads]
 // bottom-right aligned: query row i sees tail rows 0 .. tail_rows - q.rows + i}. Query head
 // h * group + g reads KV head h. Softmax in fp32 or better. A query that sees a row whose logit is
 // +-inf or NaN gives an unspecified row, never a crash.
+//
+// With a window, each query sees the last `window` of those rows, its own included (a sliding
+// layer: query position p sees positions p - window + 1 .. p). The rows of such a head are one run
+// of positions that ends with the tail's, so that counting rows is counting positions.
 struct AttentionArgs {
   TensorView q = {};  // [rows, q_heads * head_dim], activation dtype
   const HeadSpans* spans = nullptr;
@@ -104,8 +108,12 @@ struct AttentionArgs {
   KvLayerView tail = {};  // of span_dtype; tail_rows >= q.rows
   int64_t tail_rows = 0;
   float scale = 0;      // The model's softmax scale.
+  int64_t window = 0;   // 0: none.
   TensorView out = {};  // [rows, q_heads * head_dim]
 };
+
+// What gates an MLP.
+enum class Activation : uint8_t { kSilu, kGeluTanh };
 
 // KVzip's score of one (layer, chunk), kvzip.md section 3: softmax of each query row over {sink
 // keys, chunk keys, causal repeat keys}, then the maximum over the query group and all rows.
@@ -156,13 +164,17 @@ class Backend {
       int64_t in_features) = 0;
 
   // Dense operations. x and y are activations.
-  virtual absl::Status Embed(std::span<const uint32_t> ids, const TensorView& table,
-                             TensorView y) = 0;  // table [vocabulary, hidden], any dtype
+  // Rows of `table` ([vocabulary, hidden], any dtype), times `scale`.
+  virtual absl::Status Embed(std::span<const uint32_t> ids, const TensorView& table, float scale,
+                             TensorView y) = 0;
   virtual absl::Status Linear(TensorView x, const LinearWeights& weights, TensorView y) = 0;
-  // weight [1, hidden] fp32, whatever the activations are.
+  // weight [1, cols] fp32, whatever the activations are. y may be x.
   virtual absl::Status RmsNorm(TensorView x, TensorView weight, float epsilon, TensorView y) = 0;
-  virtual absl::Status AddInPlace(TensorView x, TensorView y) = 0;  // x += y
-  virtual absl::Status SiluMul(TensorView gate, TensorView up, TensorView y) = 0;
+  // x += y. A y of one row is added to every row of x (a bias).
+  virtual absl::Status AddInPlace(TensorView x, TensorView y) = 0;
+  // y = activation(gate) * up; y may be gate or up.
+  virtual absl::Status GateMul(Activation activation, TensorView gate, TensorView up,
+                               TensorView y) = 0;
   // Rotates `heads` heads per row in place; row i has position first_position + i.
   virtual absl::Status Rope(TensorView x, int64_t heads, const RopeTable& table,
                             int64_t first_position) = 0;

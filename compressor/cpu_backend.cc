@@ -43,15 +43,18 @@ float* Row(const TensorView& view, int64_t row) {
   return static_cast<float*>(view.data) + row * view.cols;
 }
 
+constexpr int64_t kSeenByAll = int64_t{1} << 40;
+
 // Some keys (and values) that lie together, of one KV head. Query i (counted in rows of the pass)
-// sees its first `seen_by_first + i` rows, all of them at most.
+// sees its rows from `hidden_to_first + i` on (a window; from the first one on where that is not
+// positive) up to the first `seen_by_first + i`, all of them at most.
 struct KeyPiece {
   const std::byte* keys = nullptr;
   const std::byte* values = nullptr;  // Null: only keys are of interest.
   int64_t rows = 0;
   int64_t seen_by_first = 0;
+  int64_t hidden_to_first = -kSeenByAll;
 };
-constexpr int64_t kSeenByAll = int64_t{1} << 40;
 
 KeyPiece PieceOf(const KvLayerView& layer, int64_t head, int64_t begin, int64_t end,
                  int64_t seen_by_first) {
@@ -117,12 +120,15 @@ class CpuBackend final : public HostBackend {
     return RunOnednnLinear(from, weights, y);
   }
 
-  absl::Status RunEmbed(std::span<const uint32_t> ids, const TensorView& table,
+  absl::Status RunEmbed(std::span<const uint32_t> ids, const TensorView& table, float scale,
                         TensorView y) override {
     const auto* rows = static_cast<const std::byte*>(table.data);
     for (size_t i = 0; i < ids.size(); ++i) {
       kernels_.load(rows + int64_t{ids[i]} * table.cols * DTypeBytes(table.dtype),
                     ElementOf(table.dtype), table.cols, Row(y, static_cast<int64_t>(i)));
+      if (scale == 1) continue;
+      float* row = Row(y, static_cast<int64_t>(i));
+      for (int64_t c = 0; c < table.cols; ++c) row[c] *= scale;
     }
     return absl::OkStatus();
   }
@@ -137,16 +143,18 @@ class CpuBackend final : public HostBackend {
   absl::Status RunAdd(TensorView x, TensorView y) override {
     ForRows(x.rows, x.cols, [&](int64_t row) {
       float* to = Row(x, row);
-      const float* from = Row(y, row);
+      const float* from = Row(y, y.rows == 1 ? 0 : row);
       for (int64_t i = 0; i < x.cols; ++i) to[i] += from[i];
     });
     return absl::OkStatus();
   }
 
-  absl::Status RunSiluMul(TensorView gate, TensorView up, TensorView y) override {
-    ForRows(gate.rows, gate.cols, [&](int64_t row) {
-      kernels_.silu_mul(Row(gate, row), Row(up, row), gate.cols, Row(y, row));
-    });
+  absl::Status RunGateMul(Activation activation, TensorView gate, TensorView up,
+                          TensorView y) override {
+    const auto kernel =
+        activation == Activation::kSilu ? kernels_.silu_mul : kernels_.gelu_tanh_mul;
+    ForRows(gate.rows, gate.cols,
+            [&](int64_t row) { kernel(Row(gate, row), Row(up, row), gate.cols, Row(y, row)); });
     return absl::OkStatus();
   }
 
@@ -250,8 +258,9 @@ void CpuBackend::Attend(const KeyPiece& piece, int64_t begin, int64_t end, DType
   const int64_t row_bytes = dim * DTypeBytes(dtype);
   const KvElement element = ElementOf(dtype);
   const bool few = queries <= kFewQueries && dim % kKernelPad == 0;
-  // The last query of the tile sees most.
+  // The last query of the tile sees farthest, the first one begins earliest.
   end = std::min(end, piece.seen_by_first + (first + queries - 1) / group);
+  begin = std::max(begin, piece.hidden_to_first + first / group);
   for (int64_t at = begin; at < end; at += kTileKeys) {
     const int64_t keys = std::min(kTileKeys, end - at);
     const int64_t columns = PadUp(keys);
@@ -265,6 +274,10 @@ void CpuBackend::Attend(const KeyPiece& piece, int64_t begin, int64_t end, DType
     }
     for (int64_t r = 0; r < queries; ++r) {
       const int64_t seen = piece.seen_by_first + (first + r) / group - at;
+      const int64_t hidden = piece.hidden_to_first + (first + r) / group - at;
+      if (hidden > 0) {
+        std::fill_n(tile.logits + r * kTileKeys, std::min(hidden, keys), kMinusInfinity);
+      }
       kernels_.softmax_step(tile.logits + r * kTileKeys, columns,
                             std::clamp<int64_t>(seen, 0, keys), tile.maximum + r, tile.sum + r,
                             tile.out + r * padded, padded);
@@ -291,20 +304,30 @@ absl::Status CpuBackend::RunAttention(const AttentionArgs& args) {
   const int64_t group = args.q.cols / (heads * dim);
   const int64_t queries = args.q.rows * group;  // Of one KV head.
 
+  // Each piece of a head's keys, with the number of its rows before it; returns their number.
   const auto pieces_of = [&](int64_t head, auto visit) {
+    int64_t total = args.tail_rows;
+    if (args.spans != nullptr) {
+      for (const RowSpan& span : (*args.spans)[static_cast<size_t>(head)]) total += span.rows;
+    }
+    // The first query sees all but the last q.rows - 1 rows; the window ends there.
+    const int64_t hidden = args.window == 0 ? -kSeenByAll : total - args.q.rows + 1 - args.window;
     int64_t before = 0;
     if (args.spans != nullptr) {
       for (const RowSpan& span : (*args.spans)[static_cast<size_t>(head)]) {
         visit(KeyPiece{.keys = span.keys,
                        .values = span.values,
                        .rows = span.rows,
-                       .seen_by_first = kSeenByAll},
+                       .seen_by_first = kSeenByAll,
+                       .hidden_to_first = hidden - before},
               before);
         before += span.rows;
       }
     }
-    visit(PieceOf(tail, head, 0, args.tail_rows, args.tail_rows - args.q.rows + 1), before);
-    return before + args.tail_rows;
+    KeyPiece own = PieceOf(tail, head, 0, args.tail_rows, args.tail_rows - args.q.rows + 1);
+    own.hidden_to_first = hidden - before;
+    visit(own, before);
+    return total;
   };
 
   std::vector<Part> parts;  // Ordered by head, query, key.

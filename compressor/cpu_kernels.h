@@ -49,6 +49,8 @@ struct CpuKernels {
                      float* best);
   // y = gate * sigmoid(gate) * up
   void (*silu_mul)(const float* gate, const float* up, int64_t count, float* y);
+  // y = gelu(gate) * up, by the tanh approximation
+  void (*gelu_tanh_mul)(const float* gate, const float* up, int64_t count, float* y);
   // y = x / sqrt(mean(x^2) + epsilon) * weight
   void (*rms_norm)(const float* x, const float* weight, int64_t count, float epsilon, float* y);
   // Rounds to the nearest bf16, ties to even; NaN stays NaN.

@@ -79,7 +79,8 @@ absl::Status AttendAndMix(const Model& model, const LayerWeights& w, const HeadS
       backend.RmsNorm(head(s.x), w.mlp_norm, config.rms_epsilon, head(s.normed)));
   KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.normed), *w.gate, head(s.gate)));
   KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.normed), *w.up, head(s.up)));
-  KVTIER_RETURN_IF_ERROR(backend.SiluMul(head(s.gate), head(s.up), head(s.gate)));
+  KVTIER_RETURN_IF_ERROR(
+      backend.GateMul(Activation::kSilu, head(s.gate), head(s.up), head(s.gate)));
   KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.gate), *w.down, head(s.projected)));
   return backend.AddInPlace(head(s.x), head(s.projected));
 }
@@ -122,7 +123,7 @@ absl::Status Forward(const Model& model, std::span<const uint32_t> ids, const Fo
   const int64_t at = plan.tail->length();
 
   KVTIER_RETURN_IF_ERROR(
-      backend.Embed(ids, model.embedding(), TensorView(scratch.x).Rows(0, rows)));
+      backend.Embed(ids, model.embedding(), /*scale=*/1, TensorView(scratch.x).Rows(0, rows)));
   for (int64_t index = 0; index < config.layers; ++index) {
     const LayerWeights& w = model.layer(index);
     const KvLayerView tail = plan.tail->layer(index);

@@ -116,7 +116,7 @@ absl::StatusOr<std::unique_ptr<LinearWeights>> HostBackend::PrepareLinear(
   return RunPrepareLinear(weights.data(), dtype, out_features, in_features);
 }
 
-absl::Status HostBackend::Embed(std::span<const uint32_t> ids, const TensorView& table,
+absl::Status HostBackend::Embed(std::span<const uint32_t> ids, const TensorView& table, float scale,
                                 TensorView y) {
   KVTIER_RETURN_IF_ERROR(CheckView("embed", "table", table, table.dtype));
   KVTIER_RETURN_IF_ERROR(CheckShape("embed", "y", y, static_cast<int64_t>(ids.size()), table.cols));
@@ -124,7 +124,7 @@ absl::Status HostBackend::Embed(std::span<const uint32_t> ids, const TensorView&
     if (ids[i] < table.rows) continue;
     return Bad("embed", absl::StrCat("id ", ids[i], " at index ", i, ", vocabulary ", table.rows));
   }
-  return ids.empty() ? absl::OkStatus() : RunEmbed(ids, table, y);
+  return ids.empty() ? absl::OkStatus() : RunEmbed(ids, table, scale, y);
 }
 
 absl::Status HostBackend::Linear(TensorView x, const LinearWeights& weights, TensorView y) {
@@ -143,15 +143,16 @@ absl::Status HostBackend::RmsNorm(TensorView x, TensorView weight, float epsilon
 
 absl::Status HostBackend::AddInPlace(TensorView x, TensorView y) {
   KVTIER_RETURN_IF_ERROR(CheckView("add", "x", x, DType::kF32));
-  KVTIER_RETURN_IF_ERROR(CheckShape("add", "y", y, x.rows, x.cols));
+  KVTIER_RETURN_IF_ERROR(CheckShape("add", "y", y, y.rows == 1 ? 1 : x.rows, x.cols));
   return x.rows == 0 ? absl::OkStatus() : RunAdd(x, y);
 }
 
-absl::Status HostBackend::SiluMul(TensorView gate, TensorView up, TensorView y) {
-  KVTIER_RETURN_IF_ERROR(CheckView("silu", "gate", gate, DType::kF32));
-  KVTIER_RETURN_IF_ERROR(CheckShape("silu", "up", up, gate.rows, gate.cols));
-  KVTIER_RETURN_IF_ERROR(CheckShape("silu", "y", y, gate.rows, gate.cols));
-  return gate.rows == 0 ? absl::OkStatus() : RunSiluMul(gate, up, y);
+absl::Status HostBackend::GateMul(Activation activation, TensorView gate, TensorView up,
+                                  TensorView y) {
+  KVTIER_RETURN_IF_ERROR(CheckView("gate", "gate", gate, DType::kF32));
+  KVTIER_RETURN_IF_ERROR(CheckShape("gate", "up", up, gate.rows, gate.cols));
+  KVTIER_RETURN_IF_ERROR(CheckShape("gate", "y", y, gate.rows, gate.cols));
+  return gate.rows == 0 ? absl::OkStatus() : RunGateMul(activation, gate, up, y);
 }
 
 absl::Status HostBackend::Rope(TensorView x, int64_t heads, const RopeTable& table,
@@ -192,6 +193,7 @@ absl::Status HostBackend::Attention(const AttentionArgs& args) {
     return Bad("attention", absl::StrCat("spans of ", args.spans->size(), " heads, tail of ",
                                          args.tail.kv_heads));
   }
+  if (args.window < 0) return Bad("attention", absl::StrCat("a window of ", args.window));
   return args.q.rows == 0 ? absl::OkStatus() : RunAttention(args);
 }
 

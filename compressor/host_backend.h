@@ -28,11 +28,12 @@ class HostBackend : public Backend {
   absl::StatusOr<std::unique_ptr<LinearWeights>> PrepareLinear(std::span<const std::byte> weights,
                                                                DType dtype, int64_t out_features,
                                                                int64_t in_features) final;
-  absl::Status Embed(std::span<const uint32_t> ids, const TensorView& table, TensorView y) final;
+  absl::Status Embed(std::span<const uint32_t> ids, const TensorView& table, float scale,
+                     TensorView y) final;
   absl::Status Linear(TensorView x, const LinearWeights& weights, TensorView y) final;
   absl::Status RmsNorm(TensorView x, TensorView weight, float epsilon, TensorView y) final;
   absl::Status AddInPlace(TensorView x, TensorView y) final;
-  absl::Status SiluMul(TensorView gate, TensorView up, TensorView y) final;
+  absl::Status GateMul(Activation activation, TensorView gate, TensorView up, TensorView y) final;
   absl::Status Rope(TensorView x, int64_t heads, const RopeTable& table,
                     int64_t first_position) final;
   absl::Status AppendKv(TensorView k, TensorView v, KvLayerView layer, int64_t at) final;
@@ -47,14 +48,15 @@ class HostBackend : public Backend {
                                                                           DType dtype,
                                                                           int64_t out_features,
                                                                           int64_t in_features) = 0;
-  virtual absl::Status RunEmbed(std::span<const uint32_t> ids, const TensorView& table,
+  virtual absl::Status RunEmbed(std::span<const uint32_t> ids, const TensorView& table, float scale,
                                 TensorView y) = 0;
   // INVALID_ARGUMENT: `weights` were prepared by another backend.
   virtual absl::Status RunLinear(TensorView x, const LinearWeights& weights, TensorView y) = 0;
   virtual absl::Status RunRmsNorm(TensorView x, const float* weight, float epsilon,
                                   TensorView y) = 0;
   virtual absl::Status RunAdd(TensorView x, TensorView y) = 0;
-  virtual absl::Status RunSiluMul(TensorView gate, TensorView up, TensorView y) = 0;
+  virtual absl::Status RunGateMul(Activation activation, TensorView gate, TensorView up,
+                                  TensorView y) = 0;
   virtual absl::Status RunRope(TensorView x, int64_t heads, const RopeTable& table,
                                int64_t first_position) = 0;
   virtual absl::Status RunAppendKv(TensorView k, TensorView v, KvLayerView layer, int64_t at) = 0;

@@ -77,11 +77,11 @@ class ReferenceBackend final : public HostBackend {
     return std::unique_ptr<LinearWeights>(std::move(result));
   }
 
-  absl::Status RunEmbed(std::span<const uint32_t> ids, const TensorView& table,
+  absl::Status RunEmbed(std::span<const uint32_t> ids, const TensorView& table, float scale,
                         TensorView y) override {
     for (size_t i = 0; i < ids.size(); ++i) {
       const std::vector<float> row = KvRow(table.data, table.dtype, ids[i], table.cols);
-      std::copy(row.begin(), row.end(), Row(y, i));
+      for (int64_t c = 0; c < table.cols; ++c) Row(y, i)[c] = row[c] * scale;
     }
     return absl::OkStatus();
   }
@@ -109,14 +109,22 @@ class ReferenceBackend final : public HostBackend {
   }
 
   absl::Status RunAdd(TensorView x, TensorView y) override {
-    for (int64_t i = 0; i < x.rows * x.cols; ++i) Row(x, 0)[i] += Row(y, 0)[i];
+    for (int64_t i = 0; i < x.rows; ++i) {
+      const float* from = Row(y, y.rows == 1 ? 0 : i);
+      for (int64_t c = 0; c < x.cols; ++c) Row(x, i)[c] += from[c];
+    }
     return absl::OkStatus();
   }
 
-  absl::Status RunSiluMul(TensorView gate, TensorView up, TensorView y) override {
+  absl::Status RunGateMul(Activation activation, TensorView gate, TensorView up,
+                          TensorView y) override {
+    const double root = std::sqrt(2 / std::acos(-1.0));  // Of 2 / pi.
     for (int64_t i = 0; i < gate.rows * gate.cols; ++i) {
       const double g = Row(gate, 0)[i];
-      Row(y, 0)[i] = static_cast<float>(g / (1 + std::exp(-g)) * Row(up, 0)[i]);
+      const double gated = activation == Activation::kSilu
+                               ? g / (1 + std::exp(-g))
+                               : g / 2 * (1 + std::tanh(root * (g + 0.044715 * g * g * g)));
+      Row(y, 0)[i] = static_cast<float>(gated * Row(up, 0)[i]);
     }
     return absl::OkStatus();
   }
@@ -177,9 +185,10 @@ class ReferenceBackend final : public HostBackend {
       }
       for (int64_t i = 0; i < args.q.rows; ++i) {
         const int64_t seen = span_rows + args.tail_rows - args.q.rows + i + 1;
+        const int64_t first = args.window == 0 ? 0 : std::max<int64_t>(0, seen - args.window);
         for (int64_t g = 0; g < group; ++g) {
           const int64_t column = (h * group + g) * dim;
-          AttendRow(Row(args.q, i) + column, keys, values, seen, args.scale,
+          AttendRow(Row(args.q, i) + column, keys, values, first, seen, args.scale,
                     Row(args.out, i) + column);
         }
       }
@@ -239,13 +248,15 @@ class ReferenceBackend final : public HostBackend {
     return logits;
   }
 
-  static void AttendRow(const float* q, const Rows& keys, const Rows& values, int64_t seen,
-                        float scale, float* out) {
+  // Over rows [first, seen).
+  static void AttendRow(const float* q, const Rows& keys, const Rows& values, int64_t first,
+                        int64_t seen, float scale, float* out) {
     const int64_t dim = static_cast<int64_t>(keys[0].size());
-    const std::vector<double> logits = Logits(q, keys, seen, scale, dim);
+    std::vector<double> logits = Logits(q, keys, seen, scale, dim);
+    std::fill_n(logits.begin(), first, -std::numeric_limits<double>::infinity());
     const double lse = LogSumExp(logits);
     std::vector<double> sum(dim, 0.0);
-    for (int64_t j = 0; j < seen; ++j) {
+    for (int64_t j = first; j < seen; ++j) {
       const double weight = std::exp(logits[j] - lse);
       for (int64_t d = 0; d < dim; ++d) sum[d] += weight * values[j][d];
     }

@@ -102,11 +102,12 @@ struct AttentionCase {
   std::vector<std::vector<uint32_t>> spans = {};  // [heads][spans] rows each
   int64_t tail_before = 0;                        // Tail rows before the new ones.
   DType dtype = DType::kF32;
-  float q_size = 1;  // Large: peaked attention.
+  float q_size = 1;    // Large: peaked attention.
+  int64_t window = 0;  // 0: none.
   std::string ToString() const {
-    std::string text =
-        absl::StrCat("heads ", heads, " group ", group, " dim ", dim, " rows ", rows,
-                     " tail_before ", tail_before, " ", DTypeName(dtype), " q ", q_size, " spans");
+    std::string text = absl::StrCat("heads ", heads, " group ", group, " dim ", dim, " rows ", rows,
+                                    " tail_before ", tail_before, " ", DTypeName(dtype), " q ",
+                                    q_size, " window ", window, " spans");
     for (const auto& head : spans) {
       absl::StrAppend(&text, " |");
       for (uint32_t span : head) absl::StrAppend(&text, " ", span);
@@ -153,6 +154,7 @@ Floats RunAttention(Backend& backend, const AttentionCase& c, uint64_t seed) {
                                       .tail = tail.view,
                                       .tail_rows = tail_rows,
                                       .scale = 1 / std::sqrt(static_cast<float>(c.dim)),
+                                      .window = c.window,
                                       .out = *out}));
   return Read(backend, *out);
 }
@@ -214,6 +216,58 @@ TEST_P(BackendConformanceTest, AttentionHandlesOddSizes) {
     ExpectNear(RunAttention(*backend_, c, 5), RunAttention(*reference_, c, 5),
                AttentionTolerance(*backend_, c), 1e-5);
   }
+}
+
+// Windows smaller than a tile of keys, across spans and tail, of one row, and wider than
+// everything; a long decode step whose first parts see nothing.
+TEST_P(BackendConformanceTest, AttentionSeesNoFurtherBackThanItsWindow) {
+  if (!backend_->host_addressable()) GTEST_SKIP() << "device kernels list their head dims";
+  for (const AttentionCase& c :
+       {AttentionCase{.rows = 200, .tail_before = 70, .window = 1},
+        AttentionCase{.group = 2, .rows = 150, .tail_before = 3, .window = 37},
+        AttentionCase{.dim = 20, .rows = 9, .spans = {{70, 30}, {5}}, .window = 12},
+        AttentionCase{.group = 4, .rows = 1, .spans = {{6000}, {100}}, .window = 150},
+        AttentionCase{.group = 8, .rows = 3, .spans = {{64}, {65}}, .tail_before = 8, .window = 64},
+        AttentionCase{.rows = 80, .spans = {{300}, {}}, .window = 1000},
+        AttentionCase{.rows = 130,
+        .spans = {{129}, {1}},
+        .dtype = DType::kBf16,
+        .q_size = 10,
+        .window = 128}}) {
+    SCOPED_TRACE(c.ToString());
+    const Floats mine = RunAttention(*backend_, c, 6);
+    ExpectNear(mine, RunAttention(*reference_, c, 6), AttentionTolerance(*backend_, c), 1e-5);
+    // The window matters, or is as wide as everything.
+    AttentionCase open = c;
+    open.window = 0;
+    EXPECT_EQ(mine == RunAttention(*backend_, open, 6), c.window == 1000);
+  }
+}
+
+// The reference itself: a window over rows is the same as leaving out the rows before it.
+TEST_P(BackendConformanceTest, AttentionWindowOfADecodeStepEqualsTheRowsInIt) {
+  std::mt19937_64 random(TestSeed());
+  const int64_t dim = 64;
+  const Floats q = RandomFloats(random, dim);
+  const Floats keys = RandomFloats(random, 10 * dim);
+  const Floats values = RandomFloats(random, 10 * dim);
+  const auto attend = [&](int64_t first, int64_t window) {
+    const Tensor query = MakeActivations(*backend_, q, 1, dim);
+    const Layer tail = MakeLayer(*backend_, Floats(keys.begin() + first * dim, keys.end()),
+                                 Floats(values.begin() + first * dim, values.end()), DType::kF32, 1,
+                                 10 - first, dim);
+    auto out = backend_->Allocate(backend_->activation_dtype(), 1, dim);
+    KVTIER_EXPECT_OK(out);
+    KVTIER_EXPECT_OK(backend_->Attention({.q = query,
+                                          .span_dtype = DType::kF32,
+                                          .tail = tail.view,
+                                          .tail_rows = 10 - first,
+                                          .scale = 1,
+                                          .window = window,
+                                          .out = *out}));
+    return Read(*backend_, *out);
+  };
+  ExpectNear(attend(0, 4), attend(6, 0), 1e-6, 1e-6);
 }
 
 TEST_P(BackendConformanceTest, AttentionOfOneRowIsItsValue) {
@@ -446,7 +500,7 @@ TEST_P(BackendConformanceTest, ElementwiseOperationsEqualTheReference) {
     a[2] = 1e-30f;
     const Floats weight = RandomFloats(random, cols);
     struct Results {
-      Floats norm, sum, silu;
+      Floats norm, norm_in_place, sum, biased, silu, gelu;
     };
     const auto run = [&, rows_ = rows, cols_ = cols](Backend& backend) {
       Results results;
@@ -457,17 +511,26 @@ TEST_P(BackendConformanceTest, ElementwiseOperationsEqualTheReference) {
       KVTIER_EXPECT_OK(out);
       KVTIER_EXPECT_OK(backend.RmsNorm(x, w, 1e-5f, *out));
       results.norm = Read(backend, *out);
-      KVTIER_EXPECT_OK(backend.SiluMul(x, y, *out));
+      KVTIER_EXPECT_OK(backend.GateMul(Activation::kSilu, x, y, *out));
       results.silu = Read(backend, *out);
+      KVTIER_EXPECT_OK(backend.GateMul(Activation::kGeluTanh, x, y, *out));
+      results.gelu = Read(backend, *out);
       KVTIER_EXPECT_OK(backend.AddInPlace(x, y));
       results.sum = Read(backend, x);
+      KVTIER_EXPECT_OK(backend.AddInPlace(x, TensorView(y).Rows(rows_ - 1, 1)));
+      results.biased = Read(backend, x);
+      KVTIER_EXPECT_OK(backend.RmsNorm(x, w, 1e-5f, x));
+      results.norm_in_place = Read(backend, x);
       return results;
     };
     const Results mine = run(*backend_);
     const Results theirs = run(*reference_);
     ExpectNear(mine.norm, theirs.norm, 1e-6, 2e-6);
     ExpectNear(mine.silu, theirs.silu, 1e-6, 2e-6);
+    ExpectNear(mine.gelu, theirs.gelu, 1e-6, 4e-6);
     ExpectNear(mine.sum, theirs.sum, 0, 0);
+    ExpectNear(mine.biased, theirs.biased, 0, 0);
+    ExpectNear(mine.norm_in_place, theirs.norm_in_place, 1e-6, 2e-6);
   }
 }
 
@@ -506,20 +569,24 @@ TEST_P(BackendConformanceTest, EmbedCopiesRowsOfAnyDtype) {
   const std::vector<uint32_t> ids{3, 0, 9, 3};
   for (DType dtype : {DType::kF32, DType::kF16, DType::kBf16}) {
     const Floats values = RandomFloats(random, 10 * 40);
+    float scale = 1;
     const auto run = [&](Backend& backend) {
       const Tensor table = MakeTensor(backend, values, dtype, 10, 40);
       auto out = backend.Allocate(backend.activation_dtype(), 4, 40);
       KVTIER_EXPECT_OK(out);
-      KVTIER_EXPECT_OK(backend.Embed(ids, table, *out));
+      KVTIER_EXPECT_OK(backend.Embed(ids, table, scale, *out));
       return Read(backend, *out);
     };
+    ExpectNear(run(*backend_), run(*reference_), 0, 0);
+    scale = 1.75f;
     ExpectNear(run(*backend_), run(*reference_), 0, 0);
   }
   const Tensor table = MakeTensor(*backend_, Floats(40), DType::kF32, 1, 40);
   KVTIER_ASSERT_OK_AND_ASSIGN(const Tensor out,
                               backend_->Allocate(backend_->activation_dtype(), 1, 40));
   const std::vector<uint32_t> unknown{1};
-  EXPECT_THAT(backend_->Embed(unknown, table, out), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(backend_->Embed(unknown, table, 1, out),
+              StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
 // AppendKv rounds to nearest even and touches its rows only; GatherRows gives the same bytes back.
@@ -582,6 +649,9 @@ TEST_P(BackendConformanceTest, RefusesShapesThatDoNotFit) {
   args = good;
   args.span_dtype = DType::kF32;
   EXPECT_THAT(backend_->Attention(args), bad) << "dtypes differ";
+  args = good;
+  args.window = -1;
+  EXPECT_THAT(backend_->Attention(args), bad) << "a negative window";
   const HeadSpans one_head(1);
   args = good;
   args.spans = &one_head;

@@ -87,9 +87,9 @@ class CountingBackend : public Backend {
                                                                int64_t in_features) override {
     return inner_->PrepareLinear(weights, dtype, out_features, in_features);
   }
-  absl::Status Embed(std::span<const uint32_t> ids, const TensorView& table,
+  absl::Status Embed(std::span<const uint32_t> ids, const TensorView& table, float scale,
                      TensorView y) override {
-    return inner_->Embed(ids, table, y);
+    return inner_->Embed(ids, table, scale, y);
   }
   absl::Status Linear(TensorView x, const LinearWeights& weights, TensorView y) override {
     return inner_->Linear(x, weights, y);
@@ -98,8 +98,9 @@ class CountingBackend : public Backend {
     return inner_->RmsNorm(x, weight, epsilon, y);
   }
   absl::Status AddInPlace(TensorView x, TensorView y) override { return inner_->AddInPlace(x, y); }
-  absl::Status SiluMul(TensorView gate, TensorView up, TensorView y) override {
-    return inner_->SiluMul(gate, up, y);
+  absl::Status GateMul(Activation activation, TensorView gate, TensorView up,
+                       TensorView y) override {
+    return inner_->GateMul(activation, gate, up, y);
   }
   absl::Status Rope(TensorView x, int64_t heads, const RopeTable& table,
                     int64_t first_position) override {
