@@ -125,10 +125,15 @@ absl::StatusOr<std::unique_ptr<DenseReferenceDecoder>> DenseReferenceDecoder::Cr
   std::unique_ptr<DenseReferenceDecoder> decoder(new DenseReferenceDecoder);
   KVTIER_ASSIGN_OR_RETURN(decoder->config_, ModelConfig::Parse(text));
   const ModelConfig& c = decoder->config_;
+  if (c.family != ModelFamily::kLlama || c.rope.kind != RopeKind::kDefault) {
+    return absl::UnimplementedError(absl::StrCat(
+        "dense reference: reads Llama with unscaled RoPE only, not ", ModelFamilyName(c.family),
+        c.rope.kind == RopeKind::kDefault ? "" : " with scaled RoPE"));
+  }
   decoder->kv_dtype_ = kv_dtype;
   for (int64_t d = 0; d < c.head_dim; d += 2) {
     decoder->frequencies_.push_back(
-        1.0f / std::pow(static_cast<float>(c.rope_theta),
+        1.0f / std::pow(static_cast<float>(c.rope.theta),
                         static_cast<float>(d) / static_cast<float>(c.head_dim)));
   }
   KVTIER_ASSIGN_OR_RETURN(auto file, SafetensorsFile::Open((root / "model.safetensors").string()));

@@ -44,27 +44,57 @@ absl::Status Check(const Model& model, std::span<const uint32_t> ids, const Forw
   return absl::OkStatus();
 }
 
+// x += bias, or x = its heads after their norm; neither where the family has none.
+absl::Status AddBias(Backend& backend, TensorView x, const Tensor& bias) {
+  return bias.rows() == 0 ? absl::OkStatus() : backend.AddInPlace(x, bias);
+}
+absl::Status NormHeads(Backend& backend, TensorView x, const Tensor& weight, float epsilon) {
+  if (weight.rows() == 0) return absl::OkStatus();
+  TensorView heads = x;  // [rows * heads, head_dim]
+  heads.cols = weight.cols();
+  heads.rows = x.rows * x.cols / heads.cols;
+  return backend.RmsNorm(heads, weight, epsilon, heads);
+}
+
 // The layer's queries, and its new keys and values in the tail.
-absl::Status ProjectAndAppend(const Model& model, const LayerWeights& w, KvLayerView tail,
-                              int64_t at, int64_t first_position, int64_t rows, ForwardScratch& s) {
+absl::Status ProjectAndAppend(const Model& model, int64_t layer, KvLayerView tail, int64_t at,
+                              int64_t first_position, int64_t rows, ForwardScratch& s) {
   Backend& backend = model.backend();
   const ModelConfig& config = model.config();
+  const LayerWeights& w = model.layer(layer);
+  const RopeTable& rope = model.rope(layer);
   const auto head = [rows](const Tensor& t) { return TensorView(t).Rows(0, rows); };
   KVTIER_RETURN_IF_ERROR(
       backend.RmsNorm(head(s.x), w.attention_norm, config.rms_epsilon, head(s.normed)));
   KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.normed), *w.q, head(s.q)));
   KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.normed), *w.k, head(s.k)));
   KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.normed), *w.v, head(s.v)));
-  KVTIER_RETURN_IF_ERROR(backend.Rope(head(s.q), config.q_heads, model.rope(), first_position));
-  KVTIER_RETURN_IF_ERROR(backend.Rope(head(s.k), config.kv_heads, model.rope(), first_position));
+  KVTIER_RETURN_IF_ERROR(AddBias(backend, head(s.q), w.q_bias));
+  KVTIER_RETURN_IF_ERROR(AddBias(backend, head(s.k), w.k_bias));
+  KVTIER_RETURN_IF_ERROR(AddBias(backend, head(s.v), w.v_bias));
+  KVTIER_RETURN_IF_ERROR(NormHeads(backend, head(s.q), w.q_norm, config.rms_epsilon));
+  KVTIER_RETURN_IF_ERROR(NormHeads(backend, head(s.k), w.k_norm, config.rms_epsilon));
+  KVTIER_RETURN_IF_ERROR(backend.Rope(head(s.q), config.q_heads, rope, first_position));
+  KVTIER_RETURN_IF_ERROR(backend.Rope(head(s.k), config.kv_heads, rope, first_position));
   return backend.AppendKv(head(s.k), head(s.v), tail, at);
 }
 
+// x += projected, after a norm of its own where the family has one.
+absl::Status AddProjected(Backend& backend, TensorView projected, const Tensor& norm, float epsilon,
+                          TensorView x) {
+  if (norm.rows() > 0) {
+    KVTIER_RETURN_IF_ERROR(backend.RmsNorm(projected, norm, epsilon, projected));
+  }
+  return backend.AddInPlace(x, projected);
+}
+
 // The layer behind its queries: attention, output projection, MLP, both residuals.
-absl::Status AttendAndMix(const Model& model, const LayerWeights& w, const HeadSpans* spans,
+absl::Status AttendAndMix(const Model& model, int64_t layer, const HeadSpans* spans,
                           KvLayerView tail, int64_t tail_rows, int64_t rows, ForwardScratch& s) {
   Backend& backend = model.backend();
   const ModelConfig& config = model.config();
+  const LayerWeights& w = model.layer(layer);
+  const float epsilon = config.rms_epsilon;
   const auto head = [rows](const Tensor& t) { return TensorView(t).Rows(0, rows); };
   KVTIER_RETURN_IF_ERROR(backend.Attention({.q = head(s.q),
                                             .spans = spans,
@@ -72,17 +102,18 @@ absl::Status AttendAndMix(const Model& model, const LayerWeights& w, const HeadS
                                             .tail = tail,
                                             .tail_rows = tail_rows,
                                             .scale = config.softmax_scale(),
+                                            .window = config.layer_window(layer),
                                             .out = head(s.attended)}));
   KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.attended), *w.o, head(s.projected)));
-  KVTIER_RETURN_IF_ERROR(backend.AddInPlace(head(s.x), head(s.projected)));
   KVTIER_RETURN_IF_ERROR(
-      backend.RmsNorm(head(s.x), w.mlp_norm, config.rms_epsilon, head(s.normed)));
+      AddProjected(backend, head(s.projected), w.attention_out_norm, epsilon, head(s.x)));
+  KVTIER_RETURN_IF_ERROR(backend.RmsNorm(head(s.x), w.mlp_norm, epsilon, head(s.normed)));
   KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.normed), *w.gate, head(s.gate)));
   KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.normed), *w.up, head(s.up)));
   KVTIER_RETURN_IF_ERROR(
-      backend.GateMul(Activation::kSilu, head(s.gate), head(s.up), head(s.gate)));
+      backend.GateMul(config.activation(), head(s.gate), head(s.up), head(s.gate)));
   KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.gate), *w.down, head(s.projected)));
-  return backend.AddInPlace(head(s.x), head(s.projected));
+  return AddProjected(backend, head(s.projected), w.mlp_out_norm, epsilon, head(s.x));
 }
 
 }  // namespace
@@ -122,13 +153,12 @@ absl::Status Forward(const Model& model, std::span<const uint32_t> ids, const Fo
   const int64_t rows = static_cast<int64_t>(ids.size());
   const int64_t at = plan.tail->length();
 
-  KVTIER_RETURN_IF_ERROR(
-      backend.Embed(ids, model.embedding(), /*scale=*/1, TensorView(scratch.x).Rows(0, rows)));
+  KVTIER_RETURN_IF_ERROR(backend.Embed(ids, model.embedding(), config.embedding_scale(),
+                                       TensorView(scratch.x).Rows(0, rows)));
   for (int64_t index = 0; index < config.layers; ++index) {
-    const LayerWeights& w = model.layer(index);
     const KvLayerView tail = plan.tail->layer(index);
     KVTIER_RETURN_IF_ERROR(
-        ProjectAndAppend(model, w, tail, at, plan.first_position, rows, scratch));
+        ProjectAndAppend(model, index, tail, at, plan.first_position, rows, scratch));
     if (plan.on_attention_input) {
       KVTIER_RETURN_IF_ERROR(
           plan.on_attention_input(index, TensorView(scratch.normed).Rows(0, rows)));
@@ -138,7 +168,7 @@ absl::Status Forward(const Model& model, std::span<const uint32_t> ids, const Fo
     }
     if (plan.stop_after_last_queries && index + 1 == config.layers) break;
     const HeadSpans* spans = plan.spans ? plan.spans(index) : nullptr;
-    KVTIER_RETURN_IF_ERROR(AttendAndMix(model, w, spans, tail, at + rows, rows, scratch));
+    KVTIER_RETURN_IF_ERROR(AttendAndMix(model, index, spans, tail, at + rows, rows, scratch));
   }
   plan.tail->SetLength(at + rows);
   if (logits.empty() && all_logits == nullptr) return absl::OkStatus();

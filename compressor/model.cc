@@ -1,22 +1,17 @@
 #include "compressor/model.h"
 
-#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <map>
-#include <set>
 #include <system_error>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "base/bytes.h"
 #include "base/limits.h"
 #include "base/status_macros.h"
+#include "compressor/checkpoint.h"
 #include "compressor/host_backend.h"
-#include "compressor/safetensors.h"
 #include "kvcache/sha256.h"
 
 namespace kvtier {
@@ -33,28 +28,6 @@ absl::StatusOr<std::string> ReadConfig(const fs::path& path) {
   return text;
 }
 
-absl::StatusOr<std::vector<fs::path>> ListWeightFiles(const fs::path& folder) {
-  std::error_code error;
-  const fs::path single = folder / "model.safetensors";
-  if (fs::exists(single, error)) return std::vector<fs::path>{single};
-  std::vector<fs::path> files;
-  fs::directory_iterator it(folder, error);
-  for (; !error && it != fs::directory_iterator(); it.increment(error)) {
-    if (it->path().extension() == ".safetensors") files.push_back(it->path());
-  }
-  if (error) return absl::NotFoundError(absl::StrCat(folder.string(), ": ", error.message()));
-  if (files.empty()) {
-    return absl::NotFoundError(absl::StrCat(folder.string(), ": no *.safetensors file"));
-  }
-  if (files.size() > limits::kCheckpointShardsMax) {
-    return absl::InvalidArgumentError(absl::StrCat(folder.string(), ": ", files.size(),
-                                                   " weight files, at most ",
-                                                   limits::kCheckpointShardsMax));
-  }
-  std::sort(files.begin(), files.end());
-  return files;
-}
-
 void HashFile(absl::string_view name, ByteSpan content, Sha256* hash) {
   std::string framed;
   ByteWriter writer(&framed);
@@ -65,71 +38,24 @@ void HashFile(absl::string_view name, ByteSpan content, Sha256* hash) {
   hash->Update(content);
 }
 
-// The tensors of all weight files. Every one must be taken exactly once, or it is unexpected.
-class Checkpoint {
- public:
-  static absl::StatusOr<Checkpoint> Open(const fs::path& folder) {
-    KVTIER_ASSIGN_OR_RETURN(const std::vector<fs::path> paths, ListWeightFiles(folder));
-    Checkpoint checkpoint;
-    for (const fs::path& path : paths) {
-      KVTIER_ASSIGN_OR_RETURN(auto file, SafetensorsFile::Open(path.string()));
-      for (const auto& [name, entry] : file->entries()) {
-        if (!checkpoint.tensors_.emplace(name, &entry).second) {
-          return absl::InvalidArgumentError(
-              absl::StrCat(path.string(), ": tensor \"", name, "\" is in another file too"));
-        }
-      }
-      checkpoint.files_.push_back(std::move(file));
-    }
-    return checkpoint;
-  }
-
-  const std::vector<std::unique_ptr<SafetensorsFile>>& files() const { return files_; }
-  bool Has(const std::string& name) const { return tensors_.count(name) > 0; }
-
-  struct Taken {
-    std::span<const std::byte> bytes;
-    DType dtype;
-  };
-  absl::StatusOr<Taken> Take(const std::string& name, const std::vector<int64_t>& shape) {
-    const auto it = tensors_.find(name);
-    if (it == tensors_.end()) {
-      return absl::InvalidArgumentError(absl::StrCat("tensor \"", name, "\" is missing"));
-    }
-    const SafetensorsEntry& entry = *it->second;
-    if (entry.shape != shape) {
-      return absl::InvalidArgumentError(absl::StrCat("tensor \"", name, "\" has shape [",
-                                                     absl::StrJoin(entry.shape, ", "), "], not [",
-                                                     absl::StrJoin(shape, ", "), "]"));
-    }
-    Taken taken{.bytes = entry.bytes, .dtype = DType::kF32};
-    if (entry.dtype == "BF16") {
-      taken.dtype = DType::kBf16;
-    } else if (entry.dtype == "F16") {
-      taken.dtype = DType::kF16;
-    } else if (entry.dtype != "F32") {
-      return absl::UnimplementedError(
-          absl::StrCat("tensor \"", name, "\" has dtype ", entry.dtype));
-    }
-    taken_.insert(name);
-    return taken;
-  }
-
-  absl::Status ExpectNoneLeft() const {
-    for (const auto& [name, entry] : tensors_) {
-      // Old checkpoints carry the RoPE frequencies, which follow from the configuration.
-      if (taken_.count(name) > 0 || absl::EndsWith(name, ".rotary_emb.inv_freq")) continue;
-      return absl::InvalidArgumentError(absl::StrCat("tensor \"", name, "\" is unexpected"));
-    }
-    return absl::OkStatus();
-  }
-
- private:
-  Checkpoint() = default;
-  std::vector<std::unique_ptr<SafetensorsFile>> files_;
-  std::map<std::string, const SafetensorsEntry*> tensors_;
-  std::set<std::string> taken_;
+// Where a checkpoint keeps its parts. A model for text and images has the text model inside, under
+// one name in transformers 4 and another in 5.
+struct TensorNames {
+  std::string base;  // Before embed_tokens, layers and norm.
+  std::string lm_head;
+  std::vector<absl::string_view> ignored;  // Beginnings of names that only images need.
 };
+TensorNames NamesOf(const ModelConfig& config, const Checkpoint& checkpoint) {
+  if (!config.multimodal) return {.base = "model.", .lm_head = "lm_head.weight", .ignored = {}};
+  if (checkpoint.Has("language_model.model.embed_tokens.weight")) {
+    return {.base = "language_model.model.",
+            .lm_head = "language_model.lm_head.weight",
+            .ignored = {"vision_tower.", "multi_modal_projector."}};
+  }
+  return {.base = "model.language_model.",
+          .lm_head = "lm_head.weight",
+          .ignored = {"model.vision_tower.", "model.multi_modal_projector."}};
+}
 
 // Reads tensors onto the backend and adds up what they take.
 struct Loader {
@@ -145,10 +71,12 @@ struct Loader {
     return weights;
   }
 
-  absl::StatusOr<Tensor> Norm(const std::string& name, int64_t size) {
+  // One row in fp32, `offset` added to each element: a norm or a bias.
+  absl::StatusOr<Tensor> Row(const std::string& name, int64_t size, float offset) {
     KVTIER_ASSIGN_OR_RETURN(const Checkpoint::Taken taken, checkpoint.Take(name, {size}));
     std::vector<float> values(static_cast<size_t>(size));
     LoadFloats(taken.bytes.data(), taken.dtype, values);
+    for (float& value : values) value += offset;
     KVTIER_ASSIGN_OR_RETURN(Tensor tensor, backend.Allocate(DType::kF32, 1, size));
     KVTIER_RETURN_IF_ERROR(backend.Upload(AsBytes(std::span<const float>(values)), tensor));
     bytes += tensor.bytes();
@@ -163,15 +91,35 @@ struct Loader {
     return tensor;
   }
 
-  absl::StatusOr<LayerWeights> Layer(const ModelConfig& config, int64_t index) {
-    const std::string at = absl::StrCat("model.layers.", index, ".");
+  absl::StatusOr<LayerWeights> Layer(const ModelConfig& config, const std::string& at) {
     const int64_t hidden = config.hidden;
     const int64_t q_width = config.q_heads * config.head_dim;
     const int64_t kv_width = config.kv_heads * config.head_dim;
     const int64_t mid = config.intermediate;
+    const auto norm = [&](absl::string_view name, int64_t size) {
+      return Row(absl::StrCat(at, name, ".weight"), size, config.norm_weight_offset());
+    };
+    const auto bias = [&](absl::string_view name, int64_t size) {
+      return Row(absl::StrCat(at, "self_attn.", name, "_proj.bias"), size, 0);
+    };
     LayerWeights w;
-    KVTIER_ASSIGN_OR_RETURN(w.attention_norm, Norm(at + "input_layernorm.weight", hidden));
-    KVTIER_ASSIGN_OR_RETURN(w.mlp_norm, Norm(at + "post_attention_layernorm.weight", hidden));
+    KVTIER_ASSIGN_OR_RETURN(w.attention_norm, norm("input_layernorm", hidden));
+    if (config.has_output_norms()) {
+      KVTIER_ASSIGN_OR_RETURN(w.attention_out_norm, norm("post_attention_layernorm", hidden));
+      KVTIER_ASSIGN_OR_RETURN(w.mlp_norm, norm("pre_feedforward_layernorm", hidden));
+      KVTIER_ASSIGN_OR_RETURN(w.mlp_out_norm, norm("post_feedforward_layernorm", hidden));
+    } else {
+      KVTIER_ASSIGN_OR_RETURN(w.mlp_norm, norm("post_attention_layernorm", hidden));
+    }
+    if (config.has_qk_norm()) {
+      KVTIER_ASSIGN_OR_RETURN(w.q_norm, norm("self_attn.q_norm", config.head_dim));
+      KVTIER_ASSIGN_OR_RETURN(w.k_norm, norm("self_attn.k_norm", config.head_dim));
+    }
+    if (config.has_qkv_bias()) {
+      KVTIER_ASSIGN_OR_RETURN(w.q_bias, bias("q", q_width));
+      KVTIER_ASSIGN_OR_RETURN(w.k_bias, bias("k", kv_width));
+      KVTIER_ASSIGN_OR_RETURN(w.v_bias, bias("v", kv_width));
+    }
     KVTIER_ASSIGN_OR_RETURN(w.q, Linear(at + "self_attn.q_proj.weight", q_width, hidden));
     KVTIER_ASSIGN_OR_RETURN(w.k, Linear(at + "self_attn.k_proj.weight", kv_width, hidden));
     KVTIER_ASSIGN_OR_RETURN(w.v, Linear(at + "self_attn.v_proj.weight", kv_width, hidden));
@@ -185,8 +133,8 @@ struct Loader {
   // The LM head, or the embedding once more where they are tied. A tied checkpoint may carry a copy
   // under the head's name, which must then be one.
   absl::StatusOr<std::unique_ptr<LinearWeights>> LmHead(const ModelConfig& config,
+                                                        const std::string& name,
                                                         const std::string& embedding) {
-    const std::string name = "lm_head.weight";
     if (!config.tied_embeddings) return Linear(name, config.vocabulary, config.hidden);
     if (checkpoint.Has(name)) {
       const std::vector<int64_t> shape{config.vocabulary, config.hidden};
@@ -218,20 +166,24 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& folder, Ba
   KVTIER_ASSIGN_OR_RETURN(model->profile_,
                           PromptProfile::Load((root / "kvtier_prompt_profile.json").string()));
   KVTIER_RETURN_IF_ERROR(model->profile_.Validate(config.vocabulary));
-  model->rope_ = config.MakeRopeTable();
+  model->rope_ = config.MakeRopeTable(LayerKind::kGlobal);
+  model->sliding_rope_ = config.MakeRopeTable(LayerKind::kSliding);
 
-  KVTIER_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::Open(root));
+  KVTIER_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::Open(root.string()));
+  const TensorNames names = NamesOf(config, checkpoint);
   Loader loader{.checkpoint = checkpoint, .backend = backend};
-  const std::string embedding = "model.embed_tokens.weight";
+  const std::string embedding = names.base + "embed_tokens.weight";
   KVTIER_ASSIGN_OR_RETURN(model->embedding_,
                           loader.Table(embedding, config.vocabulary, config.hidden));
   for (int64_t index = 0; index < config.layers; ++index) {
-    KVTIER_ASSIGN_OR_RETURN(LayerWeights layer, loader.Layer(config, index));
+    KVTIER_ASSIGN_OR_RETURN(LayerWeights layer,
+                            loader.Layer(config, absl::StrCat(names.base, "layers.", index, ".")));
     model->layers_.push_back(std::move(layer));
   }
-  KVTIER_ASSIGN_OR_RETURN(model->final_norm_, loader.Norm("model.norm.weight", config.hidden));
-  KVTIER_ASSIGN_OR_RETURN(model->lm_head_, loader.LmHead(config, embedding));
-  KVTIER_RETURN_IF_ERROR(checkpoint.ExpectNoneLeft());
+  KVTIER_ASSIGN_OR_RETURN(model->final_norm_, loader.Row(names.base + "norm.weight", config.hidden,
+                                                         config.norm_weight_offset()));
+  KVTIER_ASSIGN_OR_RETURN(model->lm_head_, loader.LmHead(config, names.lm_head, embedding));
+  KVTIER_RETURN_IF_ERROR(checkpoint.ExpectNoneLeft(names.ignored));
   model->weight_bytes_ = loader.bytes;
 
   Sha256 hash;

@@ -16,9 +16,14 @@
 
 namespace kvtier {
 
+// Rows are fp32; those that a family does not have are empty (rows() == 0).
 struct LayerWeights {
-  Tensor attention_norm;  // [1, hidden] fp32
-  Tensor mlp_norm;        // [1, hidden] fp32
+  Tensor attention_norm;          // [1, hidden]
+  Tensor mlp_norm;                // [1, hidden]
+  Tensor attention_out_norm;      // [1, hidden]
+  Tensor mlp_out_norm;            // [1, hidden]
+  Tensor q_norm, k_norm;          // [1, head_dim], of every head before RoPE
+  Tensor q_bias, k_bias, v_bias;  // [1, heads * head_dim]
   std::unique_ptr<LinearWeights> q, k, v, o;
   std::unique_ptr<LinearWeights> gate, up, down;
 };
@@ -27,16 +32,17 @@ struct LayerWeights {
 // backend, which must outlive it.
 class Model {
  public:
-  // Reads config.json, kvtier_prompt_profile.json and model.safetensors of `folder`; without a file
-  // of that name every *.safetensors, in order of their names.
+  // Reads config.json, kvtier_prompt_profile.json and the weight files (checkpoint.h) of `folder`.
   // NOT_FOUND: no such folder or file. INVALID_ARGUMENT / UNIMPLEMENTED as the parsers say, or a
-  // tensor that is missing, unexpected or of the wrong shape or dtype (named).
+  // tensor that is missing, unexpected, of the wrong shape or dtype or not finite (named).
   static absl::StatusOr<std::unique_ptr<Model>> Load(const std::string& folder, Backend& backend);
 
   const std::string& name() const { return name_; }  // The folder's last component.
   const ModelConfig& config() const { return config_; }
   const PromptProfile& profile() const { return profile_; }
-  const RopeTable& rope() const { return rope_; }
+  const RopeTable& rope(int64_t layer) const {
+    return config_.layer_window(layer) > 0 ? sliding_rope_ : rope_;
+  }
   // SHA-256 over config.json and every weight file, in this order: for each its name and its bytes,
   // both preceded by their length (u64, little endian).
   const Digest& digest() const { return digest_; }
@@ -62,6 +68,7 @@ class Model {
   PromptProfile profile_;
   Digest digest_;
   RopeTable rope_;
+  RopeTable sliding_rope_;
   Backend* backend_ = nullptr;
   Tensor embedding_;
   std::vector<LayerWeights> layers_;

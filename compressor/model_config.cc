@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
+#include <functional>
+#include <iterator>
 #include <optional>
 #include <set>
 #include <span>
+#include <utility>
 
 #include <nlohmann/json.hpp>
 
@@ -31,11 +33,21 @@ constexpr absl::string_view kIrrelevantKeys[] = {
     "decoder_start_token_id", "use_cache", "tokenizer_class",
     // Training only.
     "initializer_range", "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop",
+    // How Python keeps its own cache.
+    "cache_implementation",
+    // Sparse attention over very long inputs in the 1M variants of Qwen2.5: transformers, whose
+    // numbers are the measure here, computes full attention whatever it says.
+    "dual_chunk_attention_config",
     // Shape of Python's answers.
     "output_attentions", "output_hidden_states", "return_dict", "torchscript", "problem_type",
     "id2label", "label2id", "num_labels", "finetuning_task", "task_specific_params",
     // Parallel plans of a library.
     "base_model_tp_plan", "base_model_pp_plan"};
+
+// Beside text_config in a model for text and images: what only images need.
+constexpr absl::string_view kImageKeys[] = {
+    "vision_config",   "mm_tokens_per_image", "image_token_index", "boi_token_index",
+    "eoi_token_index", "image_token_id",      "boi_token_id",      "eoi_token_id"};
 
 std::string Shown(const json& value) {
   return value.dump(-1, ' ', /*ensure_ascii=*/true, json::error_handler_t::replace).substr(0, 80);
@@ -106,55 +118,361 @@ class Fields {
   std::set<std::string> read_;
 };
 
-// rope_theta at the top and rope_scaling (transformers 4), or rope_parameters (transformers 5).
-absl::StatusOr<double> ReadRopeTheta(Fields& fields) {
-  KVTIER_ASSIGN_OR_RETURN(std::optional<double> theta, fields.Positive("rope_theta"));
-  for (const char* key : {"rope_scaling", "rope_parameters"}) {
-    const json* value = fields.Find(key);
-    if (value == nullptr) continue;
-    if (!value->is_object()) return Bad(key, "is no object");
-    Fields rope(*value);
-    const std::string prefix = absl::StrCat(key, ".");
-    for (const char* type : {"type", "rope_type"}) {
-      const json* name = rope.Find(type);
-      if (name != nullptr && *name != "default") return NotBuilt(prefix + type, *name);
-    }
-    KVTIER_RETURN_IF_ERROR(rope.Only("partial_rotary_factor", 1.0));
-    KVTIER_ASSIGN_OR_RETURN(const std::optional<double> inner, rope.Positive("rope_theta"));
-    KVTIER_RETURN_IF_ERROR(rope.RefuseUnknown(prefix, {}));
+// One set of RoPE parameters: rope_scaling (transformers 4) or rope_parameters (transformers 5).
+class RopeReader {
+ public:
+  RopeReader(const json& object, std::string name, int64_t positions_max)
+      : fields_(object), name_(std::move(name)), positions_max_(positions_max) {}
+
+  // `theta` is what stands outside, or `otherwise` if nothing does.
+  absl::StatusOr<RopeSpec> Read(std::optional<double> theta, double otherwise) {
+    RopeSpec spec;
+    KVTIER_ASSIGN_OR_RETURN(const std::string kind, ReadKind());
+    KVTIER_RETURN_IF_ERROR(fields_.Only("partial_rotary_factor", 1.0));
+    KVTIER_ASSIGN_OR_RETURN(const std::optional<double> inner, fields_.Positive("rope_theta"));
     if (inner.has_value() && theta.has_value() && *inner != *theta) {
-      return Bad(prefix + "rope_theta", "differs from rope_theta");
+      return Bad(name_ + ".rope_theta", "differs from rope_theta");
     }
-    if (inner.has_value()) theta = inner;
+    spec.theta = inner.has_value() ? *inner : theta.value_or(otherwise);
+    if (kind != "default") {
+      KVTIER_ASSIGN_OR_RETURN(spec.factor, Required("factor"));
+    }
+    if (kind == "linear") {
+      spec.kind = RopeKind::kLinear;
+    } else if (kind == "llama3") {
+      KVTIER_RETURN_IF_ERROR(ReadLlama3(spec));
+    } else if (kind == "yarn") {
+      KVTIER_RETURN_IF_ERROR(ReadYarn(spec));
+    }
+    KVTIER_RETURN_IF_ERROR(fields_.RefuseUnknown(name_ + ".", {}));
+    return spec;
   }
-  return theta.value_or(10000.0);
+
+ private:
+  absl::StatusOr<std::string> ReadKind() {
+    std::string kind = "default";
+    bool read = false;
+    for (const char* key : {"rope_type", "type"}) {
+      const json* value = fields_.Find(key);
+      if (value == nullptr) continue;
+      if (!value->is_string()) return Bad(absl::StrCat(name_, ".", key), "is no string");
+      if (*value != "default" && *value != "linear" && *value != "llama3" && *value != "yarn") {
+        return NotBuilt(absl::StrCat(name_, ".", key), *value);
+      }
+      if (read && *value != kind) return Bad(name_ + ".type", "differs from rope_type");
+      kind = value->get<std::string>();
+      read = true;
+    }
+    return kind;
+  }
+
+  absl::StatusOr<double> Required(const std::string& key) {
+    KVTIER_ASSIGN_OR_RETURN(const std::optional<double> value, fields_.Positive(key));
+    if (!value.has_value()) return Bad(absl::StrCat(name_, ".", key), "is missing");
+    return *value;
+  }
+
+  absl::Status ReadLlama3(RopeSpec& spec) {
+    spec.kind = RopeKind::kLlama3;
+    KVTIER_ASSIGN_OR_RETURN(spec.low_frequency_factor, Required("low_freq_factor"));
+    KVTIER_ASSIGN_OR_RETURN(spec.high_frequency_factor, Required("high_freq_factor"));
+    if (spec.high_frequency_factor <= spec.low_frequency_factor) {
+      return Bad(name_ + ".high_freq_factor", "is not above low_freq_factor");
+    }
+    KVTIER_ASSIGN_OR_RETURN(
+        spec.original_positions,
+        fields_.Count("original_max_position_embeddings", limits::kContextTokensMax));
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadYarn(RopeSpec& spec) {
+    spec.kind = RopeKind::kYarn;
+    if (spec.theta <= 1) return Bad(name_ + ".rope_theta", "is not above 1, which yarn needs");
+    KVTIER_ASSIGN_OR_RETURN(spec.original_positions,
+                            fields_.Count("original_max_position_embeddings",
+                                          limits::kContextTokensMax, positions_max_));
+    KVTIER_ASSIGN_OR_RETURN(const std::optional<double> fast, fields_.Positive("beta_fast"));
+    KVTIER_ASSIGN_OR_RETURN(const std::optional<double> slow, fields_.Positive("beta_slow"));
+    spec.beta_fast = fast.value_or(spec.beta_fast);
+    spec.beta_slow = slow.value_or(spec.beta_slow);
+    if (spec.beta_fast <= spec.beta_slow)
+      return Bad(name_ + ".beta_fast", "is not above beta_slow");
+    KVTIER_ASSIGN_OR_RETURN(spec.truncate, fields_.Flag("truncate", true));
+    KVTIER_ASSIGN_OR_RETURN(const std::optional<double> mscale, fields_.Positive("mscale"));
+    KVTIER_ASSIGN_OR_RETURN(const std::optional<double> all, fields_.Positive("mscale_all_dim"));
+    KVTIER_ASSIGN_OR_RETURN(const std::optional<double> given,
+                            fields_.Positive("attention_factor"));
+    spec.attention_factor =
+        given.value_or(YarnAttentionFactor(spec.factor, mscale.value_or(0), all.value_or(0)));
+    return absl::OkStatus();
+  }
+
+  Fields fields_;
+  const std::string name_;
+  const int64_t positions_max_;
+};
+
+// `value` is null where nothing is said.
+absl::StatusOr<RopeSpec> ReadRopeObject(const json* value, const std::string& name,
+                                        int64_t positions_max, std::optional<double> theta,
+                                        double otherwise) {
+  static const json nothing = json::object();
+  if (value == nullptr) value = &nothing;
+  if (!value->is_object()) return Bad(name, "is no object");
+  return RopeReader(*value, name, positions_max).Read(theta, otherwise);
 }
 
-absl::Status CheckArchitecture(Fields& fields) {
+absl::Status ReadRope(Fields& fields, ModelConfig& config) {
+  const bool gemma = config.family == ModelFamily::kGemma3;
+  const double otherwise = gemma ? 1e6 : 1e4;
+  constexpr double kLocalOtherwise = 1e4;
+  KVTIER_ASSIGN_OR_RETURN(const std::optional<double> theta, fields.Positive("rope_theta"));
+  std::optional<double> local_theta;
+  if (gemma) {
+    KVTIER_ASSIGN_OR_RETURN(local_theta, fields.Positive("rope_local_base_freq"));
+  }
+  const json* scaling = fields.Find("rope_scaling");
+  const json* parameters = fields.Find("rope_parameters");
+  if (scaling != nullptr && parameters != nullptr && *scaling != *parameters) {
+    return Bad("rope_parameters", "differs from rope_scaling");
+  }
+  if (scaling != nullptr || parameters == nullptr) {  // transformers 4
+    KVTIER_ASSIGN_OR_RETURN(config.rope, ReadRopeObject(scaling, "rope_scaling",
+                                                        config.positions_max, theta, otherwise));
+  } else if (gemma && parameters->is_object()) {
+    Fields kinds(*parameters);
+    KVTIER_ASSIGN_OR_RETURN(
+        config.rope, ReadRopeObject(kinds.Find("full_attention"), "rope_parameters.full_attention",
+                                    config.positions_max, theta, otherwise));
+    KVTIER_ASSIGN_OR_RETURN(
+        config.sliding_rope,
+        ReadRopeObject(kinds.Find("sliding_attention"), "rope_parameters.sliding_attention",
+                       config.positions_max, local_theta, kLocalOtherwise));
+    return kinds.RefuseUnknown("rope_parameters.", {});
+  } else {
+    KVTIER_ASSIGN_OR_RETURN(config.rope, ReadRopeObject(parameters, "rope_parameters",
+                                                        config.positions_max, theta, otherwise));
+  }
+  config.sliding_rope = config.rope;
+  if (gemma) config.sliding_rope = RopeSpec{.theta = local_theta.value_or(kLocalOtherwise)};
+  return absl::OkStatus();
+}
+
+// Which layers slide, and how far they see.
+absl::Status ReadLayerKinds(Fields& fields, ModelConfig& config) {
+  const bool gemma = config.family == ModelFamily::kGemma3;
+  bool sliding = gemma;
+  std::function<bool(int64_t)> slides = [](int64_t) { return false; };
+  if (gemma) {
+    int64_t pattern = 6;
+    for (const char* key : {"_sliding_window_pattern", "sliding_window_pattern"}) {
+      KVTIER_ASSIGN_OR_RETURN(pattern, fields.Count(key, limits::kLayersMax, pattern));
+    }
+    slides = [pattern](int64_t layer) { return (layer + 1) % pattern != 0; };
+  } else if (config.family != ModelFamily::kLlama) {
+    KVTIER_ASSIGN_OR_RETURN(sliding, fields.Flag("use_sliding_window", false));
+    // Written whether it counts or not.
+    const json* layers = fields.Find("max_window_layers");
+    int64_t first = 28;
+    if (sliding && layers != nullptr) {
+      if (!layers->is_number_unsigned() || layers->get<uint64_t>() > limits::kLayersMax) {
+        return Bad("max_window_layers", absl::StrCat("is ", Shown(*layers)));
+      }
+      first = layers->get<int64_t>();
+    }
+    slides = [first, sliding](int64_t layer) { return sliding && layer >= first; };
+  }
+  if (sliding) {
+    KVTIER_ASSIGN_OR_RETURN(
+        config.window, fields.Count("sliding_window", limits::kContextTokensMax, gemma ? 4096 : 0));
+  } else if (config.family == ModelFamily::kLlama) {
+    KVTIER_RETURN_IF_ERROR(fields.Only("sliding_window", nullptr));
+  } else {
+    fields.Find("sliding_window");
+  }
+
+  const json* types = fields.Find("layer_types");
+  if (types != nullptr && (!types->is_array() || types->size() != uint64_t(config.layers))) {
+    return Bad("layer_types", absl::StrCat("is no list of ", config.layers, " layers"));
+  }
+  for (int64_t layer = 0; layer < config.layers; ++layer) {
+    bool slide = slides(layer);
+    if (types != nullptr) {
+      const json& type = (*types)[static_cast<size_t>(layer)];
+      slide = type == "sliding_attention";
+      if ((slide && !sliding) || (!slide && type != "full_attention")) {
+        return NotBuilt("layer_types", type);
+      }
+    }
+    config.layer_kinds.push_back(slide ? LayerKind::kSliding : LayerKind::kGlobal);
+  }
+  const auto count =
+      std::count(config.layer_kinds.begin(), config.layer_kinds.end(), LayerKind::kSliding);
+  if (count == config.layers) {
+    return Bad("layer_types", "leave no layer with full attention, so nothing to score");
+  }
+  if (count == 0) config.window = 0;
+  return absl::OkStatus();
+}
+
+// Sizes that Gemma's configurations leave to transformers' defaults; 0: must be there.
+struct Defaults {
+  int64_t hidden = 0, intermediate = 0, layers = 0, q_heads = 0, kv_heads = 0, head_dim = 0;
+  int64_t vocabulary = 0, positions = 0;
+  bool tied = false;
+};
+Defaults DefaultsOf(ModelFamily family) {
+  if (family == ModelFamily::kQwen3) return {.head_dim = 128};
+  if (family != ModelFamily::kGemma3) return {};
+  return {.hidden = 2304,
+          .intermediate = 9216,
+          .layers = 26,
+          .q_heads = 8,
+          .kv_heads = 4,
+          .head_dim = 256,
+          .vocabulary = 262208,
+          .positions = 131072,
+          .tied = true};
+}
+
+absl::Status ReadSizes(Fields& fields, bool head_dim_given, ModelConfig& config) {
+  const Defaults other = DefaultsOf(config.family);
+  KVTIER_ASSIGN_OR_RETURN(config.hidden, fields.Count("hidden_size", kLayerWidthMax, other.hidden));
+  KVTIER_ASSIGN_OR_RETURN(config.layers,
+                          fields.Count("num_hidden_layers", limits::kLayersMax, other.layers));
+  KVTIER_ASSIGN_OR_RETURN(
+      config.q_heads, fields.Count("num_attention_heads", limits::kQueryHeadsMax, other.q_heads));
+  KVTIER_ASSIGN_OR_RETURN(config.kv_heads,
+                          fields.Count("num_key_value_heads", limits::kKvHeadsMax,
+                                       other.kv_heads > 0 ? other.kv_heads : config.q_heads));
+  const int64_t head_dim = other.head_dim > 0 ? other.head_dim : config.hidden / config.q_heads;
+  KVTIER_ASSIGN_OR_RETURN(config.head_dim, fields.Count("head_dim", limits::kHeadDimMax, head_dim));
+  KVTIER_ASSIGN_OR_RETURN(config.intermediate,
+                          fields.Count("intermediate_size", kLayerWidthMax, other.intermediate));
+  KVTIER_ASSIGN_OR_RETURN(config.vocabulary,
+                          fields.Count("vocab_size", limits::kVocabularyMax, other.vocabulary));
+  KVTIER_ASSIGN_OR_RETURN(
+      config.positions_max,
+      fields.Count("max_position_embeddings", limits::kContextTokensMax, other.positions));
+  KVTIER_ASSIGN_OR_RETURN(const std::optional<double> epsilon, fields.Positive("rms_norm_eps"));
+  config.rms_epsilon = static_cast<float>(epsilon.value_or(1e-6));
+  KVTIER_ASSIGN_OR_RETURN(config.tied_embeddings, fields.Flag("tie_word_embeddings", other.tied));
+
+  if (config.kv_heads > limits::kKvHeadsMax) {  // By default it is num_attention_heads.
+    return Bad("num_key_value_heads", absl::StrCat("is above ", limits::kKvHeadsMax));
+  }
+  if (config.q_heads % config.kv_heads != 0) {
+    return Bad(
+        "num_key_value_heads",
+        absl::StrCat("is ", config.kv_heads, ", which does not divide ", config.q_heads, " heads"));
+  }
+  if (!head_dim_given && other.head_dim == 0 && config.hidden % config.q_heads != 0) {
+    return Bad("hidden_size", "is no multiple of num_attention_heads, and head_dim is missing");
+  }
+  if (config.head_dim < 2 || config.head_dim > limits::kHeadDimMax || config.head_dim % 2 != 0) {
+    return Bad("head_dim",
+               absl::StrCat("is ", config.head_dim, ", not even or above ", limits::kHeadDimMax));
+  }
+  return absl::OkStatus();
+}
+
+struct FamilyNames {
+  ModelFamily family;
+  absl::string_view name;  // Of the family.
+  absl::string_view model_type;
+  absl::string_view architecture;
+};
+constexpr FamilyNames kFamilies[] = {
+    {ModelFamily::kLlama, "llama", "llama", "LlamaForCausalLM"},
+    {ModelFamily::kQwen2, "qwen2", "qwen2", "Qwen2ForCausalLM"},
+    {ModelFamily::kQwen3, "qwen3", "qwen3", "Qwen3ForCausalLM"},
+    {ModelFamily::kGemma3, "gemma3", "gemma3_text", "Gemma3ForCausalLM"},
+};
+
+// The family by model_type; `nested` configurations name their architecture outside.
+absl::StatusOr<ModelFamily> ReadFamily(Fields& fields, bool nested) {
   const json* type = fields.Find("model_type");
   if (type == nullptr) return Bad("model_type", "is missing");
-  if (*type != "llama") return NotBuilt("model_type", *type);
-  const json* architectures = fields.Find("architectures");
-  if (architectures != nullptr && *architectures != json::array({"LlamaForCausalLM"})) {
-    return NotBuilt("architectures", *architectures);
-  }
-  if (const json* layers = fields.Find("layer_types"); layers != nullptr) {
-    if (!layers->is_array()) return Bad("layer_types", "is no list");
-    for (const json& layer : *layers) {
-      if (layer != "full_attention") return NotBuilt("layer_types", layer);
+  for (const FamilyNames& names : kFamilies) {
+    if (*type != std::string(names.model_type) || (nested && names.family != ModelFamily::kGemma3))
+      continue;
+    const json* architectures = fields.Find("architectures");
+    if (architectures != nullptr &&
+        *architectures != json::array({std::string(names.architecture)})) {
+      return NotBuilt("architectures", *architectures);
     }
+    return names.family;
   }
-  KVTIER_RETURN_IF_ERROR(fields.Only("hidden_act", "silu"));
-  KVTIER_RETURN_IF_ERROR(fields.Only("attention_bias", false));
-  KVTIER_RETURN_IF_ERROR(fields.Only("mlp_bias", false));
-  KVTIER_RETURN_IF_ERROR(fields.Only("pretraining_tp", 1));
-  KVTIER_RETURN_IF_ERROR(fields.Only("sliding_window", nullptr));
+  return NotBuilt("model_type", *type);
+}
+
+// What changes numbers and is built in one form only.
+absl::Status RefuseVariants(Fields& fields, ModelFamily family) {
+  if (family == ModelFamily::kGemma3) {
+    KVTIER_RETURN_IF_ERROR(fields.Only("hidden_activation", "gelu_pytorch_tanh"));
+    KVTIER_RETURN_IF_ERROR(fields.Only("attn_logit_softcapping", nullptr));
+    KVTIER_RETURN_IF_ERROR(fields.Only("final_logit_softcapping", nullptr));
+    KVTIER_RETURN_IF_ERROR(fields.Only("use_bidirectional_attention", false));
+  } else {
+    KVTIER_RETURN_IF_ERROR(fields.Only("hidden_act", "silu"));
+  }
+  if (family != ModelFamily::kQwen2) {  // Which has the biases of q, k and v, said or not.
+    KVTIER_RETURN_IF_ERROR(fields.Only("attention_bias", false));
+  }
+  if (family == ModelFamily::kLlama) {
+    KVTIER_RETURN_IF_ERROR(fields.Only("mlp_bias", false));
+    KVTIER_RETURN_IF_ERROR(fields.Only("pretraining_tp", 1));
+  }
   KVTIER_RETURN_IF_ERROR(fields.Only("quantization_config", nullptr));
   KVTIER_RETURN_IF_ERROR(fields.Only("partial_rotary_factor", 1.0));
   KVTIER_RETURN_IF_ERROR(fields.Only("is_encoder_decoder", false));
   KVTIER_RETURN_IF_ERROR(fields.Only("add_cross_attention", false));
   KVTIER_RETURN_IF_ERROR(fields.Only("chunk_size_feed_forward", 0));
   return fields.Only("pruned_heads", json::object());
+}
+
+absl::StatusOr<ModelConfig> ReadTextModel(const json& object, bool multimodal) {
+  Fields fields(object);
+  ModelConfig config;
+  config.multimodal = multimodal;
+  KVTIER_ASSIGN_OR_RETURN(config.family, ReadFamily(fields, multimodal));
+  KVTIER_RETURN_IF_ERROR(RefuseVariants(fields, config.family));
+  KVTIER_RETURN_IF_ERROR(ReadSizes(fields, fields.Find("head_dim") != nullptr, config));
+  KVTIER_RETURN_IF_ERROR(ReadLayerKinds(fields, config));
+  KVTIER_RETURN_IF_ERROR(ReadRope(fields, config));
+  config.softmax_dimension = static_cast<double>(config.head_dim);
+  if (config.family == ModelFamily::kGemma3) {
+    KVTIER_ASSIGN_OR_RETURN(const std::optional<double> scalar,
+                            fields.Positive("query_pre_attn_scalar"));
+    config.softmax_dimension = scalar.value_or(256);
+  }
+  KVTIER_RETURN_IF_ERROR(fields.RefuseUnknown(multimodal ? "text_config." : "", kIrrelevantKeys));
+  return config;
+}
+
+// A model for text and images: its text_config, and what stands around it.
+absl::StatusOr<ModelConfig> ReadMultimodal(const json& object) {
+  Fields fields(object);
+  fields.Find("model_type");
+  const json* architectures = fields.Find("architectures");
+  if (architectures != nullptr &&
+      *architectures != json::array({"Gemma3ForConditionalGeneration"})) {
+    return NotBuilt("architectures", *architectures);
+  }
+  const json* text = fields.Find("text_config");
+  if (text == nullptr) return Bad("text_config", "is missing");
+  if (!text->is_object()) return Bad("text_config", "is no object");
+  KVTIER_RETURN_IF_ERROR(fields.Only("quantization_config", nullptr));
+  KVTIER_ASSIGN_OR_RETURN(ModelConfig config, ReadTextModel(*text, /*multimodal=*/true));
+  KVTIER_ASSIGN_OR_RETURN(const bool tied,
+                          fields.Flag("tie_word_embeddings", config.tied_embeddings));
+  if (tied != config.tied_embeddings) {
+    return Bad("tie_word_embeddings", "differs from text_config.tie_word_embeddings");
+  }
+  std::vector<absl::string_view> ignored(std::begin(kIrrelevantKeys), std::end(kIrrelevantKeys));
+  ignored.insert(ignored.end(), std::begin(kImageKeys), std::end(kImageKeys));
+  KVTIER_RETURN_IF_ERROR(fields.RefuseUnknown("", ignored));
+  return config;
 }
 
 }  // namespace
@@ -169,61 +487,34 @@ absl::StatusOr<ModelConfig> ModelConfig::Parse(absl::string_view config_json) {
       json::parse(config_json.begin(), config_json.end(), nullptr, /*allow_exceptions=*/false);
   if (!object.is_object()) return absl::InvalidArgumentError("config.json: not a JSON object");
 
-  Fields fields(object);
-  KVTIER_RETURN_IF_ERROR(CheckArchitecture(fields));
-  ModelConfig config;
-  KVTIER_ASSIGN_OR_RETURN(config.hidden, fields.Count("hidden_size", kLayerWidthMax));
-  KVTIER_ASSIGN_OR_RETURN(config.layers, fields.Count("num_hidden_layers", limits::kLayersMax));
-  KVTIER_ASSIGN_OR_RETURN(config.q_heads,
-                          fields.Count("num_attention_heads", limits::kQueryHeadsMax));
-  KVTIER_ASSIGN_OR_RETURN(config.kv_heads,
-                          fields.Count("num_key_value_heads", limits::kKvHeadsMax, config.q_heads));
-  const int64_t head_dim = config.hidden / config.q_heads;
-  KVTIER_ASSIGN_OR_RETURN(config.head_dim, fields.Count("head_dim", limits::kHeadDimMax, head_dim));
-  KVTIER_ASSIGN_OR_RETURN(config.intermediate, fields.Count("intermediate_size", kLayerWidthMax));
-  KVTIER_ASSIGN_OR_RETURN(config.vocabulary, fields.Count("vocab_size", limits::kVocabularyMax));
-  KVTIER_ASSIGN_OR_RETURN(config.positions_max,
-                          fields.Count("max_position_embeddings", limits::kContextTokensMax));
-  KVTIER_ASSIGN_OR_RETURN(const std::optional<double> epsilon, fields.Positive("rms_norm_eps"));
-  config.rms_epsilon = static_cast<float>(epsilon.value_or(1e-6));
-  KVTIER_ASSIGN_OR_RETURN(config.rope_theta, ReadRopeTheta(fields));
-  KVTIER_ASSIGN_OR_RETURN(config.tied_embeddings, fields.Flag("tie_word_embeddings", false));
-  KVTIER_RETURN_IF_ERROR(fields.RefuseUnknown("", kIrrelevantKeys));
+  const auto type = object.find("model_type");
+  if (type != object.end() && *type == "gemma3") return ReadMultimodal(object);
+  return ReadTextModel(object, /*multimodal=*/false);
+}
 
-  if (config.q_heads % config.kv_heads != 0) {
-    return Bad("num_key_value_heads", absl::StrCat("does not divide ", config.q_heads, " heads"));
+absl::string_view ModelFamilyName(ModelFamily family) {
+  for (const FamilyNames& names : kFamilies) {
+    if (names.family == family) return names.name;
   }
-  if (config.kv_heads > limits::kKvHeadsMax) {  // By default it is num_attention_heads.
-    return Bad("num_key_value_heads", absl::StrCat("is above ", limits::kKvHeadsMax));
-  }
-  if (object.find("head_dim") == object.end() && config.hidden % config.q_heads != 0) {
-    return Bad("hidden_size", "is no multiple of num_attention_heads, and head_dim is missing");
-  }
-  if (config.head_dim > limits::kHeadDimMax || config.head_dim % 2 != 0) {
-    return Bad("head_dim",
-               absl::StrCat("is ", config.head_dim, ", not even or above ", limits::kHeadDimMax));
-  }
-  return config;
+  return "unknown";
+}
+
+float ModelConfig::embedding_scale() const {
+  return family == ModelFamily::kGemma3 ? std::sqrt(static_cast<float>(hidden)) : 1.0f;
 }
 
 float ModelConfig::softmax_scale() const {
-  return static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
+  return static_cast<float>(1.0 / std::sqrt(softmax_dimension));
 }
 
-// In fp32 throughout, as Hugging Face computes it: 1 / theta ** (arange(0, D, 2) / D).
-RopeTable ModelConfig::MakeRopeTable() const {
-  RopeTable table;
-  for (int64_t d = 0; d < head_dim; d += 2) {
-    const float exponent = static_cast<float>(d) / static_cast<float>(head_dim);
-    table.inverse_frequencies.push_back(1.0f / std::pow(static_cast<float>(rope_theta), exponent));
-  }
-  return table;
+RopeTable ModelConfig::MakeRopeTable(LayerKind kind) const {
+  return (kind == LayerKind::kSliding ? sliding_rope : rope).MakeTable(head_dim);
 }
 
 std::string ModelConfig::RopeFingerprint() const {
-  char theta[40];
-  std::snprintf(theta, sizeof(theta), "%.17g", rope_theta);
-  return absl::StrCat("rope/1 rotation=half type=default theta=", theta, " dims=", head_dim);
+  std::string text = rope.Fingerprint(head_dim);
+  if (window > 0) absl::StrAppend(&text, "; sliding ", sliding_rope.Fingerprint(head_dim));
+  return text;
 }
 
 Geometry ModelConfig::MakeGeometry(DType kv_dtype) const {
@@ -231,7 +522,7 @@ Geometry ModelConfig::MakeGeometry(DType kv_dtype) const {
   geometry.kv_heads = static_cast<uint32_t>(kv_heads);
   geometry.head_dim = static_cast<uint32_t>(head_dim);
   geometry.dtype = kv_dtype;
-  geometry.layers.assign(static_cast<size_t>(layers), LayerKind::kGlobal);
+  geometry.layers = layer_kinds;
   return geometry;
 }
 

@@ -66,7 +66,7 @@ void SplitHead(std::span<const uint8_t> bands, uint64_t system_tokens, BandPosit
 absl::StatusOr<CompressedObject> PackObject(
     Backend& backend, const DenseCache& cache, const ScoreTable& scores,
     const BandAssignment& assignment, const BandEdges& edges, const Manifest& identity,
-    const std::function<absl::Status(int64_t layers_done)>& on_layer) {
+    const std::function<absl::Status(int64_t layers_done)>& on_layer, int64_t window) {
   KVTIER_RETURN_IF_ERROR(CheckInputs(cache, scores, assignment, edges, identity));
   const Geometry& geometry = identity.geometry;
   const uint32_t layers = geometry.layer_count();
@@ -94,7 +94,11 @@ absl::StatusOr<CompressedObject> PackObject(
         SplitHead(std::span(assignment.band).subspan(begin, scores.tokens), system_tokens,
                   heads[h]);
       } else {
-        SplitHead({}, identity.logical_length(), heads[h]);  // Whole, in band 0.
+        const uint64_t length = identity.logical_length();
+        const uint64_t kept = window > 0 ? std::min<uint64_t>(length, window) : length;
+        for (uint64_t p = length - kept; p < length; ++p) {
+          heads[h][0].push_back(static_cast<uint32_t>(p));
+        }
       }
     }
     for (uint32_t b = 0; b < edges.size(); ++b) {

@@ -16,14 +16,15 @@ namespace kvtier {
 // `identity` carries every field of the manifest that is not a consequence of the packing (key,
 // upload id, model, recipe, geometry, token counts, last block hash). Rows of the system prompt and
 // of sliding layers go to band 0 with log score +inf; the others carry their log score rounded to
-// fp16 (finite: beyond its range it is held at the largest number).
+// fp16 (finite: beyond its range it is held at the largest number). Of a sliding layer the last
+// `window` rows are kept, which is what later tokens can see (0: every row).
 // `on_layer` (may be empty) hears how many layers are packed; its error ends the packing.
 // INVALID_ARGUMENT: cache, scores, assignment or edges do not fit the identity.
 // RESOURCE_EXHAUSTED: no memory for a segment.
 absl::StatusOr<CompressedObject> PackObject(
     Backend& backend, const DenseCache& cache, const ScoreTable& scores,
     const BandAssignment& assignment, const BandEdges& edges, const Manifest& identity,
-    const std::function<absl::Status(int64_t layers_done)>& on_layer = nullptr);
+    const std::function<absl::Status(int64_t layers_done)>& on_layer = nullptr, int64_t window = 0);
 
 // Encoded bytes of the segments that PackObject makes, all bands together, before the row counts
 // are known: arrays are taken to waste half of an alignment step each.

@@ -196,7 +196,7 @@ absl::StatusOr<CompressedObject> Pipeline::Compress(const CompressInput& input,
       const BandAssignment assignment,
       AssignBands(scores, options_.edges, /*first_token_first=*/identity.system_tokens == 0));
   return PackObject(model_->backend(), cache, scores, assignment, options_.edges, identity,
-                    on_layer);
+                    on_layer, model_->config().window);
 }
 
 }  // namespace kvtier

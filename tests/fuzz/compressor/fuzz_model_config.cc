@@ -15,7 +15,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   KVTIER_CHECK_OK(config->MakeGeometry(kvtier::DType::kBf16).Validate());
   KVTIER_CHECK_EQ(config->q_heads % config->kv_heads, 0);
-  KVTIER_CHECK_EQ(static_cast<int64_t>(config->MakeRopeTable().inverse_frequencies.size()),
+  KVTIER_CHECK_EQ(static_cast<int64_t>(
+                      config->MakeRopeTable(kvtier::LayerKind::kGlobal).inverse_frequencies.size()),
                   config->head_dim / 2);
   return config->RopeFingerprint().empty() ? 1 : 0;
 }

@@ -40,7 +40,7 @@ TEST(ModelConfigTest, ReadsTransformers4) {
   EXPECT_EQ(config.intermediate, 96);
   EXPECT_EQ(config.vocabulary, 264);
   EXPECT_EQ(config.positions_max, 4096);
-  EXPECT_EQ(config.rope_theta, 500000.0);
+  EXPECT_EQ(config.rope.theta, 500000.0);
   EXPECT_EQ(config.rms_epsilon, 1e-5f);
   EXPECT_FALSE(config.tied_embeddings);
 }
@@ -50,15 +50,15 @@ TEST(ModelConfigTest, ReadsTransformers5) {
       const ModelConfig config,
       ModelConfig::Parse(Config(
           R"("rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}, "dtype": "bfloat16", )")));
-  EXPECT_EQ(config.rope_theta, 500000.0);
+  EXPECT_EQ(config.rope.theta, 500000.0);
   EXPECT_EQ(config.head_dim, 16) << "hidden / heads";
 }
 
 TEST(ModelConfigTest, DerivesWhatTheForwardPassNeeds) {
   KVTIER_ASSERT_OK_AND_ASSIGN(const ModelConfig config, ModelConfig::Parse(Config()));
-  EXPECT_EQ(config.rope_theta, 10000.0);
+  EXPECT_EQ(config.rope.theta, 10000.0);
   EXPECT_EQ(config.softmax_scale(), 0.25f);
-  const RopeTable table = config.MakeRopeTable();
+  const RopeTable table = config.MakeRopeTable(LayerKind::kGlobal);
   ASSERT_EQ(table.inverse_frequencies.size(), 8u);
   EXPECT_EQ(table.inverse_frequencies[0], 1.0f);
   EXPECT_FLOAT_EQ(table.inverse_frequencies[4], 0.01f);
@@ -70,24 +70,17 @@ TEST(ModelConfigTest, DerivesWhatTheForwardPassNeeds) {
   EXPECT_EQ(geometry.dtype, DType::kF16);
 }
 
-TEST(ModelConfigTest, FingerprintNamesEveryRopeParameter) {
-  ModelConfig config{.head_dim = 64, .rope_theta = 10000.0};
-  const std::string base = config.RopeFingerprint();
-  config.rope_theta = std::nextafter(10000.0, 20000.0);
-  EXPECT_NE(config.RopeFingerprint(), base);
-  config = {.head_dim = 128, .rope_theta = 10000.0};
-  EXPECT_NE(config.RopeFingerprint(), base);
-}
-
 TEST(ModelConfigTest, RefusesWhatIsNotBuiltByName) {
   const struct {
     const char* more;
     const char* name;
   } cases[] = {
-      {R"("rope_scaling": {"rope_type": "llama3", "factor": 8.0}, )", "rope_scaling.rope_type"},
-      {R"("rope_scaling": {"type": "linear", "factor": 2.0}, )", "rope_scaling.type"},
+      {R"("rope_scaling": {"rope_type": "dynamic", "factor": 8.0}, )", "rope_scaling.rope_type"},
+      {R"("rope_scaling": {"type": "longrope", "factor": 2.0}, )", "rope_scaling.type"},
       {R"("rope_scaling": {"factor": 2.0}, )", "rope_scaling.factor"},
-      {R"("rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}, )",
+      {R"("rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 3}, )",
+       "rope_scaling.beta_fast"},
+      {R"("rope_parameters": {"rope_type": "mrope", "rope_theta": 1e4}, )",
        "rope_parameters.rope_type"},
       {R"("rope_parameters": {"partial_rotary_factor": 0.5}, )", "partial_rotary_factor"},
       {R"("attention_bias": true, )", "attention_bias"},
@@ -109,7 +102,7 @@ TEST(ModelConfigTest, RefusesWhatIsNotBuiltByName) {
     const char* to;
     const char* name;
   } replaced[] = {
-      {R"("model_type": "llama")", R"("model_type": "qwen3")", "model_type"},
+      {R"("model_type": "llama")", R"("model_type": "qwen3_moe")", "model_type"},
       {R"(LlamaForCausalLM)", R"(LlamaForSequenceClassification)", "architectures"},
       {R"("silu")", R"("gelu")", "hidden_act"},
       {R"("sliding_window": null)", R"("sliding_window": 4096)", "sliding_window"},
