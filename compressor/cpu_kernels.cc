@@ -6,6 +6,7 @@ extern const CpuKernels kBaselineKernels;
 #ifdef KVTIER_X86_KERNELS
 extern const CpuKernels kAvx2Kernels;
 extern const CpuKernels kAvx512Kernels;
+void UseBf16Products(CpuKernels* kernels);
 #endif
 
 const CpuKernels* Avx512Kernels() {
@@ -13,6 +14,20 @@ const CpuKernels* Avx512Kernels() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     return &kAvx512Kernels;
+  }
+#endif
+  return nullptr;
+}
+
+const CpuKernels* Avx512Bf16Kernels() {
+#ifdef KVTIER_X86_KERNELS
+  if (Avx512Kernels() != nullptr && __builtin_cpu_supports("avx512bf16")) {
+    static const CpuKernels kernels = [] {
+      CpuKernels mixed = kAvx512Kernels;
+      UseBf16Products(&mixed);
+      return mixed;
+    }();
+    return &kernels;
   }
 #endif
   return nullptr;

@@ -17,15 +17,25 @@ inline constexpr int64_t kKernelPad = 16;
 // Queries that few_logits and few_values take at once.
 inline constexpr int64_t kFewQueries = 4;
 
+// Products take factors in words of 4 bytes: one float, or in the bf16 set a pair of bf16 (the
+// first of the pair in the low half). Sums are fp32. A word that is half full ends in 0.
 struct CpuKernels {
-  const char* name;  // "avx512", "avx2", "baseline"
+  const char* name;          // "avx512_bf16", "avx512", "avx2", "baseline"
+  int64_t factors_per_word;  // 2 in the bf16 set, which takes keys and values of bf16 only; else 1
 
   // to[i] = from[i]
   void (*load)(const void* from, KvElement element, int64_t count, float* to);
-  // to[d * to_stride + row] = from[row * dim + d]; columns [rows, to_stride) become 0.
+  // Words of a query, rounded to nearest even in the bf16 set.
+  void (*load_query)(const float* from, int64_t count, float* to);
+  // Words of keys, transposed: to[w * to_stride + row] is word w of row `row` of [rows, dim];
+  // columns [rows, to_stride) become 0.
   void (*load_transposed)(const void* from, KvElement element, int64_t rows, int64_t dim, float* to,
                           int64_t to_stride);
-  // c[m, n] (+)= a[m, k] b[k, n]
+  // Words down the columns of values: to[w * to_stride + d] holds rows w * factors_per_word and on
+  // of column d; columns [dim, to_stride) become 0.
+  void (*load_values)(const void* from, KvElement element, int64_t rows, int64_t dim, float* to,
+                      int64_t to_stride);
+  // c[m, n] (+)= a[m, k] b[k, n]; k and the strides of a and b count words.
   void (*multiply)(const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
                    int64_t c_stride, int64_t m, int64_t n, int64_t k, bool accumulate);
   // For a few queries (decoding) over keys that are used once: reads them as they lie instead of
@@ -38,15 +48,19 @@ struct CpuKernels {
   void (*few_values)(const float* weights, int64_t stride, int64_t rows, int64_t dim,
                      const void* values, KvElement element, int64_t n, float* out,
                      int64_t out_stride);
-  // One step of the online softmax of one row: `logits` [n padded] become exp(logit - new maximum),
-  // those from `visible` on 0; `maximum` and `sum` are brought up to date and `out` [out_size
-  // padded] is rescaled to the new maximum. A row that has seen nothing yet has maximum -inf and
-  // sum 0.
-  void (*softmax_step)(float* logits, int64_t n, int64_t visible, float* maximum, float* sum,
-                       float* out, int64_t out_size);
-  // best[j] = max(best[j], logits[row, j] - lse[row]) over all rows; NaN wins and stays.
-  void (*column_max)(const float* logits, int64_t stride, int64_t rows, int64_t n, const float* lse,
-                     float* best);
+  // One step of the online softmax of one row over n (padded) more logits, of which the first
+  // `visible` count: they become words of weights exp(scale * logit - new maximum), the others 0.
+  // `maximum` (scaled) and `sum` are brought up to date and `out` [out_size padded] is rescaled to
+  // the new maximum. A row that has seen nothing yet has maximum -inf and sum 0.
+  // REQUIRES: scale >= 0, visible <= n.
+  void (*softmax_step)(float* logits, int64_t n, int64_t visible, float scale, float* maximum,
+                       float* sum, float* out, int64_t out_size);
+  // The same without weights: only `maximum` and `sum`.
+  void (*normaliser_step)(const float* logits, int64_t n, int64_t visible, float scale,
+                          float* maximum, float* sum);
+  // best[j] = max(best[j], scale * logits[row, j] - lse[row]) over all rows; NaN wins and stays.
+  void (*column_max)(const float* logits, int64_t stride, int64_t rows, int64_t n, float scale,
+                     const float* lse, float* best);
   // y = gate * sigmoid(gate) * up
   void (*silu_mul)(const float* gate, const float* up, int64_t count, float* y);
   // y = gelu(gate) * up, by the tanh approximation
@@ -60,10 +74,11 @@ struct CpuKernels {
 };
 
 // Null where the machine, or the compiler's target, does not have the instructions.
+const CpuKernels* Avx512Bf16Kernels();  // Differs from Avx512Kernels in products and softmax.
 const CpuKernels* Avx512Kernels();
 const CpuKernels* Avx2Kernels();
 const CpuKernels* BaselineKernels();
-// The fastest of them.
+// The fastest of those with fp32 factors.
 const CpuKernels& BestCpuKernels();
 
 }  // namespace kvtier

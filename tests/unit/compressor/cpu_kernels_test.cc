@@ -1,9 +1,12 @@
 #include "compressor/cpu_kernels.h"
 
+#include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <random>
 #include <span>
 #include <thread>
 #include <vector>
@@ -54,7 +57,11 @@ TEST_P(CpuKernelsTest, LoadsEveryHalfExactly) {
   std::vector<float> transposed(bits.size());
   for (KvElement element : {KvElement::kF16, KvElement::kBf16}) {
     kernels_->load(bits.data(), element, 1 << 16, loaded.data());
-    kernels_->load_transposed(bits.data(), element, 256, 256, transposed.data(), 256);
+    if (kernels_->factors_per_word == 1) {
+      kernels_->load_transposed(bits.data(), element, 256, 256, transposed.data(), 256);
+    } else {
+      for (size_t i = 0; i < bits.size(); ++i) transposed[i % 256 * 256 + i / 256] = loaded[i];
+    }
     for (size_t i = 0; i < bits.size(); ++i) {
       const float exact = element == KvElement::kF16
                               ? static_cast<float>(float16::FromBits(bits[i]))
@@ -89,14 +96,107 @@ TEST_P(CpuKernelsTest, SoftmaxStepOfNothingLeavesTheRowAlone) {
   std::vector<float> out(16, 0.0f);
   float maximum = -std::numeric_limits<float>::infinity();
   float sum = 0;
-  kernels_->softmax_step(logits.data(), 16, 0, &maximum, &sum, out.data(), 16);
+  kernels_->softmax_step(logits.data(), 16, 0, 0.5f, &maximum, &sum, out.data(), 16);
   EXPECT_EQ(sum, 0);
   EXPECT_TRUE(std::isinf(maximum));
-  for (float weight : logits) EXPECT_EQ(weight, 0);
+  for (int64_t i = 0; i < 16 / kernels_->factors_per_word; ++i) EXPECT_EQ(logits[i], 0);
+}
+
+// Values that bf16 holds exactly, so that both kinds of factors give the same products.
+std::vector<float> Bf16Floats(int64_t count, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::uniform_real_distribution<float> uniform(-2, 2);
+  std::vector<float> values(static_cast<size_t>(count));
+  for (float& value : values) value = static_cast<float>(bfloat16(uniform(random)));
+  return values;
+}
+std::vector<uint16_t> Bf16Bits(const std::vector<float>& values) {
+  std::vector<uint16_t> bits;
+  for (float value : values) bits.push_back(bfloat16(value).bits);
+  return bits;
+}
+
+// Logits, weights and weighted values of every shape around the edges of words and vectors, step by
+// step as attention does it, beside the same in double.
+TEST_P(CpuKernelsTest, OneTileOfAttentionEqualsPlainLoops) {
+  const int64_t per_word = kernels_->factors_per_word;
+  const auto words = [per_word](int64_t count) { return (count + per_word - 1) / per_word; };
+  for (const auto& [m, keys, dim, visible] : std::vector<std::array<int64_t, 4>>{{1, 1, 1, 1},
+                                                                                 {7, 15, 6, 15},
+                                                                                 {6, 64, 64, 40},
+                                                                                 {13, 33, 31, 32},
+                                                                                 {3, 100, 128, 99},
+                                                                                 {25, 128, 80, 128},
+                                                                                 {2, 17, 20, 0}}) {
+    SCOPED_TRACE(testing::Message() << m << " queries, " << keys << " keys of " << dim << ", "
+                                    << visible << " visible");
+    const int64_t columns = (keys + kKernelPad - 1) / kKernelPad * kKernelPad;
+    const int64_t padded = (dim + kKernelPad - 1) / kKernelPad * kKernelPad;
+    const std::vector<float> q = Bf16Floats(m * dim, 1);
+    const std::vector<float> k = Bf16Floats(keys * dim, 2);
+    const std::vector<float> v = Bf16Floats(keys * dim, 3);
+    std::vector<float> q_words(static_cast<size_t>(m * words(dim)));
+    for (int64_t r = 0; r < m; ++r) {
+      kernels_->load_query(q.data() + r * dim, dim, q_words.data() + r * words(dim));
+    }
+    std::vector<float> k_words(static_cast<size_t>(words(dim) * columns), std::nanf(""));
+    std::vector<float> v_words(static_cast<size_t>(words(keys) * padded), std::nanf(""));
+    kernels_->load_transposed(Bf16Bits(k).data(), KvElement::kBf16, keys, dim, k_words.data(),
+                              columns);
+    kernels_->load_values(Bf16Bits(v).data(), KvElement::kBf16, keys, dim, v_words.data(), padded);
+    std::vector<float> logits(static_cast<size_t>(m * columns));
+    kernels_->multiply(q_words.data(), words(dim), k_words.data(), columns, logits.data(), columns,
+                       m, columns, words(dim), /*accumulate=*/false);
+    const float scale = 0.25f;
+    std::vector<float> out(static_cast<size_t>(m * padded), 1.0f);  // From an earlier tile,
+    std::vector<float> maximum(static_cast<size_t>(m), 0.5f);       // whose maximum was 0.5
+    std::vector<float> sum(static_cast<size_t>(m), 2.0f);           // and whose sum 2.
+    std::vector<float> only_maximum = maximum;
+    std::vector<float> only_sum = sum;
+    std::vector<double> expected_sum(static_cast<size_t>(m), 0.0);
+    std::vector<double> expected(static_cast<size_t>(m * dim), 0.0);
+    for (int64_t r = 0; r < m; ++r) {
+      double top = 0.5;
+      std::vector<double> exact;
+      for (int64_t j = 0; j < visible; ++j) {
+        double logit = 0;
+        for (int64_t d = 0; d < dim; ++d) logit += double{q[r * dim + d]} * k[j * dim + d];
+        ASSERT_NEAR(logits[r * columns + j], logit, 1e-5 * (1 + std::abs(logit)));
+        exact.push_back(scale * logit);
+        top = std::max(top, exact.back());
+      }
+      expected_sum[r] = 2 * std::exp(0.5 - top);
+      for (int64_t d = 0; d < dim; ++d) expected[r * dim + d] = std::exp(0.5 - top);
+      for (int64_t j = 0; j < visible; ++j) {
+        expected_sum[r] += std::exp(exact[j] - top);
+        for (int64_t d = 0; d < dim; ++d) {
+          expected[r * dim + d] += std::exp(exact[j] - top) * v[j * dim + d];
+        }
+      }
+      kernels_->normaliser_step(logits.data() + r * columns, columns, visible, scale,
+                                &only_maximum[r], &only_sum[r]);
+      kernels_->softmax_step(logits.data() + r * columns, columns, visible, scale, &maximum[r],
+                             &sum[r], out.data() + r * padded, padded);
+      ASSERT_NEAR(maximum[r], top, 1e-5);
+      ASSERT_EQ(only_maximum[r], maximum[r]);
+      ASSERT_NEAR(sum[r] / expected_sum[r], 1, 1e-5);
+      ASSERT_EQ(only_sum[r], sum[r]);
+    }
+    kernels_->multiply(logits.data(), columns, v_words.data(), padded, out.data(), padded, m,
+                       padded, words(keys), /*accumulate=*/true);
+    for (int64_t r = 0; r < m; ++r) {
+      // A weight in bf16 is off by 2^-9 of itself at most; weights sum to `sum`, values reach 2.
+      const double tolerance = expected_sum[r] * (per_word == 2 ? 2 * 0x1p-9 : 1e-5);
+      for (int64_t d = 0; d < dim; ++d) {
+        ASSERT_NEAR(out[r * padded + d], expected[r * dim + d], tolerance) << r << ", " << d;
+      }
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Instructions, CpuKernelsTest,
-                         ::testing::Values(&Avx512Kernels, &Avx2Kernels, &BaselineKernels));
+                         ::testing::Values(&Avx512Bf16Kernels, &Avx512Kernels, &Avx2Kernels,
+                                           &BaselineKernels));
 
 // Equal bits whatever the number of threads, also while several callers share the backend.
 TEST(CpuBackendTest, ResultsDoNotDependOnThreads) {
