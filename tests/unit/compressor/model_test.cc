@@ -96,7 +96,7 @@ TEST_F(ModelTest, NamesTheTensorThatIsWrong) {
   SetUp();
   EditWeights([&](auto& entries) { entries["model.layers.2.extra"] = entries[norm]; });
   EXPECT_THAT(Load(), StatusIs(absl::StatusCode::kInvalidArgument,
-                               HasSubstr("\"model.layers.2.extra\" is unexpected")));
+                               HasSubstr("\"model.layers.2.extra\", shape [32], is unexpected")));
   SetUp();
   EditWeights([&](auto& entries) { entries[norm].shape = {32, 1}; });
   EXPECT_THAT(Load(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("shape [32, 1]")));
