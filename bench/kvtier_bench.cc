@@ -14,6 +14,7 @@
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "base/clock.h"
@@ -26,6 +27,11 @@ ABSL_FLAG(int, tokens, 4500, "compute: context length");
 ABSL_FLAG(int, megabytes, 256, "transfer: size of the object");
 ABSL_FLAG(int, runs, 5, "timed runs of each figure; the median is shown");
 ABSL_FLAG(bool, json, false, "print JSON");
+ABSL_FLAG(std::string, trace, "", "retention: requests, in Mooncake's JSONL format");
+ABSL_FLAG(std::string, curve, "bench/data/quality_curve.json", "retention: quality of each ratio");
+ABSL_FLAG(std::vector<std::string>, capacities_gib, {},
+          "retention: capacities, with commas; by default ten, up to where everything fits");
+ABSL_FLAG(bool, check, false, "retention: exit with 1 if a row misses its target");
 
 namespace kvtier::bench {
 
@@ -46,7 +52,10 @@ namespace {
 constexpr char kUsage[] =
     "Measures kvtier beside the limits of the machine, in the same run.\n\n"
     "  kvtier-bench compute   prefill, scoring and decode of a model; oneDNN's matrix products\n"
-    "  kvtier-bench transfer  fetch of an object over gRPC; raw TCP\n";
+    "  kvtier-bench transfer  fetch of an object over gRPC; raw TCP\n"
+    "  kvtier-bench retention --trace FILE   what caches of several sizes give back under a trace "
+    "of\n"
+    "                         requests: bands that degrade, fixed ratios, dense blocks\n";
 
 std::string ProcessorName() {
   std::ifstream file("/proc/cpuinfo");
@@ -91,11 +100,31 @@ void Print(const std::string& suite, const std::vector<Figure>& figures) {
   }
 }
 
+// The exit code.
+int Retention() {
+  RetentionOptions options = {.trace = absl::GetFlag(FLAGS_trace),
+                              .curve = absl::GetFlag(FLAGS_curve),
+                              .json = absl::GetFlag(FLAGS_json)};
+  for (const std::string& text : absl::GetFlag(FLAGS_capacities_gib)) {
+    if (!absl::SimpleAtod(text, &options.capacities_gib.emplace_back())) {
+      std::cerr << "kvtier-bench: --capacities_gib: " << text << " is not a number\n";
+      return 2;
+    }
+  }
+  const absl::StatusOr<bool> pass = RunRetentionSuite(options);
+  if (!pass.ok()) {
+    std::cerr << "kvtier-bench: " << pass.status() << "\n";
+    return 1;
+  }
+  return *pass || !absl::GetFlag(FLAGS_check) ? 0 : 1;
+}
+
 int Main(int argc, char** argv) {
   TuneMalloc();
   absl::SetProgramUsageMessage(kUsage);
   const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
   const std::string suite = rest.size() == 2 ? rest[1] : "";
+  if (suite == "retention") return Retention();
   absl::StatusOr<std::vector<Figure>> figures;
   if (suite == "compute") {
     figures = RunComputeSuite(absl::GetFlag(FLAGS_model), absl::GetFlag(FLAGS_tokens),

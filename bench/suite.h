@@ -29,6 +29,17 @@ absl::StatusOr<std::vector<Figure>> RunComputeSuite(const std::string& model_fol
 // Fetch of one object through gRPC beside a raw TCP connection, both on loopback.
 absl::StatusOr<std::vector<Figure>> RunTransferSuite(int megabytes, int runs);
 
+struct RetentionOptions {
+  std::string trace;  // Files: bench/retention/request_trace.h, quality_curve.h.
+  std::string curve;
+  std::vector<double> capacities_gib = {};  // None: DefaultCapacities of the trace.
+  bool json = false;
+};
+// Caches of several capacities under a trace of requests: prints its own rows to stdout, since each
+// is a count, not a timing. True if every row that must reach a target does; the others are named
+// on stderr.
+absl::StatusOr<bool> RunRetentionSuite(const RetentionOptions& options);
+
 }  // namespace kvtier::bench
 
 #endif  // KVTIER_BENCH_SUITE_H_
