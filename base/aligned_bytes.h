@@ -55,6 +55,12 @@ class AlignedBytes {
   MutableByteSpan span() { return {data_.get(), bytes_}; }
   ByteSpan span() const { return {data_.get(), bytes_}; }
 
+  // Forgets what lies past `bytes`; the memory stays with the buffer. REQUIRES: bytes <= size().
+  void Truncate(size_t bytes) {
+    KVTIER_CHECK_LE(bytes, bytes_);
+    bytes_ = bytes;
+  }
+
   // The buffer as an array. REQUIRES: size() is a multiple of sizeof(T).
   template <typename T>
   std::span<T> As() {

@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "kvcache/key_descriptor.h"
+#include "kvcache/position_code.h"
 #include "kvcache/segment.h"
 
 namespace kvtier {
@@ -82,8 +83,9 @@ absl::Status ReadPlaces(const StoredBands& stored, uint32_t layer, uint32_t head
   const bool first_token_first = PutsFirstTokenFirst(m.selection());
   for (uint32_t band = 0; band < stored.band_count; ++band) {
     KVTIER_ASSIGN_OR_RETURN(const HeadRows rows, ReadRows(stored, band, layer, head));
+    KVTIER_ASSIGN_OR_RETURN(const std::vector<uint32_t> positions, ReadPositions(rows));
     for (uint32_t row = 0; row < rows.rows; ++row) {
-      const uint32_t position = rows.positions[row];
+      const uint32_t position = positions[row];
       if (position < m.protected_tokens()) continue;
       uint32_t& place = places[position - m.protected_tokens()];
       if (place != kMissing) {
@@ -121,19 +123,38 @@ double LogSum(std::span<const double> scores) {
   return largest + std::log(sum);
 }
 
+// What a new band gets of one head, counted by ascending position.
+struct BandRows {
+  uint32_t rows = 0;
+  uint64_t position_bytes = 0;  // Of their position code.
+  uint32_t next = 0;
+
+  void Add(uint32_t position) {
+    ++rows;
+    position_bytes += PositionGapBytes(position - next);
+    next = position + 1;
+  }
+};
+
 // One row of a stored head, on its way to a new one.
 struct MovedRow {
   uint8_t stored_band = 0;
   uint32_t row = 0;
+  uint32_t position = 0;
 };
 
-void CopyRow(const Geometry& geometry, const HeadRows& from, uint32_t row, const HeadRowsMut& to,
-             size_t at) {
-  const uint64_t bytes = geometry.row_bytes();
-  to.positions[at] = from.positions[row];
-  to.log_scores[at] = from.log_scores[row];
-  std::memcpy(to.keys + at * bytes, from.keys + row * bytes, bytes);
-  std::memcpy(to.values + at * bytes, from.values + row * bytes, bytes);
+// As encoded: a row is coded alone, so moving it loses nothing.
+void CopyRow(const Geometry& geometry, CodecId codec, const HeadRows& from, const MovedRow& row,
+             const HeadRowsMut& to, size_t at) {
+  const uint64_t bytes = EncodedRowBytes(geometry, codec);
+  to.positions[at] = row.position;
+  to.log_scores[at] = from.log_scores[row.row];
+  std::memcpy(to.keys + at * bytes, from.keys + row.row * bytes, bytes);
+  std::memcpy(to.values + at * bytes, from.values + row.row * bytes, bytes);
+  const uint64_t scales = EncodedScaleBytes(codec);
+  if (scales == 0) return;
+  std::memcpy(to.key_scales + at * scales, from.key_scales + row.row * scales, scales);
+  std::memcpy(to.value_scales + at * scales, from.value_scales + row.row * scales, scales);
 }
 
 // The rows of one head for each new band, by position. `band_of` says where a position goes; a
@@ -145,8 +166,9 @@ absl::StatusOr<std::vector<std::vector<MovedRow>>> SortRows(const StoredBands& s
   std::vector<std::optional<MovedRow>> at(stored.manifest->logical_length());
   for (uint32_t band = 0; band < stored.band_count; ++band) {
     KVTIER_ASSIGN_OR_RETURN(const HeadRows rows, ReadRows(stored, band, layer, head));
+    KVTIER_ASSIGN_OR_RETURN(const std::vector<uint32_t> positions, ReadPositions(rows));
     for (uint32_t row = 0; row < rows.rows; ++row) {
-      at[rows.positions[row]] = MovedRow{static_cast<uint8_t>(band), row};
+      at[positions[row]] = MovedRow{static_cast<uint8_t>(band), row, positions[row]};
     }
   }
   std::vector<std::vector<MovedRow>> sorted(bands);
@@ -384,9 +406,7 @@ void Rebander::Describe(RebandPlan& plan) const {
   const Manifest& m = manifest();
   const size_t bands = plan.edges.size();
   plan.band_bytes.assign(bands, 0);
-  const auto add = [&](size_t band, uint64_t rows) {
-    plan.band_bytes[band] += LayOutHeadBlock(m.geometry, static_cast<uint32_t>(rows)).bytes;
-  };
+  const CodecId codec = CodecOfRecipe(m.recipe);
   // fp16 score mass by new and stored band. A new band that has all of a stored one takes the mass
   // that the manifest has; parts of one share it as their fp16 scores do.
   std::vector<std::array<double, limits::kBandsMax>> mass(bands);
@@ -395,18 +415,26 @@ void Rebander::Describe(RebandPlan& plan) const {
   for (uint32_t layer = 0; layer < m.geometry.layer_count(); ++layer) {
     const bool scored = m.geometry.layers[layer] == LayerKind::kGlobal;
     for (uint32_t head = 0; head < m.geometry.kv_heads; ++head) {
-      std::array<uint64_t, limits::kBandsMax + 1> rows{};
-      rows[0] = scored ? m.protected_tokens()
-                       : m.segment(BandIndex(0), LayerIndex(layer)).heads[head].rows;
+      std::array<BandRows, limits::kBandsMax + 1> rows{};
+      const uint32_t unranked = static_cast<uint32_t>(
+          scored ? m.protected_tokens()
+                 : m.segment(BandIndex(0), LayerIndex(layer)).heads[head].rows);
+      const uint64_t window_begin = scored ? 0 : m.logical_length() - unranked;
+      for (uint32_t i = 0; i < unranked; ++i) {
+        rows[0].Add(static_cast<uint32_t>(window_begin + i));
+      }
       for (uint64_t token = 0; scored && token < tokens(); ++token, ++pair) {
         const uint32_t place = places_[pair];
-        ++rows[plan.band[pair]];
+        rows[plan.band[pair]].Add(static_cast<uint32_t>(m.protected_tokens() + token));
         if (place == kMissing) continue;
         const double share = std::exp(double{ScoreOf(place)});
         stored_mass[BandOf(place)] += share;
         if (plan.band[pair] < bands) mass[plan.band[pair]][BandOf(place)] += share;
       }
-      for (size_t band = 0; band < bands; ++band) add(band, rows[band]);
+      for (size_t band = 0; band < bands; ++band) {
+        plan.band_bytes[band] +=
+            LayOutHeadBlock(m.geometry, codec, rows[band].rows, rows[band].position_bytes).bytes;
+      }
     }
   }
   plan.score_mass.assign(bands, 0);
@@ -485,6 +513,7 @@ absl::StatusOr<CompressedObject> Rebander::Pack(const RebandPlan& plan) const {
   KVTIER_CHECK_EQ(plan.band.size(), places_.size()) << "a plan of another Rebander";
   const Manifest& m = manifest();
   const Geometry& geometry = m.geometry;
+  const CodecId codec = CodecOfRecipe(m.recipe);
   const uint32_t layers = geometry.layer_count();
   const size_t bands = plan.edges.size();
 
@@ -519,7 +548,7 @@ absl::StatusOr<CompressedObject> Rebander::Pack(const RebandPlan& plan) const {
     for (size_t b = 0; b < bands; ++b) {
       std::vector<uint32_t> rows;
       for (const auto& head : moved) rows.push_back(static_cast<uint32_t>(head[b].size()));
-      KVTIER_ASSIGN_OR_RETURN(SegmentBuilder builder, SegmentBuilder::Create(geometry, rows));
+      KVTIER_ASSIGN_OR_RETURN(SegmentBuilder builder, SegmentBuilder::Create(geometry, codec, rows));
       for (uint32_t head = 0; head < geometry.kv_heads; ++head) {
         if (rows[head] == 0) continue;
         std::vector<HeadRows> from;  // [stored bands]
@@ -529,7 +558,7 @@ absl::StatusOr<CompressedObject> Rebander::Pack(const RebandPlan& plan) const {
         const HeadRowsMut to = builder.head(head);
         for (uint32_t i = 0; i < rows[head]; ++i) {
           const MovedRow& row = moved[head][b][i];
-          CopyRow(geometry, from[row.stored_band], row.row, to, i);
+          CopyRow(geometry, codec, from[row.stored_band], row, to, i);
         }
       }
       SegmentBuilder::Sealed sealed = std::move(builder).Seal();

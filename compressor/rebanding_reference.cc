@@ -29,8 +29,9 @@ absl::StatusOr<std::vector<uint8_t>> RebandReference(const StoredBands& stored,
             ReadHead(m.geometry, m.segment(BandIndex(band), LayerIndex(layer)),
                      {0, m.geometry.kv_heads},
                      stored.segment(BandIndex(band), LayerIndex(layer)).bytes(), head));
+        KVTIER_ASSIGN_OR_RETURN(const std::vector<uint32_t> positions, ReadPositions(rows));
         for (uint32_t row = 0; row < rows.rows; ++row) {
-          const uint32_t position = rows.positions[row];
+          const uint32_t position = positions[row];
           if (position < m.protected_tokens()) continue;
           const bool first = PutsFirstTokenFirst(m.selection()) && position == 0;
           const float score = static_cast<float>(rows.log_scores[row]);

@@ -10,7 +10,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "kvcache/recipe.h"
-#include "kvcache/segment.h"
+#include "kvcache/segment_layout.h"
 #include "kvcache/token_block_hash.h"
 
 namespace kvtier {
@@ -89,11 +89,15 @@ absl::Status CheckHeader(const Manifest& m) {
 }
 
 // Shapes and sizes of one segment's entries, and that they follow from the row counts.
-absl::Status CheckSegmentEntry(const Manifest& m, BandIndex band, LayerIndex layer) {
+absl::Status CheckSegmentEntry(const Manifest& m, CodecId codec, BandIndex band, LayerIndex layer) {
   const SegmentEntry& entry = m.segment(band, layer);
   const auto where = [&] { return absl::StrCat("band ", band.value(), " layer ", layer.value()); };
-  if (entry.codec != CodecId::kRaw) {
-    return Refuse(where(), ": unknown codec ", static_cast<int>(entry.codec));
+  if (entry.codec != codec) {
+    if (!IsKnownCodec(entry.codec)) {
+      return Refuse(where(), ": unknown codec ", static_cast<int>(entry.codec));
+    }
+    return Refuse(where(), ": codec ", CodecName(entry.codec), ", the recipe \"", m.recipe,
+                  "\" says ", CodecName(codec));
   }
   if (entry.heads.size() != m.geometry.kv_heads) {
     return Refuse(where(), ": ", entry.heads.size(), " heads, the geometry has ",
@@ -106,11 +110,9 @@ absl::Status CheckSegmentEntry(const Manifest& m, BandIndex band, LayerIndex lay
       return Refuse(where(), " head ", head, ": rows is ", h.rows, ", the object has ",
                     m.logical_length(), " tokens");
     }
-    const uint64_t expected = LayOutHeadBlock(m.geometry, h.rows).bytes;
-    if (h.encoded_bytes != expected) {
-      return Refuse(where(), " head ", head, ": encoded_bytes is ", h.encoded_bytes, ", but ",
-                    h.rows, " rows take ", expected);
-    }
+    const absl::Status fits =
+        LayOutStoredBlock(m.geometry, entry.codec, h.rows, h.encoded_bytes).status();
+    if (!fits.ok()) return Refuse(where(), " head ", head, ": ", fits.message());
     if (h.rows == 0 && h.crc32c != Crc32c()) {
       return Refuse(where(), " head ", head, ": no rows, but a checksum");
     }
@@ -453,13 +455,14 @@ uint64_t Manifest::protected_tokens() const {
 absl::Status Manifest::Validate() const {
   KVTIER_RETURN_IF_ERROR(CheckHeader(*this));
   KVTIER_RETURN_IF_ERROR(BandEdges::CreateTruncated(edges()).status());
+  const CodecId codec = CodecOfRecipe(recipe);
   for (uint32_t band = 0; band < bands.size(); ++band) {
     if (bands[band].layers.size() != geometry.layers.size()) {
       return Refuse("band ", band, ": ", bands[band].layers.size(), " layers, the geometry has ",
                     geometry.layers.size());
     }
     for (uint32_t layer = 0; layer < geometry.layer_count(); ++layer) {
-      KVTIER_RETURN_IF_ERROR(CheckSegmentEntry(*this, BandIndex(band), LayerIndex(layer)));
+      KVTIER_RETURN_IF_ERROR(CheckSegmentEntry(*this, codec, BandIndex(band), LayerIndex(layer)));
     }
   }
   for (uint32_t layer = 0; layer < geometry.layer_count(); ++layer) {

@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "base/crc32c.h"
 #include "kvcache/bands.h"
+#include "kvcache/codec_id.h"
 #include "kvcache/geometry.h"
 #include "kvcache/ids.h"
 #include "kvcache/selection.h"
@@ -23,9 +24,6 @@ namespace kvtier {
 // The newest that this build reads and writes. Older ones are read too, and what an older one can
 // say is written as that: version 2 is for objects that end below ratio 1 or carry Fidelity.
 inline constexpr uint32_t kManifestFormatVersion = 2;
-
-// How a segment's rows are encoded. Values are stored on disk; never renumber.
-enum class CodecId : uint8_t { kRaw = 1 };
 
 // One KV head inside one segment.
 struct HeadEntry {
@@ -110,7 +108,7 @@ struct Manifest {
 
   // Internal consistency: shapes, limits, edges, and that the row counts are exactly those of the
   // recipe's selection rule (KeptPairs): band b ranks k(b) - k(b-1) pairs. Protected and sliding
-  // rows, all in band 0, come on top.
+  // rows, all in band 0, come on top. Every segment has the recipe's codec.
   // INVALID_ARGUMENT naming the field and the limit.
   absl::Status Validate() const;
   friend bool operator==(const Manifest&, const Manifest&) = default;

@@ -55,7 +55,18 @@ absl::StatusOr<std::shared_ptr<const RaggedCache>> RaggedCache::Create(
             ReadHead(geometry, manifest->segment(BandIndex(band), LayerIndex(layer)), heads,
                      segment.bytes(), head));
         if (rows.rows == 0) continue;
-        cache->spans_.push_back({rows.keys, rows.values, rows.rows, rows.positions.data()});
+        RowSpan span{.keys = rows.keys,
+                     .values = rows.values,
+                     .rows = rows.rows,
+                     .positions = rows.positions.data(),
+                     .codec = manifest->segment(BandIndex(band), LayerIndex(layer)).codec,
+                     .key_scales = rows.key_scales,
+                     .value_scales = rows.value_scales};
+        if (span.positions == nullptr && geometry.layers[layer] == LayerKind::kSliding) {
+          KVTIER_ASSIGN_OR_RETURN(std::vector<uint32_t> positions, ReadPositions(rows));
+          span.positions = cache->decoded_positions_.emplace_back(std::move(positions)).data();
+        }
+        cache->spans_.push_back(span);
       }
       cache->span_begin_.push_back(static_cast<uint32_t>(cache->spans_.size()));
     }
@@ -71,6 +82,22 @@ std::span<const RowSpan> RaggedCache::spans(LayerIndex layer, uint32_t head) con
                head < heads_.end);
   const uint64_t at = uint64_t{layer.value()} * heads_.size() + (head - heads_.begin);
   return std::span(spans_).subspan(span_begin_[at], span_begin_[at + 1] - span_begin_[at]);
+}
+
+absl::StatusOr<std::vector<uint32_t>> RaggedCache::Positions(LayerIndex layer,
+                                                             uint32_t head) const {
+  KVTIER_CHECK(layer.value() < geometry().layer_count() && head >= heads_.begin &&
+               head < heads_.end);
+  std::vector<uint32_t> all;
+  for (uint32_t band = 0; band < band_count_; ++band) {
+    const SegmentRef& segment = segments_[band * geometry().layer_count() + layer.value()];
+    KVTIER_ASSIGN_OR_RETURN(const HeadRows rows,
+                            ReadHead(geometry(), manifest_->segment(BandIndex(band), layer), heads_,
+                                     segment.bytes(), head));
+    KVTIER_ASSIGN_OR_RETURN(const std::vector<uint32_t> positions, ReadPositions(rows));
+    all.insert(all.end(), positions.begin(), positions.end());
+  }
+  return all;
 }
 
 uint32_t RaggedCache::rows(LayerIndex layer, uint32_t head) const {

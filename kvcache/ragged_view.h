@@ -15,12 +15,18 @@
 
 namespace kvtier {
 
-// Some rows of one head, contiguous in memory. [rows, head_dim] each, elements of geometry.dtype.
+// Some rows of one head, contiguous in memory, as their codec stores them (kvcache/row_codec.h);
+// for kRaw [rows, head_dim] elements of geometry.dtype.
 struct RowSpan {
   const std::byte* keys = nullptr;
   const std::byte* values = nullptr;
   uint32_t rows = 0;
-  const uint32_t* positions = nullptr;  // [rows]
+  // [rows]. Null in global layers of a codec that stores a position code: attention does not need
+  // them there, and RaggedCache::Positions() decodes them for those who do.
+  const uint32_t* positions = nullptr;
+  CodecId codec = CodecId::kRaw;
+  const std::byte* key_scales = nullptr;    // Null for kRaw.
+  const std::byte* value_scales = nullptr;  // Null for kRaw.
 };
 
 // Bands 0..band_count-1 of one upload, all heads or a range of them. Immutable after Create, so any
@@ -29,7 +35,8 @@ class RaggedCache {
  public:
   // `segments` is [band_count][layers], band-major, each holding the bytes of `heads` only.
   // INVALID_ARGUMENT when the count or any size does not fit the manifest. Does not verify CRCs:
-  // whoever received the bytes has done so. At least one band and one head.
+  // whoever received the bytes has done so. DATA_LOSS: a position code that it must read (of a
+  // sliding layer) is none. At least one band and one head.
   // REQUIRES: manifest->Validate() is ok.
   static absl::StatusOr<std::shared_ptr<const RaggedCache>> Create(
       std::shared_ptr<const Manifest> manifest, uint32_t band_count, HeadRange heads,
@@ -46,6 +53,9 @@ class RaggedCache {
   // REQUIRES: a layer of the geometry, a head inside heads().
   std::span<const RowSpan> spans(LayerIndex layer, uint32_t head) const;
   uint32_t rows(LayerIndex layer, uint32_t head) const;
+  // Positions of those rows, span by span, whatever the codec. DATA_LOSS: a position code that is
+  // none. REQUIRES: as spans().
+  absl::StatusOr<std::vector<uint32_t>> Positions(LayerIndex layer, uint32_t head) const;
 
  private:
   RaggedCache() = default;
@@ -56,6 +66,9 @@ class RaggedCache {
   std::vector<SegmentRef> segments_;
   std::vector<RowSpan> spans_;
   std::vector<uint32_t> span_begin_;  // [layers * heads + 1] into spans_
+  // What spans of sliding layers point to where positions are coded. Moving a vector keeps its
+  // elements where they are.
+  std::vector<std::vector<uint32_t>> decoded_positions_;
 };
 
 }  // namespace kvtier

@@ -36,9 +36,6 @@ constexpr std::array<KnownScorer, 6> kScorers = {{
 constexpr absl::string_view kRectLayer = "rect=layer";
 constexpr absl::string_view kRectObject = "rect=object";
 
-constexpr absl::string_view kRaw = "raw";
-constexpr std::array<absl::string_view, 1> kRowCodecs = {kRaw};
-
 const KnownScorer& Known(Scorer scorer) {
   const auto* known = std::find_if(kScorers.begin(), kScorers.end(),
                                    [scorer](const KnownScorer& k) { return k.scorer == scorer; });
@@ -93,10 +90,9 @@ absl::Status ReadOption(absl::string_view text, absl::string_view option, Recipe
     return absl::OkStatus();
   }
   if (absl::ConsumePrefix(&value, "codec=")) {
-    if (std::find(kRowCodecs.begin(), kRowCodecs.end(), value) == kRowCodecs.end()) {
-      return Refuse(text, "unknown row codec; this build knows: ", absl::StrJoin(kRowCodecs, ", "));
-    }
-    recipe.row_codec = std::string(value);
+    const absl::StatusOr<CodecId> codec = CodecFromName(value);
+    if (!codec.ok()) return Refuse(text, codec.status().message());
+    recipe.row_codec = *codec;
     return absl::OkStatus();
   }
   return Refuse(text, "unknown option \"", option,
@@ -147,7 +143,7 @@ std::string Recipe::ToString() const {
   if (!head_scores.IsZero()) absl::StrAppend(&text, ";scores=", head_scores.ToHex());
   if (rectangle == Rectangle::kLayer) absl::StrAppend(&text, ";", kRectLayer);
   if (rectangle == Rectangle::kObject) absl::StrAppend(&text, ";", kRectObject);
-  if (row_codec != kRaw) absl::StrAppend(&text, ";codec=", row_codec);
+  if (row_codec != CodecId::kRaw) absl::StrAppend(&text, ";codec=", CodecName(row_codec));
   return text;
 }
 
@@ -167,6 +163,11 @@ SelectionRule Recipe::selection() const {
 SelectionRule SelectionOfRecipe(absl::string_view text) {
   const absl::StatusOr<Recipe> recipe = Recipe::Parse(text);
   return recipe.ok() ? recipe->selection() : SelectionRule::kExact;
+}
+
+CodecId CodecOfRecipe(absl::string_view text) {
+  const absl::StatusOr<Recipe> recipe = Recipe::Parse(text);
+  return recipe.ok() ? recipe->row_codec : CodecId::kRaw;
 }
 
 }  // namespace kvtier

@@ -16,6 +16,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "kvcache/codec_id.h"
 #include "kvcache/ids.h"
 #include "kvcache/selection.h"
 
@@ -41,7 +42,7 @@ struct Recipe {
   Digest head_scores;
   Rectangle rectangle = Rectangle::kNone;  // Only of scorers whose rule is kExact.
   // How rows are encoded. Anything but "raw" loses precision, hence its place here.
-  std::string row_codec = "raw";
+  CodecId row_codec = CodecId::kRaw;
 
   // Reads canonical text and nothing else: Parse(text)->ToString() == text.
   // INVALID_ARGUMENT naming the text and what is known.
@@ -61,6 +62,8 @@ struct Recipe {
 // The rule by which the row counts of a manifest with this recipe text are checked. Texts that
 // Parse refuses (other producers, later versions, opaque pages) are held to kExact.
 SelectionRule SelectionOfRecipe(absl::string_view text);
+// The codec that every segment of a manifest with this recipe text has; kRaw for such texts.
+CodecId CodecOfRecipe(absl::string_view text);
 
 }  // namespace kvtier
 

@@ -1,12 +1,6 @@
 // The bytes of one (band, layer): for every KV head, in head order, its rows. Head-major, so that
 // a tensor-parallel rank reads one contiguous range; rows ascend by position inside a head.
-//
-// Head block (codec kRaw), every array starting at a multiple of kSegmentAlignment, zero padded:
-//   positions   u32  [rows]            cache positions, ascending
-//   log_scores  f16  [rows]            natural log of the KVzip score; +inf for protected rows
-//   keys        dtype[rows, head_dim]  after RoPE (and QK norm where the model has one)
-//   values      dtype[rows, head_dim]
-// All little endian. docs/object_format.md has sizes and a worked example.
+// Where its arrays lie: kvcache/segment_layout.h.
 #ifndef KVTIER_KVCACHE_SEGMENT_H_
 #define KVTIER_KVCACHE_SEGMENT_H_
 
@@ -18,46 +12,53 @@
 #include "absl/status/statusor.h"
 #include "base/aligned_bytes.h"
 #include "base/half.h"
+#include "kvcache/codec_id.h"
 #include "kvcache/geometry.h"
 #include "kvcache/ids.h"
 #include "kvcache/manifest.h"
+#include "kvcache/segment_layout.h"
 
 namespace kvtier {
 
-inline constexpr uint64_t kSegmentAlignment = 64;
-
-// Offsets of one head block's arrays from the block's start, in bytes.
-struct HeadBlockLayout {
-  uint64_t positions = 0;
-  uint64_t log_scores = 0;
-  uint64_t keys = 0;
-  uint64_t values = 0;
-  uint64_t bytes = 0;  // Whole block, a multiple of kSegmentAlignment; 0 for no rows.
-};
-HeadBlockLayout LayOutHeadBlock(const Geometry& geometry, uint32_t rows);
-
-// Writable and readable views of one head block.
+// Writable and readable views of one head block. Keys, values and their scales are as encoded
+// (kvcache/row_codec.h): EncodedRowBytes() and EncodedScaleBytes() of them to a row; for kRaw
+// that is [rows, head_dim] of the dtype and no scales.
 struct HeadRowsMut {
-  std::span<uint32_t> positions;
+  std::span<uint32_t> positions;  // Strictly ascending once written, whatever the codec.
   std::span<float16> log_scores;
-  std::byte* keys = nullptr;    // [rows, head_dim]
-  std::byte* values = nullptr;  // [rows, head_dim]
+  std::byte* keys = nullptr;
+  std::byte* values = nullptr;
+  std::byte* key_scales = nullptr;    // Null for kRaw.
+  std::byte* value_scales = nullptr;  // Null for kRaw.
 };
 struct HeadRows {
   uint32_t rows = 0;
+  // Where the codec stores plain positions; else empty, and position_code holds them:
+  // ReadPositions() reads either.
   std::span<const uint32_t> positions;
+  std::span<const std::byte> position_code;
   std::span<const float16> log_scores;
-  const std::byte* keys = nullptr;    // [rows, head_dim]
-  const std::byte* values = nullptr;  // [rows, head_dim]
+  const std::byte* keys = nullptr;
+  const std::byte* values = nullptr;
+  const std::byte* key_scales = nullptr;    // Null for kRaw.
+  const std::byte* value_scales = nullptr;  // Null for kRaw.
 };
+
+// The positions of `head`, copied. DATA_LOSS: a position code that is none.
+absl::StatusOr<std::vector<uint32_t>> ReadPositions(const HeadRows& head);
 
 // Builds one segment in place: sized from the row counts, filled head by head, then sealed.
 class SegmentBuilder {
  public:
   // `rows` is [kv_heads]. INVALID_ARGUMENT when they do not fit the geometry or
   // limits::kSegmentBytesMax; RESOURCE_EXHAUSTED when the memory cannot be had.
-  static absl::StatusOr<SegmentBuilder> Create(const Geometry& geometry,
+  // REQUIRES: a known codec.
+  static absl::StatusOr<SegmentBuilder> Create(const Geometry& geometry, CodecId codec,
                                                std::span<const uint32_t> rows);
+  static absl::StatusOr<SegmentBuilder> Create(const Geometry& geometry,
+                                               std::span<const uint32_t> rows) {
+    return Create(geometry, CodecId::kRaw, rows);
+  }
   // Where the caller writes head `head`; zero until then. Different heads may be filled by
   // different threads. REQUIRES: head < kv_heads.
   HeadRowsMut head(uint32_t head);
@@ -65,16 +66,30 @@ class SegmentBuilder {
     SegmentEntry entry;
     AlignedBytes bytes;
   };
-  // Computes the CRCs. Consumes the builder.
+  // Encodes positions where the codec does, computes the CRCs. Consumes the builder.
+  // REQUIRES: positions ascend in every head that has rows, if the codec encodes them.
   Sealed Seal() &&;
 
  private:
-  SegmentBuilder(Geometry geometry, std::vector<uint32_t> rows, AlignedBytes bytes);
+  SegmentBuilder(Geometry geometry, CodecId codec, std::vector<uint32_t> rows, AlignedBytes bytes);
+  // The block as it is filled, with room for the longest position code.
+  HeadBlockLayout LayOut(uint32_t head) const;
+  // Writes the position code of `head` into its block; returns the block's final size.
+  uint64_t FinishBlock(uint32_t head, std::byte* block) const;
+
   Geometry geometry_;
+  CodecId codec_;
   std::vector<uint32_t> rows_;
   std::vector<uint64_t> offsets_;
+  std::vector<std::vector<uint32_t>> positions_;  // [kv_heads], if the codec encodes them.
   AlignedBytes bytes_;
 };
+
+// Writes `rows` keys and values, [rows, head_dim] of the geometry's dtype each, into `out` as
+// `codec` stores them (kRaw: as they are). INVALID_ARGUMENT: a row that the codec cannot hold,
+// named. REQUIRES: `out` is of a builder of this geometry and codec and has `rows` rows.
+absl::Status EncodeHeadRows(const Geometry& geometry, CodecId codec, uint32_t rows,
+                            const std::byte* keys, const std::byte* values, const HeadRowsMut& out);
 
 // Rows of head `head` inside `segment`, the bytes of heads `range` (the whole segment, or what a
 // head-range fetch returned), which start at a multiple of 4. Checks sizes only; call VerifySegment
@@ -93,8 +108,8 @@ absl::Status VerifySegment(const SegmentEntry& entry, HeadRange range,
 
 // Deeper, for `verify` and tests, of a whole segment: CRCs, zero padding, positions ascending and
 // inside the object, protected ones all there and in band 0 only, a sliding layer's the last ones;
-// log scores finite, +inf for protected rows. DATA_LOSS naming what is wrong; OUT_OF_RANGE when the
-// manifest has no such segment.
+// log scores finite, +inf for protected rows; codes and scales that the codec writes. DATA_LOSS
+// naming what is wrong; OUT_OF_RANGE when the manifest has no such segment.
 // REQUIRES: manifest.Validate() is ok.
 absl::Status VerifySegmentContent(const Manifest& manifest, BandIndex band, LayerIndex layer,
                                   std::span<const std::byte> segment);

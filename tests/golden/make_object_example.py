@@ -8,6 +8,7 @@ no code with kvcache/, so that the two check each other.
 
 import json
 import math
+from fractions import Fraction
 import pathlib
 import re
 import struct
@@ -57,6 +58,59 @@ def positions_of(band, layer, head):
             if (band == 0 if p < SYSTEM else begin <= rank(layer, head, p) < end)]
 
 
+def half_at_least(value):
+    """The smallest fp16 that is not below `value`, by trying them all in order."""
+    halves = sorted(struct.unpack("<e", struct.pack("<H", b))[0] for b in [*range(0x7C00),
+                                                                          *range(0x8001, 0xFC00)])
+    return next(h for h in halves if Fraction(h) >= value)
+
+
+def int4_row(row):
+    """(codes, scale and minimum, note) of elements that are small multiples of 1/4."""
+    row = [Fraction(x) for x in row]
+    minimum = 0.0 - half_at_least(-min(row))  # Never -0.
+    scale = half_at_least((max(row) - Fraction(minimum)) / 15)
+    codes = [math.floor((x - Fraction(minimum)) / Fraction(scale) + Fraction(1, 2)) for x in row]
+    assert max(codes) <= 15 and len(codes) % 2 == 0
+    packed = bytes(16 * even + odd for even, odd in zip(codes[::2], codes[1::2]))
+    return packed, struct.pack("<ee", scale, minimum), " ".join(map(str, codes))
+
+
+def leb128(number):
+    data = []
+    while number >= 128:
+        data.append(number % 128 + 128)
+        number //= 128
+    return bytes([*data, number])
+
+
+def int4_head_block(band, layer, head):
+    positions = positions_of(band, layer, head)
+    codes, scales = [], []
+    for name, of_key in [("keys", lambda x: x), ("values", lambda x: -1 - x)]:
+        for index, p in enumerate(positions):
+            row = [of_key(element(layer, head, p, d)) for d in range(DIM)]
+            packed, scale, text = int4_row(row)
+            last = index + 1 == len(positions)
+            codes.append((packed, f"{name} of position {p}: {text}", last))
+            numbers = " ".join(f"{x:g}" for x in struct.unpack("<ee", scale))
+            scales.append((scale, f"{name} of position {p}: scale, minimum {numbers}", last))
+    scores = [log_score(layer, head, p) for p in positions]
+    gaps = b"".join(leb128(p - before - 1) for before, p in zip([-1, *positions], positions))
+    arrays = codes + scales + [
+        (b"".join(struct.pack("<e", s) for s in scores), "log_scores", True),
+        (gaps, f"positions {positions}", True),
+    ]
+    pieces, size = [], 0
+    for data, note, ends_array in arrays:
+        pieces.append((data, f"head {head}: {note}"))
+        size += len(data)
+        if ends_array and size % ALIGNMENT:
+            pieces.append((bytes(-size % ALIGNMENT), "padding"))
+            size += -size % ALIGNMENT
+    return pieces if positions else []
+
+
 def head_block(band, layer, head):
     """[(bytes, note)] with padding as pieces of their own."""
     positions = positions_of(band, layer, head)
@@ -86,8 +140,8 @@ def joined(pieces):
     return b"".join(data for data, _ in pieces)
 
 
-def segment(band, layer):
-    return [piece for head in range(HEADS) for piece in head_block(band, layer, head)]
+def segment(band, layer, block=head_block):
+    return [piece for head in range(HEADS) for piece in block(band, layer, head)]
 
 
 # Measured on the one chunk of five tokens, at band 0 alone: 4 right.
@@ -180,7 +234,7 @@ def render(pieces):
 
 def main():
     blocks = {"manifest": render(manifest()), "segment": render(segment(0, 0)),
-              "fidelity": render(fidelity())}
+              "fidelity": render(fidelity()), "int4": render(segment(0, 0, int4_head_block))}
     text = DOC.read_text()
     for name, block in blocks.items():
         pattern = re.compile(rf"(```hex {name}\n).*?(```\n)", re.DOTALL)

@@ -74,6 +74,14 @@ def segments():
     window = b"".join(struct.pack("<I", p) for p in (3, 4, 5)).ljust(64, b"\0")
     window += struct.pack("<eee", *[float("inf")] * 3).ljust(64, b"\0") + bytes(128)
     yield "sliding", bytes([0b101, 0, 3, 1, 4, 2]) + window
+    int4 = example.joined(example.segment(0, 0, example.int4_head_block))
+    # As above, codec int4; no head's position code is longer than its rows.
+    header = bytes([0b1000100, 1, 3, 1, 4, 2, 2, 0, 0, 0, 0])
+    yield "int4", header + int4
+    yield "int4_scale_infinite", header + patched(int4, 0x80, b"\x00\x7c")
+    yield "int4_position_not_shortest", header + patched(int4, 0x140, b"\x80\x00")
+    yield "int4_position_beyond_end", header + patched(int4, 0x140, b"\xff\xff\xff")
+    yield "int4_trailing_bits", bytes([0b1000100, 1, 2, 1, 4, 2, 2, 0, 0, 0, 0]) + int4
 
 
 for target, seeds in [("fuzz_manifest", manifests()), ("fuzz_key_descriptor", key_descriptors()),

@@ -1,6 +1,5 @@
 // The worked example of docs/object_format.md, read from the document itself.
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <string>
 #include <utility>
@@ -17,6 +16,7 @@
 #include "gtest/gtest.h"
 #include "kvcache/key_descriptor.h"
 #include "kvcache/manifest.h"
+#include "kvcache/row_codec.h"
 #include "kvcache/segment.h"
 #include "kvcache/sha256.h"
 #include "tests/testing/files.h"
@@ -77,15 +77,18 @@ std::vector<uint32_t> PositionsOf(uint32_t band, uint32_t layer, uint32_t head) 
   return positions;
 }
 
-SegmentBuilder::Sealed BuildSegment(const Geometry& geometry, uint32_t band, uint32_t layer) {
+SegmentBuilder::Sealed BuildSegment(const Geometry& geometry, uint32_t band, uint32_t layer,
+                                    CodecId codec = CodecId::kRaw) {
   std::vector<uint32_t> rows;
   for (uint32_t head = 0; head < 2; ++head) {
     rows.push_back(static_cast<uint32_t>(PositionsOf(band, layer, head).size()));
   }
-  SegmentBuilder builder = SegmentBuilder::Create(geometry, rows).value();
+  SegmentBuilder builder = SegmentBuilder::Create(geometry, codec, rows).value();
   for (uint32_t head = 0; head < 2; ++head) {
     const std::vector<uint32_t> positions = PositionsOf(band, layer, head);
     const HeadRowsMut out = builder.head(head);
+    std::vector<bfloat16> keys;
+    std::vector<bfloat16> values;
     for (size_t i = 0; i < positions.size(); ++i) {
       const uint32_t p = positions[i];
       out.positions[i] = p;
@@ -93,12 +96,13 @@ SegmentBuilder::Sealed BuildSegment(const Geometry& geometry, uint32_t band, uin
           float16(p == 0 ? kInfinity : 0.0f - static_cast<float>(RankOf(layer, head, p)) / 4);
       for (uint32_t d = 0; d < 4; ++d) {
         const float key = KeyElement(layer, head, p, d);
-        const bfloat16 stored_key(key);
-        const bfloat16 stored_value(-1 - key);
-        std::memcpy(out.keys + (i * 4 + d) * 2, &stored_key, 2);
-        std::memcpy(out.values + (i * 4 + d) * 2, &stored_value, 2);
+        keys.push_back(bfloat16(key));
+        values.push_back(bfloat16(-1 - key));
       }
     }
+    const auto* key_bytes = reinterpret_cast<const std::byte*>(keys.data());
+    const auto* value_bytes = reinterpret_cast<const std::byte*>(values.data());
+    KVTIER_CHECK_OK(EncodeHeadRows(geometry, codec, rows[head], key_bytes, value_bytes, out));
   }
   return std::move(builder).Seal();
 }
@@ -192,6 +196,38 @@ TEST(FormatExampleTest, TheSegmentOfTheDocumentIsWhatTheFormulasGive) {
   }
   const SegmentBuilder::Sealed built = BuildSegment(m.geometry, 0, 0);
   EXPECT_EQ(kvtier::ToString(built.bytes.span()), hex);
+}
+
+TEST(FormatExampleTest, TheInt4SegmentOfTheDocumentHoldsTheSameRows) {
+  const std::string hex = HexBlock("int4");
+  KVTIER_ASSERT_OK_AND_ASSIGN(Manifest m, DecodeManifest(AsBytes(HexBlock("manifest"))));
+  m.recipe = "kvzip/1;codec=int4";
+  for (uint32_t band = 0; band < 2; ++band) {
+    for (uint32_t layer = 0; layer < 2; ++layer) {
+      m.bands[band].layers[layer] = BuildSegment(m.geometry, band, layer, CodecId::kInt4).entry;
+    }
+  }
+  KVTIER_EXPECT_OK(m.Validate());
+  const SegmentBuilder::Sealed built = BuildSegment(m.geometry, 0, 0, CodecId::kInt4);
+  EXPECT_EQ(kvtier::ToString(built.bytes.span()), hex);
+  const AlignedBytes segment = AlignedBytes::Copy(AsBytes(hex));
+  KVTIER_EXPECT_OK(VerifySegmentContent(m, BandIndex(0), LayerIndex(0), segment.span()));
+  const RowCodec& codec = *FindRowCodec(CodecId::kInt4);
+  for (uint32_t head = 0; head < 2; ++head) {
+    KVTIER_ASSERT_OK_AND_ASSIGN(
+        const HeadRows rows,
+        ReadHead(m.geometry, m.segment(BandIndex(0), LayerIndex(0)), {0, 2}, segment.span(), head));
+    const std::vector<uint32_t> positions = PositionsOf(0, 0, head);
+    EXPECT_THAT(ReadPositions(rows), IsOkAndHolds(positions));
+    for (uint32_t i = 0; i < rows.rows; ++i) {
+      float key[4];
+      codec.DecodeRow(rows.keys + i * 2, rows.key_scales + i * 4, key);
+      for (uint32_t d = 0; d < 4; ++d) {
+        const float true_key = KeyElement(0, head, positions[i], d);
+        EXPECT_NEAR(key[d], true_key, codec.ErrorBound(true_key - 0.75f, true_key + 0.75f));
+      }
+    }
+  }
 }
 
 }  // namespace

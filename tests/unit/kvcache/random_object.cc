@@ -2,13 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <random>
 #include <utility>
 #include <vector>
 
+#include "base/bytes.h"
+#include "base/half.h"
 #include "base/log.h"
+#include "kvcache/recipe.h"
 #include "kvcache/segment.h"
 #include "kvcache/token_block_hash.h"
 #include "tests/testing/random.h"
@@ -91,12 +93,28 @@ void AddUnrankedRows(const ObjectShape& shape, SelectionRule rule, Rows& rows) {
   }
 }
 
-SegmentBuilder::Sealed BuildSegment(const Geometry& geometry,
+// `rows` rows of the geometry's dtype: any bits for kRaw, finite numbers for the lossy codecs.
+std::vector<std::byte> RandomRows(const Geometry& geometry, CodecId codec, size_t rows,
+                                  std::mt19937_64& random) {
+  if (codec == CodecId::kRaw) return RandomBytes(random, rows * geometry.row_bytes());
+  std::normal_distribution<float> normal;
+  std::vector<std::byte> bytes;
+  ByteWriter writer(&bytes);
+  for (size_t i = 0; i < rows * geometry.head_dim; ++i) {
+    const float x = normal(random);
+    if (geometry.dtype == DType::kF32) writer.WriteF32(x);
+    if (geometry.dtype == DType::kF16) writer.WriteU16(float16(x).bits);
+    if (geometry.dtype == DType::kBf16) writer.WriteU16(bfloat16(x).bits);
+  }
+  return bytes;
+}
+
+SegmentBuilder::Sealed BuildSegment(const Geometry& geometry, CodecId codec,
                                     const std::vector<std::vector<Row>>& heads,
                                     std::mt19937_64& random) {
   std::vector<uint32_t> counts;
   for (const auto& head : heads) counts.push_back(static_cast<uint32_t>(head.size()));
-  SegmentBuilder builder = SegmentBuilder::Create(geometry, counts).value();
+  SegmentBuilder builder = SegmentBuilder::Create(geometry, codec, counts).value();
   for (uint32_t head = 0; head < heads.size(); ++head) {
     if (heads[head].empty()) continue;
     const HeadRowsMut out = builder.head(head);
@@ -104,9 +122,9 @@ SegmentBuilder::Sealed BuildSegment(const Geometry& geometry,
       out.positions[i] = heads[head][i].position;
       out.log_scores[i] = float16(heads[head][i].log_score);
     }
-    const size_t bytes = heads[head].size() * geometry.row_bytes();
-    std::memcpy(out.keys, RandomBytes(random, bytes).data(), bytes);
-    std::memcpy(out.values, RandomBytes(random, bytes).data(), bytes);
+    const std::vector<std::byte> keys = RandomRows(geometry, codec, heads[head].size(), random);
+    const std::vector<std::byte> values = RandomRows(geometry, codec, heads[head].size(), random);
+    KVTIER_CHECK_OK(EncodeHeadRows(geometry, codec, counts[head], keys.data(), values.data(), out));
   }
   return std::move(builder).Seal();
 }
@@ -175,7 +193,8 @@ CompressedObject MakeRandomObject(const ObjectShape& shape) {
         std::sort(head.begin(), head.end(),
                   [](const Row& x, const Row& y) { return x.position < y.position; });
       }
-      SegmentBuilder::Sealed sealed = BuildSegment(shape.geometry, rows[b][layer], random);
+      SegmentBuilder::Sealed sealed =
+          BuildSegment(shape.geometry, CodecOfRecipe(shape.recipe), rows[b][layer], random);
       manifest.bands[b].layers.push_back(std::move(sealed.entry));
       object.segments.push_back(SegmentRef::Own(std::move(sealed.bytes)));
     }

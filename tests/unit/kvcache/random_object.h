@@ -18,7 +18,7 @@ struct ObjectShape {
   BandEdges edges = BandEdges::Default();
   uint32_t window = 0;  // Rows that a sliding layer keeps.
   uint64_t seed = 1;
-  std::string recipe = "kvzip/1";  // Its selection rule decides which rows go where.
+  std::string recipe = "kvzip/1";  // Decides which rows go where, and their codec.
 };
 
 // Two layers, two heads of four bf16 elements, one protected token, five in the context, edges 0.4

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "base/status_matchers.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -29,12 +30,25 @@ TEST(RecipeTest, CanonicalTextsRoundTrip) {
     EXPECT_EQ(recipe.ToString(), text);
     EXPECT_EQ(recipe.selection(), rule);
     EXPECT_EQ(SelectionOfRecipe(text), rule);
-    EXPECT_EQ(recipe.row_codec, "raw");
+    EXPECT_EQ(recipe.row_codec, CodecId::kRaw);
     EXPECT_EQ(recipe.repeats_context(), recipe.scorer != Scorer::kHead);
     KVTIER_ASSERT_OK_AND_ASSIGN(const Recipe requested, Recipe::ParseRequest(text));
     EXPECT_EQ(requested, recipe);
   }
   EXPECT_EQ(Recipe().ToString(), "kvzip/1");  // Keys of stored objects depend on it.
+}
+
+TEST(RecipeTest, TheRowCodecIsPartOfIt) {
+  for (const CodecId codec : {CodecId::kInt8, CodecId::kInt4}) {
+    const std::string text = absl::StrCat("kvzip+/1;codec=", CodecName(codec));
+    KVTIER_ASSERT_OK_AND_ASSIGN(const Recipe recipe, Recipe::Parse(text));
+    EXPECT_EQ(recipe.row_codec, codec);
+    EXPECT_EQ(recipe.ToString(), text);
+    EXPECT_EQ(CodecOfRecipe(text), codec);
+  }
+  // Texts of other producers are held to raw.
+  EXPECT_EQ(CodecOfRecipe("other/1;codec=int4"), CodecId::kRaw);
+  EXPECT_EQ(CodecOfRecipe(""), CodecId::kRaw);
 }
 
 TEST(RecipeTest, ARequestMayLeaveVersionAndDigestOpen) {
