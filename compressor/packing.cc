@@ -8,8 +8,11 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/aligned_bytes.h"
 #include "base/half.h"
 #include "base/status_macros.h"
+#include "kvcache/position_code.h"
+#include "kvcache/recipe.h"
 #include "kvcache/segment.h"
 
 namespace kvtier {
@@ -61,6 +64,14 @@ void SplitHead(std::span<const uint8_t> bands, uint64_t system_tokens, BandPosit
   }
 }
 
+// Makes `buffer` hold at least `bytes`; its content is lost.
+absl::Status Grow(AlignedBytes& buffer, uint64_t bytes) {
+  if (buffer.size() >= bytes) return absl::OkStatus();
+  KVTIER_ASSIGN_OR_RETURN(buffer,
+                          AlignedBytes::TryAllocate(bytes, AlignedBytes::Fill::kUninitialized));
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<CompressedObject> PackObject(
@@ -71,6 +82,10 @@ absl::StatusOr<CompressedObject> PackObject(
   const Geometry& geometry = identity.geometry;
   const uint32_t layers = geometry.layer_count();
   const uint64_t system_tokens = identity.system_tokens;
+
+  const CodecId codec = CodecOfRecipe(identity.recipe);
+  AlignedBytes raw_keys;  // [rows of one block, head_dim] on their way into a lossy codec.
+  AlignedBytes raw_values;
 
   Manifest manifest = identity;
   manifest.bands.clear();
@@ -104,7 +119,8 @@ absl::StatusOr<CompressedObject> PackObject(
     for (uint32_t b = 0; b < edges.size(); ++b) {
       std::vector<uint32_t> rows;
       for (const BandPositions& head : heads) rows.push_back(static_cast<uint32_t>(head[b].size()));
-      KVTIER_ASSIGN_OR_RETURN(SegmentBuilder builder, SegmentBuilder::Create(geometry, rows));
+      KVTIER_ASSIGN_OR_RETURN(SegmentBuilder builder,
+                              SegmentBuilder::Create(geometry, codec, rows));
       for (uint32_t h = 0; h < geometry.kv_heads; ++h) {
         const std::vector<uint32_t>& positions = heads[h][b];
         if (positions.empty()) continue;
@@ -116,8 +132,22 @@ absl::StatusOr<CompressedObject> PackObject(
                   ? StoredScore(scores.at(scored_row, h, positions[i] - system_tokens))
                   : kProtectedScore;
         }
+        if (codec == CodecId::kRaw) {
+          KVTIER_RETURN_IF_ERROR(
+              backend.GatherRows(cache.layer(l), h, positions, out.keys, out.values));
+          continue;
+        }
+        KVTIER_RETURN_IF_ERROR(Grow(raw_keys, positions.size() * geometry.row_bytes()));
+        KVTIER_RETURN_IF_ERROR(Grow(raw_values, positions.size() * geometry.row_bytes()));
         KVTIER_RETURN_IF_ERROR(
-            backend.GatherRows(cache.layer(l), h, positions, out.keys, out.values));
+            backend.GatherRows(cache.layer(l), h, positions, raw_keys.data(), raw_values.data()));
+        const absl::Status encoded =
+            EncodeHeadRows(geometry, codec, rows[h], raw_keys.data(), raw_values.data(), out);
+        if (!encoded.ok()) {
+          return absl::Status(encoded.code(),
+                              absl::StrCat("packing: codec ", CodecName(codec), ": layer ", l,
+                                           " head ", h, " band ", b, ": ", encoded.message()));
+        }
       }
       SegmentBuilder::Sealed sealed = std::move(builder).Seal();
       manifest.bands[b].layers[l] = std::move(sealed.entry);
@@ -132,12 +162,16 @@ absl::StatusOr<CompressedObject> PackObject(
 }
 
 uint64_t EstimatePackedBytes(const Geometry& geometry, uint64_t system_tokens,
-                             uint64_t context_tokens, const BandEdges& edges) {
+                             uint64_t context_tokens, const BandEdges& edges, CodecId codec) {
   const uint64_t heads = uint64_t{geometry.layer_count()} * geometry.kv_heads;
-  const uint64_t row_bytes = 2 * geometry.row_bytes() + sizeof(uint32_t) + sizeof(float16);
-  constexpr uint64_t kArrays = 4;  // Positions, scores, keys, values.
+  const bool plain = StoresPlainPositions(codec);
+  const uint64_t position_bytes = plain ? sizeof(uint32_t) : kPositionCodeBytesMin;
+  const uint64_t row_bytes = 2 * (EncodedRowBytes(geometry, codec) + EncodedScaleBytes(codec)) +
+                             sizeof(float16) + position_bytes;
+  // Positions, scores, keys, values; where the codec has them, two arrays of scales.
+  const uint64_t arrays = plain ? 4 : 6;
   return heads * (system_tokens + context_tokens) * row_bytes +
-         heads * edges.size() * kArrays * kSegmentAlignment / 2;
+         heads * edges.size() * arrays * kSegmentAlignment / 2;
 }
 
 }  // namespace kvtier

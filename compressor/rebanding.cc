@@ -548,7 +548,8 @@ absl::StatusOr<CompressedObject> Rebander::Pack(const RebandPlan& plan) const {
     for (size_t b = 0; b < bands; ++b) {
       std::vector<uint32_t> rows;
       for (const auto& head : moved) rows.push_back(static_cast<uint32_t>(head[b].size()));
-      KVTIER_ASSIGN_OR_RETURN(SegmentBuilder builder, SegmentBuilder::Create(geometry, codec, rows));
+      KVTIER_ASSIGN_OR_RETURN(SegmentBuilder builder,
+                              SegmentBuilder::Create(geometry, codec, rows));
       for (uint32_t head = 0; head < geometry.kv_heads; ++head) {
         if (rows[head] == 0) continue;
         std::vector<HeadRows> from;  // [stored bands]

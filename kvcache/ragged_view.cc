@@ -55,18 +55,14 @@ absl::StatusOr<std::shared_ptr<const RaggedCache>> RaggedCache::Create(
             ReadHead(geometry, manifest->segment(BandIndex(band), LayerIndex(layer)), heads,
                      segment.bytes(), head));
         if (rows.rows == 0) continue;
-        RowSpan span{.keys = rows.keys,
-                     .values = rows.values,
-                     .rows = rows.rows,
-                     .positions = rows.positions.data(),
-                     .codec = manifest->segment(BandIndex(band), LayerIndex(layer)).codec,
-                     .key_scales = rows.key_scales,
-                     .value_scales = rows.value_scales};
-        if (span.positions == nullptr && geometry.layers[layer] == LayerKind::kSliding) {
-          KVTIER_ASSIGN_OR_RETURN(std::vector<uint32_t> positions, ReadPositions(rows));
-          span.positions = cache->decoded_positions_.emplace_back(std::move(positions)).data();
-        }
-        cache->spans_.push_back(span);
+        cache->spans_.push_back(
+            {.keys = rows.keys,
+             .values = rows.values,
+             .rows = rows.rows,
+             .positions = rows.positions.data(),
+             .codec = manifest->segment(BandIndex(band), LayerIndex(layer)).codec,
+             .key_scales = rows.key_scales,
+             .value_scales = rows.value_scales});
       }
       cache->span_begin_.push_back(static_cast<uint32_t>(cache->spans_.size()));
     }

@@ -21,8 +21,8 @@ struct RowSpan {
   const std::byte* keys = nullptr;
   const std::byte* values = nullptr;
   uint32_t rows = 0;
-  // [rows]. Null in global layers of a codec that stores a position code: attention does not need
-  // them there, and RaggedCache::Positions() decodes them for those who do.
+  // [rows]. Null where the codec stores a position code: attention never needs them, and
+  // RaggedCache::Positions() decodes them for those who do.
   const uint32_t* positions = nullptr;
   CodecId codec = CodecId::kRaw;
   const std::byte* key_scales = nullptr;    // Null for kRaw.
@@ -35,8 +35,7 @@ class RaggedCache {
  public:
   // `segments` is [band_count][layers], band-major, each holding the bytes of `heads` only.
   // INVALID_ARGUMENT when the count or any size does not fit the manifest. Does not verify CRCs:
-  // whoever received the bytes has done so. DATA_LOSS: a position code that it must read (of a
-  // sliding layer) is none. At least one band and one head.
+  // whoever received the bytes has done so. At least one band and one head.
   // REQUIRES: manifest->Validate() is ok.
   static absl::StatusOr<std::shared_ptr<const RaggedCache>> Create(
       std::shared_ptr<const Manifest> manifest, uint32_t band_count, HeadRange heads,
@@ -66,9 +65,6 @@ class RaggedCache {
   std::vector<SegmentRef> segments_;
   std::vector<RowSpan> spans_;
   std::vector<uint32_t> span_begin_;  // [layers * heads + 1] into spans_
-  // What spans of sliding layers point to where positions are coded. Moving a vector keeps its
-  // elements where they are.
-  std::vector<std::vector<uint32_t>> decoded_positions_;
 };
 
 }  // namespace kvtier

@@ -187,7 +187,8 @@ TEST(RebandingTest, TheSameEdgesGiveTheSameBytes) {
 }
 
 TEST(RebandingTest, TheSameEdgesGiveTheSameBytesUnderEveryRecipe) {
-  for (const char* recipe : {"kvzip+/1", "uniform/1", "kvpress/1", "full-softmax/1", "opaque"}) {
+  for (const char* recipe : {"kvzip+/1", "uniform/1", "kvpress/1", "full-softmax/1", "opaque",
+                             "kvzip/1;codec=int8", "uniform/1;codec=int4"}) {
     SCOPED_TRACE(recipe);
     ObjectShape shape = TinyShape();
     shape.geometry.layers = {LayerKind::kGlobal, LayerKind::kSliding, LayerKind::kGlobal};
