@@ -20,18 +20,6 @@ namespace {
 
 constexpr int64_t kPrefillRows = 512;
 
-absl::StatusOr<std::shared_ptr<const RaggedCache>> BandsOf(const CompressedObject& object,
-                                                           Ratio ratio) {
-  const Manifest& manifest = *object.manifest;
-  const std::vector<Ratio> edges = manifest.edges();
-  KVTIER_ASSIGN_OR_RETURN(
-      const uint32_t bands,
-      ChooseBands(edges, static_cast<uint32_t>(edges.size()), ratio, /*min_ratio=*/ratio));
-  const auto begin = object.segments.begin();
-  return RaggedCache::Create(object.manifest, bands, HeadRange{0, manifest.geometry.kv_heads},
-                             {begin, begin + uint64_t{bands} * manifest.geometry.layer_count()});
-}
-
 // The same from the plain decoder, which takes question and answer at once.
 absl::StatusOr<bool> AnswersExactlyBy(DenseReferenceDecoder& decoder, const PromptProfile& profile,
                                       const Question& question) {
@@ -131,7 +119,8 @@ int64_t TailTokensMax(const PromptProfile& profile, std::span<const Question> qu
 }
 
 absl::StatusOr<std::unique_ptr<Evaluation>> Evaluation::Create(const Model& model,
-                                                               std::span<const uint32_t> context) {
+                                                               std::span<const uint32_t> context,
+                                                               AttentionVotes* votes) {
   const Pipeline pipeline(model, {});
   CompressInput input;
   input.context = context;
@@ -154,7 +143,13 @@ absl::StatusOr<std::unique_ptr<Evaluation>> Evaluation::Create(const Model& mode
   KVTIER_ASSIGN_OR_RETURN(DenseCache cache, DenseCache::Create(model.backend(), identity.geometry,
                                                                static_cast<int64_t>(ids.size())));
   KVTIER_ASSIGN_OR_RETURN(ForwardScratch scratch, ForwardScratch::Create(model, kPrefillRows));
-  KVTIER_RETURN_IF_ERROR(Prefill(model, ids, cache, scratch, nullptr));
+  if (votes != nullptr) {
+    KVTIER_ASSIGN_OR_RETURN(
+        *votes,
+        PrefillWithVotes(model, ids, static_cast<int64_t>(identity.system_tokens), cache, scratch));
+  } else {
+    KVTIER_RETURN_IF_ERROR(Prefill(model, ids, cache, scratch, nullptr));
+  }
   return std::unique_ptr<Evaluation>(
       new Evaluation(model, context, std::move(cache), std::move(identity)));
 }
@@ -174,12 +169,18 @@ ScoreTable Evaluation::RandomScores(uint64_t seed) const {
   return kvtier::RandomScores(identity_.geometry, context_.size(), seed);
 }
 
-absl::StatusOr<ScoreTable> Evaluation::SnapKvScores(std::span<const uint32_t> question_ids) const {
+absl::StatusOr<AttentionVotes> Evaluation::QuestionVotes(
+    std::span<const uint32_t> question_ids) const {
   const std::vector<uint32_t> question = model_->profile().WrapQuery(question_ids);
   KVTIER_ASSIGN_OR_RETURN(ForwardScratch scratch,
                           ForwardScratch::Create(*model_, static_cast<int64_t>(question.size())));
-  return kvtier::SnapKvScores(*model_, cache_, static_cast<int64_t>(identity_.system_tokens),
-                              question, scratch);
+  return kvtier::QuestionVotes(*model_, cache_, static_cast<int64_t>(identity_.system_tokens),
+                               question, scratch);
+}
+
+absl::StatusOr<ScoreTable> Evaluation::SnapKvScores(std::span<const uint32_t> question_ids) const {
+  KVTIER_ASSIGN_OR_RETURN(const AttentionVotes votes, QuestionVotes(question_ids));
+  return kvtier::SnapKvScores(votes);
 }
 
 absl::StatusOr<CompressedObject> Evaluation::Pack(const ScoreTable& scores) const {
@@ -188,6 +189,18 @@ absl::StatusOr<CompressedObject> Evaluation::Pack(const ScoreTable& scores) cons
       const BandAssignment bands,
       AssignBands(scores, edges, /*first_token_first=*/identity_.system_tokens == 0));
   return PackObject(model_->backend(), cache_, scores, bands, edges, identity_);
+}
+
+absl::StatusOr<std::shared_ptr<const RaggedCache>> Evaluation::BandsOf(
+    const CompressedObject& object, Ratio ratio) {
+  const Manifest& manifest = *object.manifest;
+  const std::vector<Ratio> edges = manifest.edges();
+  KVTIER_ASSIGN_OR_RETURN(
+      const uint32_t bands,
+      ChooseBands(edges, static_cast<uint32_t>(edges.size()), ratio, /*min_ratio=*/ratio));
+  const auto begin = object.segments.begin();
+  return RaggedCache::Create(object.manifest, bands, HeadRange{0, manifest.geometry.kv_heads},
+                             {begin, begin + uint64_t{bands} * manifest.geometry.layer_count()});
 }
 
 absl::StatusOr<ExactCount> Evaluation::CountExact(const CompressedObject& object, Ratio ratio,

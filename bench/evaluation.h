@@ -15,6 +15,7 @@
 
 #include "absl/status/statusor.h"
 #include "bench/questions.h"
+#include "compressor/attention_votes.h"
 #include "compressor/decoder.h"
 #include "compressor/dense_cache.h"
 #include "compressor/model.h"
@@ -54,9 +55,11 @@ class Evaluation {
  public:
   using OnQuestion = std::function<void()>;  // Called from any thread after each question.
 
+  // With `votes`, the prefill also counts them (compressor/attention_votes.h), which takes longer.
   // INVALID_ARGUMENT as Pipeline::Validate. RESOURCE_EXHAUSTED: no memory.
   static absl::StatusOr<std::unique_ptr<Evaluation>> Create(const Model& model,
-                                                            std::span<const uint32_t> context);
+                                                            std::span<const uint32_t> context,
+                                                            AttentionVotes* votes = nullptr);
 
   // The context is used again for scoring and must stay alive.
   absl::StatusOr<ScoreTable> KvzipScores() const;
@@ -64,8 +67,15 @@ class Evaluation {
   // Fitted to one question (unwrapped ids), as compressor/baselines.h says.
   absl::StatusOr<ScoreTable> SnapKvScores(std::span<const uint32_t> question_ids) const;
 
+  // The votes of one question's rows (unwrapped ids) on the context.
+  absl::StatusOr<AttentionVotes> QuestionVotes(std::span<const uint32_t> question_ids) const;
+
   // The cache that a method keeps at each default band edge.
   absl::StatusOr<CompressedObject> Pack(const ScoreTable& scores) const;
+  // The bands of `object` that serve `ratio`, as a worker reads them. NOT_FOUND: no band edge
+  // there.
+  static absl::StatusOr<std::shared_ptr<const RaggedCache>> BandsOf(const CompressedObject& object,
+                                                                    Ratio ratio);
 
   // Questions answered exactly from the bands that serve `ratio`.
   absl::StatusOr<ExactCount> CountExact(const CompressedObject& object, Ratio ratio,
@@ -74,6 +84,8 @@ class Evaluation {
 
   const DenseCache& cache() const { return cache_; }
   const Model& model() const { return *model_; }
+  uint64_t system_tokens() const { return identity_.system_tokens; }
+  uint64_t context_tokens() const { return identity_.context_tokens; }
 
  private:
   Evaluation(const Model& model, std::span<const uint32_t> context, DenseCache cache,

@@ -37,6 +37,16 @@ constexpr EvalCommand kCommands[] = {
      "print the table of a demo; its last line is `demo: ok {...}`\n"
      "--questions Q.json --answers A1.json,A2.json,... --baselines B.json\n",
      ReportCommand},
+    {"quality",
+     "tasks x eviction methods x ratios: a table, with intervals in --csv and --json\n"
+     "--model DIR [--quick] [--samples 1000] [--document-bytes 800] [--seed S]\n"
+     "[--tasks ...] [--methods ...] [--ratios ...] [--text DIR,...]\n"
+     "[--csv F.csv] [--json F.json] [--out ANSWERS.json]\n",
+     QualityCommand},
+    {"quality-report",
+     "the same from the answers of one or more runs over the same samples\n"
+     "--answers A.json,B.json [--csv F.csv] [--json F.json]\n",
+     QualityReportCommand},
 };
 
 std::string Usage() {
@@ -47,7 +57,7 @@ std::string Usage() {
     const std::string help = command.help;
     for (size_t begin = 0; begin < help.size();) {
       const size_t end = std::min(help.find('\n', begin), help.size());
-      absl::StrAppendFormat(&usage, "  %-12s%s\n", first ? command.name : "",
+      absl::StrAppendFormat(&usage, "  %-16s%s\n", first ? command.name : "",
                             help.substr(begin, end - begin));
       begin = end + 1;
       first = false;

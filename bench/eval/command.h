@@ -16,6 +16,8 @@ absl::Status QuestionsCommand();
 absl::Status BaselinesCommand();
 absl::Status KvzipCommand();
 absl::Status ReportCommand();
+absl::Status QualityCommand();
+absl::Status QualityReportCommand();
 
 struct EvalCommand {
   const char* name;

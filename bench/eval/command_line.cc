@@ -16,8 +16,8 @@ ABSL_FLAG(std::string, document, "", "file whose bytes are the context");
 ABSL_FLAG(std::string, questions, "", "JSON file of questions, as `kvtier-eval questions` writes");
 ABSL_FLAG(std::string, out, "", "file to write the result to; empty: standard output");
 ABSL_FLAG(uint64_t, seed, 1, "questions: which ones to draw");
-ABSL_FLAG(std::vector<std::string>, ratios, std::vector<std::string>({"0.6", "0.3", "0.1"}),
-          "kept fractions, separated by commas");
+ABSL_FLAG(std::vector<std::string>, ratios, {},
+          "kept fractions, separated by commas; empty: what the command finds useful");
 ABSL_FLAG(uint32_t, threads, 0, "work done at once; 0: one per core");
 
 namespace kvtier {
@@ -57,9 +57,10 @@ int ThreadsFlag() {
   return threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-absl::StatusOr<std::vector<Ratio>> RatiosFlag() {
+absl::StatusOr<std::vector<Ratio>> RatiosFlag(const std::vector<std::string>& otherwise) {
+  const std::vector<std::string> given = absl::GetFlag(FLAGS_ratios);
   std::vector<Ratio> ratios;
-  for (const std::string& text : absl::GetFlag(FLAGS_ratios)) {
+  for (const std::string& text : given.empty() ? otherwise : given) {
     double value = 0;
     if (!absl::SimpleAtod(text, &value)) {
       return absl::InvalidArgumentError(absl::StrCat("--ratios: \"", text, "\" is no number"));

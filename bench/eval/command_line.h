@@ -38,8 +38,9 @@ absl::Status WriteOut(absl::string_view content);
 // --threads, at least 1; one per core if it is 0.
 int ThreadsFlag();
 
-// --ratios in the order given. INVALID_ARGUMENT naming the word that is no ratio.
-absl::StatusOr<std::vector<Ratio>> RatiosFlag();
+// --ratios in the order given, `otherwise` if there are none. INVALID_ARGUMENT naming the word that
+// is no ratio.
+absl::StatusOr<std::vector<Ratio>> RatiosFlag(const std::vector<std::string>& otherwise);
 
 // INVALID_ARGUMENT: the profile declares no byte vocabulary, so that a text has no tokens here.
 absl::StatusOr<ByteVocabulary> RequireBytes(const PromptProfile& profile);

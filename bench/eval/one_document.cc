@@ -11,7 +11,7 @@ namespace kvtier {
 
 absl::StatusOr<OneDocument> LoadOneDocument(Progress& progress) {
   OneDocument document;
-  KVTIER_ASSIGN_OR_RETURN(document.ratios, RatiosFlag());
+  KVTIER_ASSIGN_OR_RETURN(document.ratios, RatiosFlag({"0.6", "0.3", "0.1"}));
   KVTIER_ASSIGN_OR_RETURN(const std::string json,
                           ReadWhole("questions", absl::GetFlag(FLAGS_questions)));
   KVTIER_ASSIGN_OR_RETURN(document.questions, QuestionsFromJson(json));

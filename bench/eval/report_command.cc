@@ -13,7 +13,8 @@
 #include "bench/report.h"
 
 ABSL_FLAG(std::vector<std::string>, answers, {},
-          "report: files that `kvtierctl ask --questions --json --out` wrote, separated by commas");
+          "report: files that `kvtierctl ask --questions --json --out` wrote, separated by commas; "
+          "quality-report: files that `kvtier-eval quality --out` wrote");
 ABSL_FLAG(std::string, answers_dir, "", "report: folder whose *.json files are such answers");
 ABSL_FLAG(std::string, baselines, "", "report: file that `kvtier-eval baselines` wrote");
 

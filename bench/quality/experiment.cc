@@ -1,0 +1,127 @@
+#include "bench/quality/experiment.h"
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <thread>  // NOLINT(build/c++11)
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "base/mutex.h"
+#include "base/status_macros.h"
+#include "bench/evaluation.h"
+#include "bench/quality/document_run.h"
+
+namespace kvtier {
+namespace {
+
+uint32_t DocumentsOf(const Task& task, uint32_t samples) {
+  return (std::max(samples, 1u) + task.samples - 1) / task.samples;
+}
+
+absl::StatusOr<BandEdges> EdgesOf(std::vector<Ratio> ratios) {
+  const Ratio one;
+  if (ratios.empty() || ratios.back() != one) ratios.push_back(one);
+  return BandEdges::Create(ratios);
+}
+
+// Appends a document's answers to its task's result.
+void Append(const DocumentAnswers& answers, uint32_t document, TaskResult& result) {
+  if (result.cells.empty()) {
+    result.cells = answers.cells;
+  } else {
+    for (size_t c = 0; c < result.cells.size(); ++c) {
+      const std::vector<uint8_t>& right = answers.cells[c].right;
+      result.cells[c].right.insert(result.cells[c].right.end(), right.begin(), right.end());
+    }
+  }
+  result.depth.insert(result.depth.end(), answers.depth.begin(), answers.depth.end());
+  result.document.insert(result.document.end(), answers.depth.size(), document);
+  ++result.documents;
+}
+
+}  // namespace
+
+absl::string_view SettingName(Setting setting) {
+  return setting == Setting::kPerQuery ? "per_query" : "shared";
+}
+
+absl::string_view OriginName(Origin origin) {
+  switch (origin) {
+    case Origin::kFull:
+      return "full";
+    case Origin::kSelected:
+      return "selected";
+    case Origin::kBands:
+      return "bands";
+  }
+  return "unknown";
+}
+
+uint64_t DocumentCount(const ExperimentOptions& options) {
+  uint64_t count = 0;
+  for (const Task* task : options.tasks) count += DocumentsOf(*task, options.samples);
+  return count;
+}
+
+absl::StatusOr<std::vector<TaskResult>> RunExperiment(const Model& model, const TextSource& source,
+                                                      const ExperimentOptions& options,
+                                                      const std::function<void()>& on_document) {
+  if (options.tasks.empty()) return absl::InvalidArgumentError("no tasks");
+  KVTIER_ASSIGN_OR_RETURN(const BandEdges edges, EdgesOf(options.ratios));
+  const DocumentPlan plan{.model = model, .edges = edges, .methods = options.methods};
+
+  struct Job {
+    size_t task;
+    uint32_t document;
+    DocumentAnswers answers;
+  };
+  std::vector<Job> jobs;
+  for (size_t t = 0; t < options.tasks.size(); ++t) {
+    const uint32_t documents = DocumentsOf(*options.tasks[t], options.samples);
+    for (uint32_t d = 0; d < documents; ++d) jobs.push_back({t, d, {}});
+  }
+
+  Mutex mutex;
+  absl::Status failure;
+  std::atomic<size_t> next{0};
+  std::atomic<bool> failed{false};
+  const auto work = [&]() -> absl::Status {
+    for (size_t j = next++; j < jobs.size() && !failed; j = next++) {
+      const Task& task = *options.tasks[jobs[j].task];
+      KVTIER_ASSIGN_OR_RETURN(
+          const TaskDocument document,
+          MakeTaskDocument(task, source, options.bytes, options.seed, jobs[j].document));
+      absl::StatusOr<DocumentAnswers> answers = AskDocument(plan, document);
+      if (!answers.ok()) {
+        return absl::Status(answers.status().code(),
+                            absl::StrCat(task.name, ", document ", jobs[j].document, ": ",
+                                         answers.status().message()));
+      }
+      jobs[j].answers = *std::move(answers);
+      if (on_document) on_document();
+    }
+    return absl::OkStatus();
+  };
+  const auto run = [&] {
+    const absl::Status status = work();
+    if (!status.ok()) failed = true;
+    MutexLock lock(&mutex);
+    failure.Update(status);
+  };
+  std::vector<std::thread> pool;
+  for (int t = 1; t < options.threads; ++t) pool.emplace_back(run);
+  run();
+  for (std::thread& thread : pool) thread.join();
+  KVTIER_RETURN_IF_ERROR(failure);
+
+  std::vector<TaskResult> results(options.tasks.size());
+  for (const Job& job : jobs) {
+    results[job.task].task = options.tasks[job.task];
+    Append(job.answers, job.document, results[job.task]);
+  }
+  return results;
+}
+
+}  // namespace kvtier
