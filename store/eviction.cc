@@ -19,17 +19,27 @@ namespace {
 
 // Classes of the model: uses so far (0, 1, 2-3, 4-15, more) x extended x extends another.
 constexpr int kUseClasses = 5;
-constexpr int kReuseClasses = kUseClasses * 4;
 
-// The model is fitted, and everything valued anew, after this many inserts, uses and misses, or an
-// eighth of the objects present if that is more: O(n log n) work at most eight times per n calls.
-constexpr size_t kLearnInterval = 256;
-constexpr size_t kLearnIntervalShare = 8;
+// The model is fitted, and everything valued anew, whenever the inserts, uses and misses since the
+// last time reach as many as there were before it (at first, to learn early), kLearnIntervalMax, or
+// a quarter of the objects present if that is more: O(n log n) work four times per n calls.
+constexpr size_t kLearnIntervalMin = 16;
+constexpr size_t kLearnIntervalMax = 256;
+constexpr size_t kLearnIntervalShare = 4;
 
 int UseClass(uint64_t uses) {
   if (uses < 2) return static_cast<int>(uses);
   if (uses < 4) return 2;
   return uses < 16 ? 3 : 4;
+}
+
+// Until more is known an object is asked for again in proportion to its uses, as in
+// GreedyDual-Size-Frequency.
+std::vector<double> FirstGuesses() {
+  constexpr double kByUseClass[kUseClasses] = {1, 2, 3.5, 10, 32};
+  std::vector<double> guesses;
+  for (const double guess : kByUseClass) guesses.insert(guesses.end(), 4, guess);
+  return guesses;
 }
 
 double Usable(double value) { return std::isfinite(value) ? std::max(0.0, value) : 0; }
@@ -75,7 +85,7 @@ class ValuePolicy final : public EvictionPolicy {
         remembered_max_(remembered_max),
         clock_(clock),
         now_(clock.Now()),
-        model_(kReuseClasses, now_) {}
+        model_(FirstGuesses(), now_) {}
 
   uint32_t Admit(const EvictionObject& object) override {
     CheckObject(object);
@@ -282,29 +292,41 @@ class ValuePolicy final : public EvictionPolicy {
   void Settle() {
     now_ = std::max(now_, clock_.Now());  // A clock that is set back stands still.
     while (!crossings_.empty() && crossings_.begin()->first <= now_) {
-      const auto [when, object] = *crossings_.begin();
+      auto node = crossings_.extract(crossings_.begin());
+      const auto [when, object] = node.value();
       Entry& entry = entries_.at(object);
-      End(object, entry, when);
+      model_.Leave(CellOf(entry), entry.in_cell_since, when);
       ++entry.bucket;
-      const absl::Time now = std::exchange(now_, when);  // It entered the cell then, not now.
-      Begin(object, entry);
-      now_ = now;
+      entry.in_cell_since = when;
+      model_.Enter(CellOf(entry), when);
+      if (entry.bucket + 1 < ReuseModel::kAgeBuckets) {
+        node.value() = CrossingKey(object, entry);
+        crossings_.insert(std::move(node));
+      }
+      if (entry.band_count == 0) continue;
+      auto place = order_.extract(OrderKey(object, entry));
+      entry.value = ValueOf(entry);
+      place.value() = OrderKey(object, entry);
+      order_.insert(std::move(place));
     }
   }
 
   void CountCall() {
-    if (!learns_ || ++calls_ < std::max(kLearnInterval, order_.size() / kLearnIntervalShare))
+    if (!learns_ || ++calls_ < std::max(learn_interval_, order_.size() / kLearnIntervalShare)) {
       return;
+    }
     calls_ = 0;
+    learn_interval_ = std::min(2 * learn_interval_, kLearnIntervalMax);
     model_.Learn(now_);
-    std::set<Order> order;
-    for (const Order& old : order_) {
-      const EvictionId object = std::get<EvictionId>(old);
+    std::vector<Order> order(order_.begin(), order_.end());
+    for (Order& place : order) {
+      const EvictionId object = std::get<EvictionId>(place);
       Entry& entry = entries_.at(object);
       entry.value = ValueOf(entry);
-      order.insert(OrderKey(object, entry));
+      place = OrderKey(object, entry);
     }
-    order_ = std::move(order);
+    std::sort(order.begin(), order.end());
+    order_ = std::set<Order>(order.begin(), order.end());
   }
 
   const bool learns_;
@@ -313,6 +335,7 @@ class ValuePolicy final : public EvictionPolicy {
   absl::Time now_;
   ReuseModel model_;
   size_t calls_ = 0;  // Since the model was fitted.
+  size_t learn_interval_ = kLearnIntervalMin;
 
   absl::flat_hash_map<EvictionId, Entry> entries_;
   std::set<Order> order_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <utility>
 
 #include "base/log.h"
 
@@ -63,11 +64,11 @@ int ReuseModel::BucketOf(absl::Duration age) {
   return low;
 }
 
-ReuseModel::ReuseModel(int class_count, absl::Time start)
-    : class_count_(class_count),
+ReuseModel::ReuseModel(std::vector<double> first_guesses, absl::Time start)
+    : first_guesses_(std::move(first_guesses)),
       start_(start),
-      cells_(static_cast<size_t>(class_count) * kAgeBuckets) {
-  KVTIER_CHECK_GT(class_count, 0);
+      cells_(first_guesses_.size() * kAgeBuckets) {
+  KVTIER_CHECK(!first_guesses_.empty());
   Learn(start);
 }
 
@@ -88,7 +89,7 @@ void ReuseModel::Asked(Cell cell) { cells_[Position(cell)].asked += 1; }
 
 void ReuseModel::Learn(absl::Time now) {
   const double now_s = absl::ToDoubleSeconds(now - start_);
-  const size_t class_count = static_cast<size_t>(class_count_);
+  const size_t class_count = first_guesses_.size();
   const auto cell = [&](size_t k, size_t b) -> State& { return cells_[k * kAgeBuckets + b]; };
 
   double asked_all = 0;
@@ -105,7 +106,7 @@ void ReuseModel::Learn(absl::Time now) {
 
   // Rates of the form factor[k] * profile[b]: the likeliest given one of the two, in turns. Every
   // estimate is (requests + weight) / (expected requests at the belief + weight) x belief.
-  std::vector<double> factor(class_count, 1);
+  std::vector<double> factor = first_guesses_;
   for (int step = 0; step < kFitSteps; ++step) {
     double expected_all = 0;
     for (size_t k = 0; k < class_count; ++k) {
@@ -115,7 +116,7 @@ void ReuseModel::Learn(absl::Time now) {
         expected += seconds[k * kAgeBuckets + b] * profile[b];
         at_prior += seconds[k * kAgeBuckets + b] * prior[b];
       }
-      factor[k] = (asked + kPriorWeight) / (expected + kPriorWeight);
+      factor[k] = (asked + kPriorWeight) / (expected + kPriorWeight / first_guesses_[k]);
       expected_all += factor[k] * at_prior;
     }
     const double scale = (asked_all + kPriorWeight) / (expected_all + kPriorWeight);

@@ -11,8 +11,8 @@
 //
 // Rates are a product, class factor x age profile, fitted together, and each cell moves from that
 // product towards its own observations as those grow: with little data a class borrows the profile
-// of all. With no data the rate is proportional to 1 / (age + 1 s), under which the index falls
-// with age: the order of LRU.
+// of all. With no data the rate is proportional to the class's first guess and 1 / (age + 1 s),
+// under which the index falls with age: within a class the order of LRU.
 //
 // Age is cut into kAgeBuckets, each a factor sqrt(2) longer than the one before. Deterministic.
 // Learn costs O(classes x buckets^2), everything else O(1); memory is constant. Not thread-safe.
@@ -37,12 +37,14 @@ class ReuseModel {
 
   // One cell of what is learnt.
   struct Cell {
-    int reuse_class = 0;  // In [0, class_count).
+    int reuse_class = 0;  // Index of its first guess.
     int bucket = 0;
   };
 
-  // REQUIRES: class_count > 0. `start` is no later than any time given below.
-  ReuseModel(int class_count, absl::Time start);
+  // One class for each of `first_guesses`: how often, relative to each other, they are thought to
+  // be asked for before anything is seen; > 0. `start` is no later than any time given below.
+  // REQUIRES: at least one class.
+  ReuseModel(std::vector<double> first_guesses, absl::Time start);
 
   // An object came into the cell, was there from `since` to `now`, was asked for while in it. Every
   // Enter has one Leave.
@@ -74,7 +76,7 @@ class ReuseModel {
   }
   void FitIndex(int reuse_class);
 
-  const int class_count_;
+  const std::vector<double> first_guesses_;  // [class_count]
   const absl::Time start_;
   std::vector<State> cells_;  // [class_count, kAgeBuckets]
 };

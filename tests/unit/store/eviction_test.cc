@@ -207,6 +207,15 @@ TEST(GdsfPolicyTest, CostAndMassPerByteDecide) {
   EXPECT_EQ(TakeNext(*policy), "1:0");
 }
 
+TEST(GdsfPolicyTest, CountsUsesBeforeItHasLearnt) {
+  SimulatedClock clock;
+  const std::unique_ptr<EvictionPolicy> policy = MakeGdsfPolicy({}, clock);
+  for (uint64_t i = 1; i <= 3; ++i) policy->Insert(Object(i, {1}), 1);
+  for (const uint64_t used : {1, 3, 3, 3, 3}) policy->Access(Id(used));
+  EXPECT_EQ(TakeNext(*policy), "2:0");
+  EXPECT_EQ(TakeNext(*policy), "1:0");
+}
+
 TEST(GdsfPolicyTest, AdmitsWhatIsWorthMoreThanTheLeast) {
   SimulatedClock clock;
   const std::unique_ptr<EvictionPolicy> policy = MakeGdsfPolicy({}, clock);
@@ -319,7 +328,10 @@ TEST(GdsfPolicyTest, EarlierTurnsOfAConversationGoFirst) {
 // question.
 class NaiveGdsf {
  public:
-  explicit NaiveGdsf(Clock& clock) : clock_(clock), model_(20, clock.Now()) {}
+  explicit NaiveGdsf(Clock& clock)
+      : clock_(clock),
+        model_({1, 1, 1, 1, 2, 2, 2, 2, 3.5, 3.5, 3.5, 3.5, 10, 10, 10, 10, 32, 32, 32, 32},
+               clock.Now()) {}
 
   void Insert(const EvictionObject& object, uint32_t bands) {
     Advance();
@@ -432,14 +444,15 @@ class NaiveGdsf {
     }
   }
   void Count() {
-    if (++calls_ < std::max<size_t>(256, present() / 8)) return;
+    if (++calls_ < std::max<size_t>(interval_, present() / 4)) return;
     calls_ = 0;
+    interval_ = std::min<size_t>(256, 2 * interval_);
     model_.Learn(clock_.Now());
   }
 
   Clock& clock_;
   ReuseModel model_;
-  size_t calls_ = 0;
+  size_t calls_ = 0, interval_ = 16;
   std::map<EvictionId, State> states_;
 };
 

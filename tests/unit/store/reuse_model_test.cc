@@ -45,17 +45,18 @@ TEST(ReuseModelTest, BucketsCoverAllAges) {
 }
 
 TEST(ReuseModelTest, WithoutDataTheOrderIsThatOfLru) {
-  const ReuseModel model(3, kStart);
+  const ReuseModel model({1, 4, 1}, kStart);
   for (int bucket = 0; bucket + 1 < ReuseModel::kAgeBuckets; ++bucket) {
     EXPECT_GT(model.Index({0, bucket}), model.Index({0, bucket + 1})) << bucket;
     EXPECT_EQ(model.Index({0, bucket}), model.Index({2, bucket})) << bucket;
+    EXPECT_GT(model.Index({1, bucket}), model.Index({0, bucket})) << bucket;
   }
 }
 
 TEST(ReuseModelTest, RateIsRequestsOverWatchedTime) {
   std::mt19937_64 random(TestSeed());
   SCOPED_TRACE(SeedTrace(TestSeed()));
-  ReuseModel model(2, kStart);
+  ReuseModel model({1, 1}, kStart);
   // Class 0 asks at 0.02 per second whatever the age, class 1 five times less often.
   std::exponential_distribution<double> often(0.02), rarely(0.004);
   for (int i = 0; i < 20'000; ++i) {
@@ -71,7 +72,7 @@ TEST(ReuseModelTest, RateIsRequestsOverWatchedTime) {
 }
 
 TEST(ReuseModelTest, ObjectsStillThereHaveBeenWatchedToo) {
-  ReuseModel left(1, kStart), present(1, kStart);
+  ReuseModel left({1}, kStart), present({1}, kStart);
   const absl::Time end = kStart + absl::Seconds(0.25);
   for (int i = 0; i < 100; ++i) {
     left.Enter({0, 0}, kStart);
@@ -81,13 +82,13 @@ TEST(ReuseModelTest, ObjectsStillThereHaveBeenWatchedToo) {
   left.Learn(end);
   present.Learn(end);
   EXPECT_DOUBLE_EQ(left.Rate({0, 0}), present.Rate({0, 0}));
-  EXPECT_LT(left.Rate({0, 0}), ReuseModel(1, kStart).Rate({0, 0}));
+  EXPECT_LT(left.Rate({0, 0}), ReuseModel({1}, kStart).Rate({0, 0}));
 }
 
 TEST(ReuseModelTest, IndexIsTheBestPlan) {
   // Nobody asks in the first ten seconds, many do until a minute, none later: while waiting for the
   // busy time an object is worth as much as that promises, and after it next to nothing.
-  ReuseModel model(1, kStart);
+  ReuseModel model({1}, kStart);
   std::mt19937_64 random(TestSeed());
   SCOPED_TRACE(SeedTrace(TestSeed()));
   std::uniform_real_distribution<double> busy(10, 60);
@@ -120,7 +121,7 @@ TEST(ReuseModelTest, IndexIsTheBestPlan) {
 }
 
 TEST(ReuseModelTest, OldHabitsFade) {
-  ReuseModel model(1, kStart);
+  ReuseModel model({1}, kStart);
   const ReuseModel::Cell cell{0, 0};
   const auto watch = [&](double seconds, int requests, int times) {
     for (int i = 0; i < times; ++i) {
