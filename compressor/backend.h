@@ -97,6 +97,8 @@ using HeadSpans = std::vector<std::span<const RowSpan>>;  // [kv_heads]
 // bottom-right aligned: query row i sees tail rows 0 .. tail_rows - q.rows + i}. Query head
 // h * group + g reads KV head h. Softmax in fp32 or better. A query that sees a row whose logit is
 // +-inf or NaN gives an unspecified row, never a crash.
+// Spans may be of any codec (kvcache/row_codec.h), also mixed; the tail is raw. Where span_dtype is
+// bf16, a backend may round decoded elements to that.
 //
 // With a window, each query sees the last `window` of those rows, its own included (a sliding
 // layer: query position p sees positions p - window + 1 .. p). The rows of such a head are one run

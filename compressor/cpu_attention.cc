@@ -22,9 +22,10 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 // What one task keeps of its query rows, in one borrowed buffer.
 struct Tile {
-  // `queries` rows of `dim` floats; `padded` is dim padded.
-  static int64_t Floats(int64_t queries, int64_t dim, int64_t padded) {
-    return queries * (dim + kTileKeys + padded + 2) + kTileKeys * (dim + padded);
+  // `queries` rows of `dim` floats; `padded` is dim padded; `coded`: some rows have to be decoded.
+  static int64_t Floats(int64_t queries, int64_t dim, int64_t padded, bool coded) {
+    return queries * (dim + kTileKeys + padded + 2) + kTileKeys * (dim + padded) +
+           (coded ? kTileKeys * dim : 0);
   }
   Tile(float* memory, int64_t queries, int64_t dim, int64_t padded)
       : logits(memory),
@@ -33,7 +34,8 @@ struct Tile {
         out(values + kTileKeys * padded),
         q(out + queries * padded),
         maximum(q + queries * dim),
-        sum(maximum + queries) {}
+        sum(maximum + queries),
+        decoded(sum + queries) {}
   float* logits;   // [queries, kTileKeys], then weights
   float* keys;     // [words of dim, kTileKeys] factors, transposed
   float* values;   // [words of kTileKeys, padded] factors
@@ -41,6 +43,7 @@ struct Tile {
   float* q;        // [queries, words of dim] factors
   float* maximum;  // [queries], scaled
   float* sum;      // [queries]
+  float* decoded;  // [kTileKeys, dim] of fp32 or bf16, if rows are coded
 };
 
 // Some queries of one head over some of its keys.
@@ -65,7 +68,8 @@ class Attender {
         row_bytes_(dim_ * DTypeBytes(args.tail.dtype)),
         group_(args.q.cols / (heads_ * dim_)),
         queries_(args.q.rows * group_),
-        split_(queries_ <= kSplitQueriesMax) {}
+        split_(queries_ <= kSplitQueriesMax),
+        coded_(HasCodedRows(args)) {}
 
   absl::Status Run();
 
@@ -85,6 +89,9 @@ class Attender {
       for (const RowSpan& span : (*args_.spans)[static_cast<size_t>(head)]) {
         visit(KeyPiece{.keys = span.keys,
                        .values = span.values,
+                       .codec = span.codec,
+                       .key_scales = span.key_scales,
+                       .value_scales = span.value_scales,
                        .rows = span.rows,
                        .seen_by_first = kSeenByAll,
                        .hidden_to_first = hidden - before},
@@ -99,6 +106,16 @@ class Attender {
     return total;
   }
 
+  static bool HasCodedRows(const AttentionArgs& args) {
+    if (args.spans == nullptr) return false;
+    for (const std::span<const RowSpan>& head : *args.spans) {
+      for (const RowSpan& span : head) {
+        if (span.codec != CodecId::kRaw) return true;
+      }
+    }
+    return false;
+  }
+
   std::vector<Part> CutIntoParts() const;
   bool IsFew(const Part& part) const {
     return part.queries <= kFewQueries && dim_ % kKernelPad == 0;
@@ -108,6 +125,21 @@ class Attender {
     return IsFew(part) ? resources_.kernels : resources_.ProductsWith(args_.tail.dtype);
   }
   void StartTile(const Part& part, Tile& tile) const;
+
+  // Keys or values of a piece from row `at` on, ready for the kernels that work on tiles.
+  struct Rows {
+    const void* rows = nullptr;
+    KvElement element = KvElement::kF32;
+  };
+  // Raw rows where they lie; coded ones decoded into the tile, as floats or, where products take
+  // bf16, as those.
+  Rows TileRows(const CpuKernels& kernels, const KeyPiece& piece, bool of_keys, int64_t at,
+                int64_t count, Tile& tile) const;
+  // logits [queries, count] of a few queries, and the sum of weighted values; rows as they lie.
+  void FewLogits(const Part& part, const KeyPiece& piece, int64_t at, int64_t count,
+                 Tile& tile) const;
+  void FewValues(const Part& part, const KeyPiece& piece, int64_t at, int64_t count,
+                 Tile& tile) const;
   // Brings the tile's running softmax up to date with keys [begin, end) of `piece`.
   void Attend(const Part& part, const KeyPiece& piece, int64_t begin, int64_t end,
               Tile& tile) const;
@@ -126,6 +158,7 @@ class Attender {
   const int64_t group_;
   const int64_t queries_;  // Of one KV head.
   const bool split_;       // Parts of a head differ in their keys, and are merged.
+  const bool coded_;       // Some rows are of a lossy codec.
 };
 
 std::vector<Part> Attender::CutIntoParts() const {
@@ -160,11 +193,54 @@ void Attender::StartTile(const Part& part, Tile& tile) const {
   std::fill_n(tile.out, part.queries * padded_, 0.0f);
 }
 
+Attender::Rows Attender::TileRows(const CpuKernels& kernels, const KeyPiece& piece, bool of_keys,
+                                  int64_t at, int64_t count, Tile& tile) const {
+  const std::byte* rows = of_keys ? piece.keys : piece.values;
+  if (piece.codec == CodecId::kRaw) return {rows + at * row_bytes_, element_};
+  const std::byte* scales = of_keys ? piece.key_scales : piece.value_scales;
+  kernels.decode_rows(rows + at * CodeRowBytes(piece.codec, dim_),
+                      scales + at * CodeScaleBytes(piece.codec), CodeOf(piece.codec), count, dim_,
+                      tile.decoded);
+  if (kernels.factors_per_word == 1) return {tile.decoded, KvElement::kF32};
+  // In place: each bf16 is written at or before where its float was.
+  auto* rounded = reinterpret_cast<uint16_t*>(tile.decoded);
+  kernels.to_bf16(tile.decoded, count * dim_, rounded);
+  return {rounded, KvElement::kBf16};
+}
+
+void Attender::FewLogits(const Part& part, const KeyPiece& piece, int64_t at, int64_t count,
+                         Tile& tile) const {
+  const CpuKernels& kernels = KernelsOf(part);
+  if (piece.codec == CodecId::kRaw) {
+    kernels.few_logits(tile.q, part.queries, dim_, piece.keys + at * row_bytes_, element_, count,
+                       tile.logits, kTileKeys);
+    return;
+  }
+  kernels.few_coded_logits(tile.q, part.queries, dim_,
+                           piece.keys + at * CodeRowBytes(piece.codec, dim_),
+                           piece.key_scales + at * CodeScaleBytes(piece.codec), CodeOf(piece.codec),
+                           count, tile.logits, kTileKeys);
+}
+
+void Attender::FewValues(const Part& part, const KeyPiece& piece, int64_t at, int64_t count,
+                         Tile& tile) const {
+  const CpuKernels& kernels = KernelsOf(part);
+  if (piece.codec == CodecId::kRaw) {
+    kernels.few_values(tile.logits, kTileKeys, part.queries, dim_, piece.values + at * row_bytes_,
+                       element_, count, tile.out, padded_);
+    return;
+  }
+  kernels.few_coded_values(tile.logits, kTileKeys, part.queries, dim_,
+                           piece.values + at * CodeRowBytes(piece.codec, dim_),
+                           piece.value_scales + at * CodeScaleBytes(piece.codec),
+                           CodeOf(piece.codec), count, tile.out, padded_);
+}
+
 void Attender::Attend(const Part& part, const KeyPiece& piece, int64_t begin, int64_t end,
                       Tile& tile) const {
   const CpuKernels& kernels = KernelsOf(part);
   const int64_t words = DivideUp(dim_, kernels.factors_per_word);
-  const bool few = IsFew(part);
+  const bool few = IsFew(part) && (piece.codec == CodecId::kRaw || dim_ % (2 * kKernelPad) == 0);
   // The last query of the tile sees farthest, the first one begins earliest.
   begin = std::max(begin, piece.hidden_to_first + part.first / group_);
   end = std::min(end, piece.SeenFrom(0, piece.rows, (part.first + part.queries - 1) / group_));
@@ -172,11 +248,10 @@ void Attender::Attend(const Part& part, const KeyPiece& piece, int64_t begin, in
     const int64_t keys = std::min(kTileKeys, end - at);
     const int64_t columns = PadUp(keys);
     if (few) {
-      kernels.few_logits(tile.q, part.queries, dim_, piece.keys + at * row_bytes_, element_, keys,
-                         tile.logits, kTileKeys);
+      FewLogits(part, piece, at, keys, tile);
     } else {
-      kernels.load_transposed(piece.keys + at * row_bytes_, element_, keys, dim_, tile.keys,
-                              columns);
+      const Rows rows = TileRows(kernels, piece, /*of_keys=*/true, at, keys, tile);
+      kernels.load_transposed(rows.rows, rows.element, keys, dim_, tile.keys, columns);
       kernels.multiply(tile.q, words, tile.keys, columns, tile.logits, kTileKeys, part.queries,
                        columns, words, /*accumulate=*/false);
     }
@@ -190,11 +265,10 @@ void Attender::Attend(const Part& part, const KeyPiece& piece, int64_t begin, in
                            tile.maximum + r, tile.sum + r, tile.out + r * padded_, padded_);
     }
     if (few) {
-      kernels.few_values(tile.logits, kTileKeys, part.queries, dim_, piece.values + at * row_bytes_,
-                         element_, keys, tile.out, padded_);
+      FewValues(part, piece, at, keys, tile);
     } else {
-      kernels.load_values(piece.values + at * row_bytes_, element_, keys, dim_, tile.values,
-                          padded_);
+      const Rows rows = TileRows(kernels, piece, /*of_keys=*/false, at, keys, tile);
+      kernels.load_values(rows.rows, rows.element, keys, dim_, tile.values, padded_);
       kernels.multiply(tile.logits, kTileKeys, tile.values, padded_, tile.out, padded_,
                        part.queries, padded_, DivideUp(keys, kernels.factors_per_word),
                        /*accumulate=*/true);
@@ -247,7 +321,7 @@ absl::Status Attender::Run() {
   resources_.pool.For(static_cast<int64_t>(parts.size()), [&](int64_t index) {
     const Part& part = parts[static_cast<size_t>(index)];
     ScratchPool::Lease memory =
-        resources_.scratch.Borrow(Tile::Floats(part.queries, dim_, padded_));
+        resources_.scratch.Borrow(Tile::Floats(part.queries, dim_, padded_, coded_));
     if (memory.data() == nullptr || partial.data() == nullptr) {
       no_memory.store(true, std::memory_order_relaxed);
       return;

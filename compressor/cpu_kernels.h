@@ -10,6 +10,9 @@ namespace kvtier {
 
 enum class KvElement { kF32, kF16, kBf16 };
 
+// Rows of the lossy codecs: kvcache/row_codec.h says what their bytes mean.
+enum class KvCode { kInt8, kInt4 };
+
 // Every leading dimension and every `n` of multiply and column_max is a multiple of this many
 // floats.
 inline constexpr int64_t kKernelPad = 16;
@@ -48,6 +51,17 @@ struct CpuKernels {
   void (*few_values)(const float* weights, int64_t stride, int64_t rows, int64_t dim,
                      const void* values, KvElement element, int64_t n, float* out,
                      int64_t out_stride);
+  // Rows of codes as floats, to[row * dim + d]: the bits that RowCodec::DecodeRow gives.
+  void (*decode_rows)(const void* codes, const void* scales, KvCode code, int64_t rows, int64_t dim,
+                      float* to);
+  // few_logits and few_values over coded rows, which are not decoded for it.
+  // REQUIRES: as those; dim a multiple of 2 * kKernelPad, at most 512.
+  void (*few_coded_logits)(const float* q, int64_t rows, int64_t dim, const void* keys,
+                           const void* scales, KvCode code, int64_t n, float* logits,
+                           int64_t stride);
+  void (*few_coded_values)(const float* weights, int64_t stride, int64_t rows, int64_t dim,
+                           const void* values, const void* scales, KvCode code, int64_t n,
+                           float* out, int64_t out_stride);
   // One step of the online softmax of one row over n (padded) more logits, of which the first
   // `visible` count: they become words of weights exp(scale * logit - new maximum), the others 0.
   // `maximum` (scaled) and `sum` are brought up to date and `out` [out_size padded] is rescaled to

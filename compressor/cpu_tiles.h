@@ -10,6 +10,7 @@
 #include "compressor/cpu_kernels.h"
 #include "compressor/scratch_pool.h"
 #include "compressor/thread_pool.h"
+#include "kvcache/row_codec.h"
 
 namespace kvtier {
 
@@ -34,6 +35,18 @@ inline KvElement ElementOf(DType dtype) {
                               : (dtype == DType::kF16 ? KvElement::kF16 : KvElement::kBf16);
 }
 
+// REQUIRES: a lossy codec.
+inline KvCode CodeOf(CodecId codec) {
+  return codec == CodecId::kInt8 ? KvCode::kInt8 : KvCode::kInt4;
+}
+// Bytes of one row's codes and scales. REQUIRES: a lossy codec.
+inline int64_t CodeRowBytes(CodecId codec, int64_t dim) {
+  return static_cast<int64_t>(FindRowCodec(codec)->code_bytes(static_cast<uint32_t>(dim)));
+}
+inline int64_t CodeScaleBytes(CodecId codec) {
+  return static_cast<int64_t>(FindRowCodec(codec)->scale_bytes());
+}
+
 inline constexpr int64_t kSeenByAll = int64_t{1} << 40;
 
 // Some keys (and values) that lie together, of one KV head. Query row i of the pass sees its rows
@@ -42,6 +55,10 @@ inline constexpr int64_t kSeenByAll = int64_t{1} << 40;
 struct KeyPiece {
   const std::byte* keys = nullptr;
   const std::byte* values = nullptr;  // Null: only keys are of interest.
+  // How they are stored; what their scales are if not kRaw.
+  CodecId codec = CodecId::kRaw;
+  const std::byte* key_scales = nullptr;
+  const std::byte* value_scales = nullptr;
   int64_t rows = 0;
   int64_t seen_by_first = 0;
   int64_t hidden_to_first = -kSeenByAll;

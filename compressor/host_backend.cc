@@ -61,6 +61,22 @@ absl::Status CheckQueries(absl::string_view operation, const TensorView& q,
                                      " heads of ", layer.head_dim));
 }
 
+// Rows of a lossy codec come with their scales.
+absl::Status CheckSpans(const HeadSpans& spans) {
+  for (const std::span<const RowSpan>& head : spans) {
+    for (const RowSpan& span : head) {
+      if (!IsKnownCodec(span.codec)) {
+        return Bad("attention", absl::StrCat("unknown codec ", static_cast<int>(span.codec)));
+      }
+      if (span.codec == CodecId::kRaw || span.rows == 0) continue;
+      if (span.key_scales == nullptr || span.value_scales == nullptr) {
+        return Bad("attention", absl::StrCat(CodecName(span.codec), " rows without scales"));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 void LoadFloats(const std::byte* from, DType dtype, std::span<float> to) {
@@ -193,6 +209,7 @@ absl::Status HostBackend::Attention(const AttentionArgs& args) {
     return Bad("attention", absl::StrCat("spans of ", args.spans->size(), " heads, tail of ",
                                          args.tail.kv_heads));
   }
+  if (args.spans != nullptr) KVTIER_RETURN_IF_ERROR(CheckSpans(*args.spans));
   if (args.window < 0) return Bad("attention", absl::StrCat("a window of ", args.window));
   return args.q.rows == 0 ? absl::OkStatus() : RunAttention(args);
 }

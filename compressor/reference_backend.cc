@@ -9,6 +9,7 @@
 #include "base/half.h"
 #include "base/status_macros.h"
 #include "compressor/host_backend.h"
+#include "kvcache/row_codec.h"
 
 namespace kvtier {
 namespace {
@@ -31,6 +32,19 @@ std::vector<float> KvRow(const void* rows, DType dtype, int64_t row, int64_t hea
   std::vector<float> values(head_dim);
   const auto* bytes = static_cast<const std::byte*>(rows);
   LoadFloats(bytes + row * head_dim * DTypeBytes(dtype), dtype, values);
+  return values;
+}
+
+// The same of a span, whatever its codec.
+std::vector<float> SpanRow(const RowSpan& span, bool of_keys, DType dtype, int64_t row,
+                           int64_t head_dim) {
+  const std::byte* rows = of_keys ? span.keys : span.values;
+  const RowCodec* codec = FindRowCodec(span.codec);
+  if (codec == nullptr) return KvRow(rows, dtype, row, head_dim);
+  const std::byte* scales = of_keys ? span.key_scales : span.value_scales;
+  std::vector<float> values(head_dim);
+  codec->DecodeRow(rows + row * codec->code_bytes(static_cast<uint32_t>(head_dim)),
+                   scales + row * codec->scale_bytes(), values);
   return values;
 }
 
@@ -173,8 +187,8 @@ class ReferenceBackend final : public HostBackend {
       if (args.spans != nullptr) {
         for (const RowSpan& span : (*args.spans)[h]) {
           for (int64_t j = 0; j < span.rows; ++j) {
-            keys.push_back(KvRow(span.keys, args.span_dtype, j, dim));
-            values.push_back(KvRow(span.values, args.span_dtype, j, dim));
+            keys.push_back(SpanRow(span, /*of_keys=*/true, args.span_dtype, j, dim));
+            values.push_back(SpanRow(span, /*of_keys=*/false, args.span_dtype, j, dim));
           }
         }
       }

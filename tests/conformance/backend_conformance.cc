@@ -12,6 +12,7 @@
 #include "base/status_matchers.h"
 #include "compressor/reference_backend.h"
 #include "gmock/gmock.h"
+#include "kvcache/row_codec.h"
 #include "tests/testing/random.h"
 
 namespace kvtier {
@@ -110,6 +111,8 @@ struct AttentionCase {
   float q_size = 1;            // Large: peaked attention.
   int64_t window = 0;          // 0: none.
   bool bf16_products = false;  // See BackendCase.
+  // Of each head's spans in turn, over and over.
+  std::vector<CodecId> codecs = {CodecId::kRaw};
   std::string ToString() const {
     std::string text = absl::StrCat("heads ", heads, " group ", group, " dim ", dim, " rows ", rows,
                                     " tail_before ", tail_before, " ", DTypeName(dtype), " q ",
@@ -121,6 +124,20 @@ struct AttentionCase {
     return text;
   }
 };
+
+// Rows of a lossy codec; `scales` points to theirs, behind the codes.
+std::vector<std::byte> EncodeFloats(CodecId id, const Floats& elements, int64_t dim,
+                                    std::byte*& scales) {
+  const RowCodec& codec = *FindRowCodec(id);
+  const auto width = static_cast<uint32_t>(dim);
+  const size_t rows = elements.size() / width;
+  std::vector<std::byte> bytes(rows * (codec.code_bytes(width) + codec.scale_bytes()));
+  scales = bytes.data() + rows * codec.code_bytes(width);
+  KVTIER_EXPECT_OK(EncodeRows(codec, DType::kF32,
+                              reinterpret_cast<const std::byte*>(elements.data()),
+                              static_cast<uint32_t>(rows), width, bytes.data(), scales));
+  return bytes;
+}
 
 // The case's output on one backend; equal seeds give equal inputs.
 Floats RunAttention(Backend& backend, const AttentionCase& c, uint64_t seed) {
@@ -140,16 +157,26 @@ Floats RunAttention(Backend& backend, const AttentionCase& c, uint64_t seed) {
   }
   const Layer tail = MakeLayer(backend, tail_keys, tail_values, c.dtype, c.heads, capacity, c.dim);
   std::vector<Tensor> memory;
+  std::vector<std::vector<std::byte>> coded;  // Host memory.
   std::vector<std::vector<RowSpan>> spans(static_cast<size_t>(c.heads));
   for (size_t h = 0; h < c.spans.size(); ++h) {
     for (uint32_t rows : c.spans[h]) {
-      memory.push_back(
-          MakeTensor(backend, RandomFloats(random, rows * c.dim), c.dtype, rows, c.dim));
-      const auto* keys = static_cast<const std::byte*>(memory.back().data());
-      memory.push_back(
-          MakeTensor(backend, RandomFloats(random, rows * c.dim), c.dtype, rows, c.dim));
-      const auto* values = static_cast<const std::byte*>(memory.back().data());
-      spans[h].push_back({.keys = keys, .values = values, .rows = rows, .positions = nullptr});
+      RowSpan span{.rows = rows, .codec = c.codecs[spans[h].size() % c.codecs.size()]};
+      for (const bool of_keys : {true, false}) {
+        const Floats elements = RandomFloats(random, rows * c.dim);
+        std::byte* scales = nullptr;
+        const std::byte* bytes = nullptr;
+        if (span.codec == CodecId::kRaw) {
+          memory.push_back(MakeTensor(backend, elements, c.dtype, rows, c.dim));
+          bytes = static_cast<const std::byte*>(memory.back().data());
+        } else {
+          coded.push_back(EncodeFloats(span.codec, elements, c.dim, scales));
+          bytes = coded.back().data();
+        }
+        (of_keys ? span.keys : span.values) = bytes;
+        (of_keys ? span.key_scales : span.value_scales) = scales;
+      }
+      spans[h].push_back(span);
     }
   }
   HeadSpans views(spans.begin(), spans.end());
@@ -283,6 +310,44 @@ TEST_P(BackendConformanceTest, AttentionWindowOfADecodeStepEqualsTheRowsInIt) {
     return Read(*backend_, *out);
   };
   ExpectNear(attend(0, 4), attend(6, 0), 1e-6, 1e-6);
+}
+
+// Codecs mixed with each other and with a raw tail: a few queries (decoding) read codes directly,
+// many go through tiles; dims that direct reading does not take; windows; a decode step in parts.
+TEST_P(BackendConformanceTest, AttentionReadsRowsOfEveryCodec) {
+  if (!backend_->host_addressable()) GTEST_SKIP() << "coded rows of this test lie in host memory";
+  const std::vector<std::vector<CodecId>> mixes = {
+      {CodecId::kInt8},
+      {CodecId::kInt4},
+      {CodecId::kInt4, CodecId::kRaw, CodecId::kInt8},
+  };
+  uint64_t seed = 40;
+  for (const std::vector<CodecId>& codecs : mixes) {
+    for (const DType dtype : {DType::kF32, DType::kBf16}) {
+      for (AttentionCase c :
+           {AttentionCase{.group = 1, .dim = 64, .rows = 1, .spans = {{1}, {130, 5}}},
+            AttentionCase{.group = 4, .dim = 128, .rows = 1, .spans = {{300, 64, 7}, {2, 0, 129}}},
+            AttentionCase{.group = 3, .dim = 32, .rows = 1, .spans = {{63, 65, 64}, {}}},
+            AttentionCase{.group = 4, .dim = 64, .rows = 1, .spans = {{6000}, {100, 1, 2}}},
+            AttentionCase{.group = 2, .dim = 256, .rows = 2, .spans = {{200}, {17, 19, 23}}},
+            AttentionCase{.group = 2, .dim = 64, .rows = 40, .spans = {{300, 150}, {5, 64, 1}}},
+            AttentionCase{.group = 2, .dim = 48, .rows = 1, .spans = {{70, 3}, {9, 2}}},
+            AttentionCase{.group = 1, .dim = 7, .rows = 3, .spans = {{70, 3}, {9, 2, 1}}}}) {
+        c.dtype = dtype;
+        c.tail_before = 6;
+        c.q_size = 2;
+        c.codecs = codecs;
+        SCOPED_TRACE(c.ToString());
+        // Rows decoded into bf16 are rounded once more than the reference's.
+        c.bf16_products = GetParam().bf16_products;
+        const double rounding = c.bf16_products && dtype == DType::kBf16 ? 1e-2 : 0;
+        ++seed;
+        ExpectNear(RunAttention(*backend_, c, seed), RunAttention(*reference_, c, seed),
+                   AttentionTolerance(*backend_, c) + rounding, 1e-5);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
 }
 
 TEST_P(BackendConformanceTest, AttentionOfOneRowIsItsValue) {
