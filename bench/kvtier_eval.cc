@@ -47,6 +47,15 @@ constexpr EvalCommand kCommands[] = {
      "the same from the answers of one or more runs over the same samples\n"
      "--answers A.json,B.json [--csv F.csv] [--json F.json]\n",
      QualityReportCommand},
+    {"score",
+     "score a context and write scores, kept pairs and last logits (docs/recipes.md)\n"
+     "--model DIR --token_ids FILE [--system_ids FILE] [--recipe kvzip] [--ratio 0.3]\n"
+     "[--head_scores H.safetensors] --out S.safetensors\n",
+     ScoreCommand},
+    {"head-scores",
+     "make the scores that recipe head ranks by; several contexts: the maximum\n"
+     "--model DIR --token_ids FILE,... [--system_ids FILE] --out H.safetensors\n",
+     HeadScoresCommand},
 };
 
 std::string Usage() {

@@ -20,13 +20,15 @@ namespace {
 
 const float16 kProtectedScore(std::numeric_limits<float>::infinity());
 
-float16 StoredScore(float log_score) {
-  constexpr float kHalfMax = 65504.0f;
-  return float16(std::clamp(log_score, -kHalfMax, kHalfMax));
-}
+constexpr float kHalfMax = 65504.0f;
+
+float16 StoredScore(float log_score) { return float16(std::clamp(log_score, -kHalfMax, kHalfMax)); }
 
 // Where one head's rows go: [bands] positions, ascending.
 using BandPositions = std::vector<std::vector<uint32_t>>;
+
+// A band's threshold, finite as the rows' scores are: a score of 0 has none of its own.
+float StoredThreshold(float log_score) { return std::max(log_score, -kHalfMax); }
 
 absl::Status CheckInputs(const DenseCache& cache, const ScoreTable& scores,
                          const BandAssignment& assignment, const BandEdges& edges,
@@ -41,8 +43,7 @@ absl::Status CheckInputs(const DenseCache& cache, const ScoreTable& scores,
                                                    identity.logical_length()));
   }
   if (scores.layers != geometry.scored_layer_count() || scores.kv_heads != geometry.kv_heads ||
-      scores.tokens != identity.context_tokens ||
-      scores.pairs() != geometry.scored_pairs(identity.context_tokens)) {
+      scores.tokens != identity.ranked_tokens() || scores.pairs() != identity.scored_pairs()) {
     return absl::InvalidArgumentError(
         absl::StrCat("packing: scores of ", scores.layers, " layers x ", scores.kv_heads,
                      " heads x ", scores.tokens, " tokens do not fit the manifest"));
@@ -56,11 +57,12 @@ absl::Status CheckInputs(const DenseCache& cache, const ScoreTable& scores,
   return absl::OkStatus();
 }
 
-// Rows of one head of a scored layer, system prompt first. `bands` is [context tokens].
-void SplitHead(std::span<const uint8_t> bands, uint64_t system_tokens, BandPositions& positions) {
-  for (uint64_t p = 0; p < system_tokens; ++p) positions[0].push_back(static_cast<uint32_t>(p));
+// Rows of one head of a scored layer, protected ones first. `bands` is [ranked tokens].
+void SplitHead(std::span<const uint8_t> bands, uint64_t protected_tokens,
+               BandPositions& positions) {
+  for (uint64_t p = 0; p < protected_tokens; ++p) positions[0].push_back(static_cast<uint32_t>(p));
   for (uint64_t t = 0; t < bands.size(); ++t) {
-    positions[bands[t]].push_back(static_cast<uint32_t>(system_tokens + t));
+    positions[bands[t]].push_back(static_cast<uint32_t>(protected_tokens + t));
   }
 }
 
@@ -81,7 +83,7 @@ absl::StatusOr<CompressedObject> PackObject(
   KVTIER_RETURN_IF_ERROR(CheckInputs(cache, scores, assignment, edges, identity));
   const Geometry& geometry = identity.geometry;
   const uint32_t layers = geometry.layer_count();
-  const uint64_t system_tokens = identity.system_tokens;
+  const uint64_t protected_tokens = identity.protected_tokens();
 
   const CodecId codec = CodecOfRecipe(identity.recipe);
   AlignedBytes raw_keys;  // [rows of one block, head_dim] on their way into a lossy codec.
@@ -92,7 +94,7 @@ absl::StatusOr<CompressedObject> PackObject(
   for (uint32_t b = 0; b < edges.size(); ++b) {
     BandEntry& band = manifest.bands.emplace_back();
     band.edge = edges.edge(BandIndex(b));
-    band.threshold = assignment.thresholds[b];
+    band.threshold = StoredThreshold(assignment.thresholds[b]);
     band.score_mass = assignment.score_mass[b];
     band.layers.resize(layers);
   }
@@ -106,7 +108,7 @@ absl::StatusOr<CompressedObject> PackObject(
     for (uint32_t h = 0; h < geometry.kv_heads; ++h) {
       if (scored) {
         const uint64_t begin = (uint64_t{scored_row} * geometry.kv_heads + h) * scores.tokens;
-        SplitHead(std::span(assignment.band).subspan(begin, scores.tokens), system_tokens,
+        SplitHead(std::span(assignment.band).subspan(begin, scores.tokens), protected_tokens,
                   heads[h]);
       } else {
         const uint64_t length = identity.logical_length();
@@ -128,8 +130,8 @@ absl::StatusOr<CompressedObject> PackObject(
         std::copy(positions.begin(), positions.end(), out.positions.begin());
         for (size_t i = 0; i < positions.size(); ++i) {
           out.log_scores[i] =
-              scored && positions[i] >= system_tokens
-                  ? StoredScore(scores.at(scored_row, h, positions[i] - system_tokens))
+              scored && positions[i] >= protected_tokens
+                  ? StoredScore(scores.at(scored_row, h, positions[i] - protected_tokens))
                   : kProtectedScore;
         }
         if (codec == CodecId::kRaw) {

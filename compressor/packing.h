@@ -14,14 +14,16 @@
 namespace kvtier {
 
 // `identity` carries every field of the manifest that is not a consequence of the packing (key,
-// upload id, model, recipe, geometry, token counts, last block hash). Rows of the system prompt and
-// of sliding layers go to band 0 with log score +inf; the others carry their log score rounded to
-// fp16 (finite: beyond its range it is held at the largest number). Of a sliding layer the last
-// `window` rows are kept, which is what later tokens can see (0: every row). Rows are encoded by
-// the codec that the identity's recipe names. `on_layer` (may be empty) hears how many layers are
-// packed; its error ends the packing. INVALID_ARGUMENT: cache, scores, assignment or edges do not
-// fit the identity; a row that the codec cannot hold (kvcache/row_codec.h), named by layer, head,
-// band and row. RESOURCE_EXHAUSTED: no memory for a segment.
+// upload id, model, recipe, geometry, token counts, last block hash). Protected rows and those of
+// sliding layers go to band 0 with log score +inf; the others carry their log score rounded to fp16
+// (finite: beyond its range it is held at the largest number). Which rows are ranked follows from
+// the recipe; `scores` has a column for each. Of a sliding layer the last `window` rows are kept,
+// which is what later tokens can see (0: every row). Rows are encoded by the codec that the
+// identity's recipe names.
+// `on_layer` (may be empty) hears how many layers are packed; its error ends the packing.
+// INVALID_ARGUMENT: cache, scores, assignment or edges do not fit the identity; a row that the
+// codec cannot hold (kvcache/row_codec.h), named by layer, head, band and row. RESOURCE_EXHAUSTED:
+// no memory for a segment.
 absl::StatusOr<CompressedObject> PackObject(
     Backend& backend, const DenseCache& cache, const ScoreTable& scores,
     const BandAssignment& assignment, const BandEdges& edges, const Manifest& identity,

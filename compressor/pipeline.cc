@@ -10,19 +10,12 @@
 #include "base/status_macros.h"
 #include "compressor/forward.h"
 #include "compressor/packing.h"
-#include "compressor/scoring.h"
+#include "compressor/recipe_scores.h"
+#include "compressor/rule_ranking.h"
 #include "kvcache/token_block_hash.h"
 
 namespace kvtier {
 namespace {
-
-// Canonical text of the recipe in keys and manifests. The number changes whenever the same tokens
-// would get other scores or another order. Chunk length and prompts are in the profile's digest.
-absl::StatusOr<std::string> CanonicalRecipe(absl::string_view recipe) {
-  if (recipe == "kvzip") return std::string("kvzip/1");
-  return absl::InvalidArgumentError(
-      absl::StrCat("recipe \"", recipe, "\" is unknown; this build knows: kvzip"));
-}
 
 absl::Status CheckIds(absl::string_view what, std::span<const uint32_t> ids, int64_t vocabulary) {
   for (size_t i = 0; i < ids.size(); ++i) {
@@ -37,10 +30,15 @@ const std::vector<uint32_t>& SystemIds(const Model& model, const CompressInput& 
   return input.system.has_value() ? *input.system : model.profile().prefix;
 }
 
-int64_t ScratchRows(const Model& model, const PipelineOptions& options, uint64_t system_tokens,
-                    uint64_t context_tokens) {
+// Rows of the longest repeat input, if there is any.
+uint64_t RepeatRows(const Model& model, const Recipe& recipe, uint64_t context_tokens) {
+  return recipe.repeats_context() ? model.profile().RepeatRowsMax(context_tokens) : 0;
+}
+
+int64_t ScratchRows(const Model& model, const PipelineOptions& options, const Recipe& recipe,
+                    uint64_t system_tokens, uint64_t context_tokens) {
   const uint64_t piece = std::min<uint64_t>(options.prefill_rows, system_tokens + context_tokens);
-  return static_cast<int64_t>(std::max(piece, model.profile().RepeatRowsMax(context_tokens)));
+  return static_cast<int64_t>(std::max(piece, RepeatRows(model, recipe, context_tokens)));
 }
 
 }  // namespace
@@ -58,13 +56,34 @@ absl::string_view CompressStageName(CompressStage stage) {
 }
 
 Pipeline::Pipeline(const Model& model, PipelineOptions options)
-    : model_(&model), options_(std::move(options)) {
+    : model_(&model), options_(std::move(options)), norms_(model) {
   KVTIER_CHECK_GT(options_.prefill_rows, 0);
+}
+
+absl::StatusOr<Recipe> Pipeline::ResolveRecipe(const CompressInput& input) const {
+  const std::string& text = input.recipe.empty() ? options_.recipe : input.recipe;
+  KVTIER_ASSIGN_OR_RETURN(Recipe recipe, Recipe::ParseRequest(text));
+  if (recipe.scorer != Scorer::kHead) return recipe;
+  const HeadScores* scores = options_.head_scores.get();
+  if (scores == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "recipe \"", text, "\": no head scores of model ", model_->name(), " are loaded"));
+  }
+  KVTIER_RETURN_IF_ERROR(
+      scores->CheckFits(*model_, model_->config().MakeGeometry(options_.kv_dtype)));
+  if (!recipe.head_scores.IsZero() && recipe.head_scores != scores->file_digest) {
+    return absl::InvalidArgumentError(absl::StrCat("recipe \"", text,
+                                                   "\": the head scores loaded here have digest ",
+                                                   scores->file_digest.ToHex()));
+  }
+  recipe.head_scores = scores->file_digest;
+  return recipe;
 }
 
 absl::StatusOr<KeyDescriptorHead> Pipeline::DescribeKey(const CompressInput& input) const {
   KeyDescriptorHead head;
-  KVTIER_ASSIGN_OR_RETURN(head.recipe, CanonicalRecipe(input.recipe));
+  KVTIER_ASSIGN_OR_RETURN(const Recipe recipe, ResolveRecipe(input));
+  head.recipe = recipe.ToString();
   head.tenant_salt = input.tenant_salt;
   head.model_digest = model_->digest();
   head.kv_dtype = options_.kv_dtype;
@@ -75,7 +94,7 @@ absl::StatusOr<KeyDescriptorHead> Pipeline::DescribeKey(const CompressInput& inp
 }
 
 absl::Status Pipeline::Validate(const CompressInput& input) const {
-  KVTIER_RETURN_IF_ERROR(CanonicalRecipe(input.recipe));
+  KVTIER_ASSIGN_OR_RETURN(const Recipe recipe, ResolveRecipe(input));
   const std::vector<uint32_t>& system = SystemIds(*model_, input);
   const uint64_t system_tokens = system.size();
   const uint64_t context_tokens = input.context.size();
@@ -92,7 +111,7 @@ absl::Status Pipeline::Validate(const CompressInput& input) const {
     return absl::InvalidArgumentError(
         absl::StrCat("the context has ", context_tokens, " tokens, at most ", tokens_max));
   }
-  const uint64_t repeat_rows = model_->profile().RepeatRowsMax(context_tokens);
+  const uint64_t repeat_rows = RepeatRows(*model_, recipe, context_tokens);
   const uint64_t positions = system_tokens + context_tokens + repeat_rows;
   const uint64_t positions_max = static_cast<uint64_t>(model_->config().positions_max);
   if (positions > positions_max) {
@@ -106,17 +125,22 @@ absl::Status Pipeline::Validate(const CompressInput& input) const {
 }
 
 uint64_t Pipeline::EstimateBytes(const CompressInput& input) const {
+  const absl::StatusOr<Recipe> resolved = ResolveRecipe(input);
+  const Recipe recipe = resolved.ok() ? *resolved : Recipe();
   const uint64_t system_tokens = SystemIds(*model_, input).size();
   const uint64_t context_tokens = input.context.size();
   const Geometry geometry = model_->config().MakeGeometry(options_.kv_dtype);
   const uint64_t cache =
       DenseCache::EstimateBytes(geometry, static_cast<int64_t>(system_tokens + context_tokens));
-  const uint64_t scratch =
-      ForwardScratch::EstimateBytes(model_->config(), model_->backend().activation_dtype(),
-                                    ScratchRows(*model_, options_, system_tokens, context_tokens));
-  const uint64_t scoring = EstimateScoringBytes(*model_, geometry, context_tokens);
+  const uint64_t scratch = ForwardScratch::EstimateBytes(
+      model_->config(), model_->backend().activation_dtype(),
+      ScratchRows(*model_, options_, recipe, system_tokens, context_tokens));
+  const uint64_t scoring =
+      EstimateScoringBytes(recipe, *model_, geometry, system_tokens, context_tokens);
   // Ranking adds a byte to the four of each score.
-  const uint64_t ranking = geometry.scored_pairs(context_tokens) * (sizeof(float) + 1);
+  const uint64_t ranking =
+      geometry.scored_pairs(RankedTokens(recipe.selection(), system_tokens, context_tokens)) *
+      (sizeof(float) + 1);
   const uint64_t packed =
       EstimatePackedBytes(geometry, system_tokens, context_tokens, options_.edges);
   return cache + std::max(scratch + scoring, ranking + packed);
@@ -146,32 +170,60 @@ absl::StatusOr<Manifest> Pipeline::DescribeObject(const CompressInput& input) co
   return manifest;
 }
 
-absl::StatusOr<ScoreTable> Pipeline::FillAndScore(const CompressInput& input, DenseCache& cache,
-                                                  const Progress& progress,
-                                                  const CancelToken& cancel) const {
+absl::StatusOr<ScoreTable> Pipeline::FillAndScore(const CompressInput& input, const Recipe& recipe,
+                                                  DenseCache& cache, const Progress& progress,
+                                                  const CancelToken& cancel,
+                                                  std::span<float> last_logits) const {
   const std::vector<uint32_t> ids = PrefillIds(input);
   const uint64_t context_tokens = input.context.size();
   const uint64_t system_tokens = ids.size() - context_tokens;
   KVTIER_ASSIGN_OR_RETURN(
       ForwardScratch scratch,
-      ForwardScratch::Create(*model_,
-                             ScratchRows(*model_, options_, system_tokens, context_tokens)));
-  // In pieces of our own: the scratch may have more rows, for the repeat pass.
-  for (size_t done = 0; done < ids.size();) {
+      ForwardScratch::Create(
+          *model_, ScratchRows(*model_, options_, recipe, system_tokens, context_tokens)));
+  // In pieces of our own: the scratch may have more rows, for the repeat pass. Where its logits are
+  // wanted, the last token is a piece of its own.
+  const size_t whole = ids.size() - (last_logits.empty() ? 0 : 1);
+  for (size_t done = 0; done < whole;) {
     progress({CompressStage::kPrefill, done, ids.size()});
     KVTIER_RETURN_IF_ERROR(cancel.Check());
-    const size_t rows = std::min<size_t>(options_.prefill_rows, ids.size() - done);
+    const size_t rows = std::min<size_t>(options_.prefill_rows, whole - done);
     KVTIER_RETURN_IF_ERROR(
         Prefill(*model_, std::span(ids).subspan(done, rows), cache, scratch, nullptr));
     done += rows;
+  }
+  if (!last_logits.empty()) {
+    const ForwardPlan plan{.tail = &cache, .first_position = cache.length()};
+    KVTIER_RETURN_IF_ERROR(
+        Forward(*model_, std::span(ids).subspan(whole), plan, scratch, last_logits));
+    model_->CountPrefilled(1);
   }
   progress({CompressStage::kPrefill, ids.size(), ids.size()});
   const auto on_chunk = [&](uint64_t done) {
     progress({CompressStage::kScore, done, context_tokens});
   };
   on_chunk(0);
-  return ScoreContext(*model_, input.context, static_cast<int64_t>(system_tokens), cache, scratch,
-                      cancel, on_chunk);
+  const RecipeInputs inputs = {.head_scores = options_.head_scores.get(), .norms = &norms_};
+  return ScoreByRecipe(recipe, inputs, *model_, input.context, static_cast<int64_t>(system_tokens),
+                       cache, scratch, cancel, on_chunk);
+}
+
+absl::StatusOr<ScoredContext> Pipeline::Score(const CompressInput& input, const Progress& progress,
+                                              const CancelToken& cancel) const {
+  KVTIER_RETURN_IF_ERROR(Validate(input));
+  ScoredContext result;
+  KVTIER_ASSIGN_OR_RETURN(result.recipe, ResolveRecipe(input));
+  const uint64_t system_tokens = SystemIds(*model_, input).size();
+  if (ProtectsSystemPrompt(result.recipe.selection())) result.first_position = system_tokens;
+  KVTIER_ASSIGN_OR_RETURN(
+      DenseCache cache,
+      DenseCache::Create(model_->backend(), model_->config().MakeGeometry(options_.kv_dtype),
+                         static_cast<int64_t>(system_tokens + input.context.size())));
+  result.last_logits.resize(static_cast<size_t>(model_->config().vocabulary));
+  const Progress report = progress ? progress : [](const CompressProgress&) {};
+  KVTIER_ASSIGN_OR_RETURN(
+      result.scores, FillAndScore(input, result.recipe, cache, report, cancel, result.last_logits));
+  return result;
 }
 
 absl::StatusOr<CompressedObject> Pipeline::Compress(const CompressInput& input,
@@ -179,11 +231,13 @@ absl::StatusOr<CompressedObject> Pipeline::Compress(const CompressInput& input,
                                                     const CancelToken& cancel) const {
   KVTIER_RETURN_IF_ERROR(Validate(input));
   const Progress report = progress ? progress : [](const CompressProgress&) {};
+  KVTIER_ASSIGN_OR_RETURN(const Recipe recipe, ResolveRecipe(input));
   KVTIER_ASSIGN_OR_RETURN(const Manifest identity, DescribeObject(input));
   KVTIER_ASSIGN_OR_RETURN(DenseCache cache,
                           DenseCache::Create(model_->backend(), identity.geometry,
                                              static_cast<int64_t>(identity.logical_length())));
-  KVTIER_ASSIGN_OR_RETURN(const ScoreTable scores, FillAndScore(input, cache, report, cancel));
+  KVTIER_ASSIGN_OR_RETURN(const ScoreTable scores,
+                          FillAndScore(input, recipe, cache, report, cancel, /*last_logits=*/{}));
 
   const uint64_t layers = identity.geometry.layer_count();
   const auto on_layer = [&](int64_t done) {
@@ -192,9 +246,9 @@ absl::StatusOr<CompressedObject> Pipeline::Compress(const CompressInput& input,
     return cancel.Check();
   };
   KVTIER_RETURN_IF_ERROR(on_layer(0));
-  KVTIER_ASSIGN_OR_RETURN(
-      const BandAssignment assignment,
-      AssignBands(scores, options_.edges, /*first_token_first=*/identity.system_tokens == 0));
+  KVTIER_ASSIGN_OR_RETURN(const BandAssignment assignment,
+                          AssignBandsByRule(scores, options_.edges, recipe.selection(),
+                                            /*system_prompt=*/identity.system_tokens > 0));
   return PackObject(model_->backend(), cache, scores, assignment, options_.edges, identity,
                     on_layer, model_->config().window);
 }

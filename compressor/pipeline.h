@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -15,11 +16,14 @@
 #include "absl/strings/string_view.h"
 #include "base/cancel_token.h"
 #include "compressor/dense_cache.h"
+#include "compressor/head_scores.h"
 #include "compressor/model.h"
 #include "compressor/ranking.h"
+#include "compressor/value_output_norms.h"
 #include "kvcache/bands.h"
 #include "kvcache/compressed_object.h"
 #include "kvcache/key_descriptor.h"
+#include "kvcache/recipe.h"
 
 namespace kvtier {
 
@@ -28,7 +32,7 @@ struct CompressInput {
   std::span<const uint32_t> context;  // Token ids; at least one. The caller keeps them alive.
   // Replaces the profile's prefix when set (may be empty); protected and part of the key.
   std::optional<std::vector<uint32_t>> system;
-  std::string recipe = "kvzip";  // The only one so far; others INVALID_ARGUMENT.
+  std::string recipe;  // As Recipe::ParseRequest reads it; empty: PipelineOptions::recipe.
 };
 
 enum class CompressStage { kPrefill, kScore, kPack };
@@ -46,6 +50,17 @@ struct PipelineOptions {
   BandEdges edges = BandEdges::Default();
   int64_t prefill_rows = 512;       // Rows of one prefill piece; at least 1.
   uint64_t context_tokens_max = 0;  // 0: only the model's positions bound it.
+  std::string recipe = "kvzip";     // For inputs that name none.
+  // What recipe head ranks by; null: that recipe is refused. Must be of the pipeline's model.
+  std::shared_ptr<const HeadScores> head_scores = nullptr;
+};
+
+// What Pipeline::Score returns.
+struct ScoredContext {
+  Recipe recipe;
+  uint64_t first_position = 0;  // Of the table's first token: 0 where the system prompt is ranked.
+  ScoreTable scores;            // [scored layers, kv_heads, ranked tokens]
+  std::vector<float> last_logits;  // [vocabulary], after the context's last token.
 };
 
 // Thread-safe: several Compress calls may run at once, each with its own memory. Does not own the
@@ -57,16 +72,21 @@ class Pipeline {
   const Model& model() const { return *model_; }
   const PipelineOptions& options() const { return options_; }
 
-  // The key head of this model, profile, recipe and dtype. INVALID_ARGUMENT: unknown recipe.
+  // The recipe that `input` asks for, complete. INVALID_ARGUMENT: unknown (names the known ones),
+  // or recipe head without scores of this model, or with others than the input names.
+  absl::StatusOr<Recipe> ResolveRecipe(const CompressInput& input) const;
+
+  // The key head of this model, profile, recipe and dtype. INVALID_ARGUMENT as ResolveRecipe.
   absl::StatusOr<KeyDescriptorHead> DescribeKey(const CompressInput& input) const;
 
   // Everything that can be refused before any work: empty context, id out of range (names the
-  // index), too long for the limit or, with the repeat pass, for the model's positions. All
-  // INVALID_ARGUMENT.
+  // index), too long for the limit or, with the repeat pass that most recipes need, for the model's
+  // positions; a recipe that cannot be had. All INVALID_ARGUMENT.
   absl::Status Validate(const CompressInput& input) const;
 
   // Bytes that Compress will allocate at its peak: dense cache, scratch, scores, packed object.
-  // Within 10 % of what it really takes; for admission before any work.
+  // Within 10 % of what it really takes; for admission before any work. REQUIRES: Validate(input)
+  // is ok.
   uint64_t EstimateBytes(const CompressInput& input) const;
 
   // Blocks until done. `progress` (may be empty) is called from this thread. The object carries a
@@ -78,19 +98,27 @@ class Pipeline {
       const CompressInput& input, const std::function<void(const CompressProgress&)>& progress,
       const CancelToken& cancel) const;
 
+  // Scores without packing anything: prefill and scoring alone. Errors as Compress.
+  absl::StatusOr<ScoredContext> Score(const CompressInput& input,
+                                      const std::function<void(const CompressProgress&)>& progress,
+                                      const CancelToken& cancel) const;
+
  private:
   using Progress = std::function<void(const CompressProgress&)>;
 
   // system ++ context.
   std::vector<uint32_t> PrefillIds(const CompressInput& input) const;
   absl::StatusOr<Manifest> DescribeObject(const CompressInput& input) const;
-  // Prefill into `cache`, then score it. Scratch memory is gone when this returns.
-  absl::StatusOr<ScoreTable> FillAndScore(const CompressInput& input, DenseCache& cache,
-                                          const Progress& progress,
-                                          const CancelToken& cancel) const;
+  // Prefill into `cache`, then score it. Scratch memory is gone when this returns. Writes the
+  // logits after the last token to `last_logits` unless it is empty.
+  absl::StatusOr<ScoreTable> FillAndScore(const CompressInput& input, const Recipe& recipe,
+                                          DenseCache& cache, const Progress& progress,
+                                          const CancelToken& cancel,
+                                          std::span<float> last_logits) const;
 
   const Model* model_;
   PipelineOptions options_;
+  LazyValueOutputNorms norms_;  // For recipe kvzip+.
 };
 
 }  // namespace kvtier

@@ -9,29 +9,14 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/limits.h"
 #include "base/status_macros.h"
 
 namespace kvtier {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-absl::Status CheckScores(const ScoreTable& scores) {
-  if (scores.pairs() != uint64_t{scores.layers} * scores.kv_heads * scores.tokens) {
-    return absl::InvalidArgumentError(absl::StrCat("score table: ", scores.pairs(), " scores for ",
-                                                   scores.layers, " layers x ", scores.kv_heads,
-                                                   " heads x ", scores.tokens, " tokens"));
-  }
-  for (uint64_t i = 0; i < scores.pairs(); ++i) {
-    const float score = scores.log_scores[i];
-    if (!std::isnan(score) && score != kInfinity) continue;
-    const uint64_t row = i / scores.tokens;
-    return absl::InvalidArgumentError(absl::StrCat("score of layer ", row / scores.kv_heads,
-                                                   ", head ", row % scores.kv_heads, ", token ",
-                                                   i % scores.tokens, " is ", score));
-  }
-  return absl::OkStatus();
-}
 
 // Order-preserving map of scores to integers: a larger score has a larger key.
 uint32_t SortKey(float score) {
@@ -129,25 +114,60 @@ class RadixSelect {
   const bool first_token_first_;
 };
 
+absl::Status CheckRankEnds(std::span<const uint64_t> rank_ends, uint64_t pairs) {
+  if (!rank_ends.empty() && rank_ends.size() <= limits::kBandsMax && rank_ends.back() == pairs &&
+      std::is_sorted(rank_ends.begin(), rank_ends.end())) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat("rank ends ", absl::StrJoin(rank_ends, ", "),
+                                                 " do not ascend to ", pairs, " pairs in at most ",
+                                                 limits::kBandsMax, " bands"));
+}
+
 }  // namespace
+
+absl::Status CheckScores(const ScoreTable& scores) {
+  if (scores.pairs() != uint64_t{scores.layers} * scores.kv_heads * scores.tokens) {
+    return absl::InvalidArgumentError(absl::StrCat("score table: ", scores.pairs(), " scores for ",
+                                                   scores.layers, " layers x ", scores.kv_heads,
+                                                   " heads x ", scores.tokens, " tokens"));
+  }
+  for (uint64_t i = 0; i < scores.pairs(); ++i) {
+    const float score = scores.log_scores[i];
+    if (!std::isnan(score) && score != kInfinity) continue;
+    const uint64_t row = i / scores.tokens;
+    return absl::InvalidArgumentError(absl::StrCat("score of layer ", row / scores.kv_heads,
+                                                   ", head ", row % scores.kv_heads, ", token ",
+                                                   i % scores.tokens, " is ", score));
+  }
+  return absl::OkStatus();
+}
 
 absl::StatusOr<BandAssignment> AssignBands(const ScoreTable& scores, const BandEdges& edges,
                                            bool first_token_first) {
+  std::vector<uint64_t> rank_ends;
+  for (const Ratio edge : edges.edges()) rank_ends.push_back(edge.Of(scores.pairs()));
+  return AssignBandsAt(scores, rank_ends, first_token_first);
+}
+
+absl::StatusOr<BandAssignment> AssignBandsAt(const ScoreTable& scores,
+                                             std::span<const uint64_t> all_rank_ends,
+                                             bool first_token_first) {
   KVTIER_RETURN_IF_ERROR(CheckScores(scores));
   const uint64_t pairs = scores.pairs();
+  KVTIER_RETURN_IF_ERROR(CheckRankEnds(all_rank_ends, pairs));
   BandAssignment result;
   result.band.resize(pairs);
-  result.thresholds.assign(edges.size(), kInfinity);
-  result.score_mass.assign(edges.size(), 0.0);
+  result.thresholds.assign(all_rank_ends.size(), kInfinity);
+  result.score_mass.assign(all_rank_ends.size(), 0.0);
 
   // Bands that rank nothing take no part; the last of the others takes what no cut claims.
   std::vector<uint8_t> bands;
   std::vector<uint64_t> rank_ends;
-  for (uint32_t b = 0; b < edges.size(); ++b) {
-    const BandIndex band(b);
-    if (edges.RankBegin(band, pairs) == edges.RankEnd(band, pairs)) continue;
+  for (size_t b = 0; b < all_rank_ends.size(); ++b) {
+    if (all_rank_ends[b] == (b == 0 ? 0 : all_rank_ends[b - 1])) continue;
     bands.push_back(static_cast<uint8_t>(b));
-    rank_ends.push_back(edges.RankEnd(band, pairs));
+    rank_ends.push_back(all_rank_ends[b]);
   }
   if (bands.empty()) return result;
   std::vector<Cut> cuts = RadixSelect(scores, first_token_first).Find(rank_ends);

@@ -10,8 +10,10 @@
 #define KVTIER_COMPRESSOR_RANKING_H_
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kvcache/bands.h"
 
@@ -54,6 +56,16 @@ struct BandAssignment {
 // thresholds and score_mass.
 absl::StatusOr<BandAssignment> AssignBands(const ScoreTable& scores, const BandEdges& edges,
                                            bool first_token_first);
+
+// The same with cuts that need not follow from edges: band b holds ranks
+// [rank_ends[b - 1], rank_ends[b]). INVALID_ARGUMENT also: rank_ends do not ascend (equal ones are
+// empty bands), do not end at scores.pairs(), or are more than limits::kBandsMax.
+absl::StatusOr<BandAssignment> AssignBandsAt(const ScoreTable& scores,
+                                             std::span<const uint64_t> rank_ends,
+                                             bool first_token_first);
+
+// INVALID_ARGUMENT as AssignBands; also when the table's sizes do not fit each other.
+absl::Status CheckScores(const ScoreTable& scores);
 
 // The plain twin: sorts everything. Same bands and thresholds; score_mass up to rounding.
 absl::StatusOr<BandAssignment> AssignBandsReference(const ScoreTable& scores,

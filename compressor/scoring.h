@@ -1,10 +1,12 @@
 // KVzip's scoring pass: the model repeats the context chunk by chunk against its own cache, and
-// each KV pair's score is the largest attention it receives (kvzip.md sections 2 and 3).
+// each KV pair's score is the largest attention it receives (kvzip.md sections 2 and 3). Recipes
+// and the scores that come from elsewhere: recipe_scores.h.
 #ifndef KVTIER_COMPRESSOR_SCORING_H_
 #define KVTIER_COMPRESSOR_SCORING_H_
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 
 #include "absl/status/statusor.h"
@@ -13,22 +15,33 @@
 #include "compressor/forward.h"
 #include "compressor/model.h"
 #include "compressor/ranking.h"
+#include "compressor/value_output_norms.h"
 
 namespace kvtier {
 
+// How a recipe departs from KVzip's scores.
+struct ScoringRule {
+  // The softmax sees, before the chunk, this many rows of the cache at most, none of them of the
+  // chunk. Not set: the system prompt.
+  std::optional<int64_t> sink_rows_max = std::nullopt;
+  // The softmax sees the whole cache.
+  bool full_softmax = false;
+  // KVzip+: each weight is divided by the norm of its row's attention input and multiplied by the
+  // norm of what the key's value writes. Null: not.
+  const ValueOutputNorms* norms = nullptr;
+};
+
 // `cache` holds system_tokens + context rows and comes out bit-identical. `on_chunk` (may be empty)
-// hears the number of context tokens scored so far. The table's layers are the scored ones.
+// hears the number of context tokens scored so far. The table's layers are the scored ones, its
+// tokens those of the context.
 // REQUIRES: scratch.rows_max() >= model.profile().RepeatRowsMax(context.size()).
 // INVALID_ARGUMENT: a score that is NaN or infinite (named); positions past the model's limit.
 // CANCELLED: `cancel` fired between chunks. RESOURCE_EXHAUSTED: no memory for the repeat rows.
 absl::StatusOr<ScoreTable> ScoreContext(const Model& model, std::span<const uint32_t> context,
                                         int64_t system_tokens, const DenseCache& cache,
                                         ForwardScratch& scratch, const CancelToken& cancel,
-                                        const std::function<void(uint64_t tokens_done)>& on_chunk);
-
-// What ScoreContext allocates: the repeat rows' keys and values and the score table.
-uint64_t EstimateScoringBytes(const Model& model, const Geometry& geometry,
-                              uint64_t context_tokens);
+                                        const std::function<void(uint64_t tokens_done)>& on_chunk,
+                                        const ScoringRule& rule = {});
 
 }  // namespace kvtier
 

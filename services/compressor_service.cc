@@ -102,7 +102,10 @@ CompressorService::CompressorService(Options options, const std::vector<const Mo
                                      StoreClient& store, Metrics& metrics, Clock& clock)
     : store_(store), metrics_(metrics), clock_(clock), queue_(options.queue, metrics, clock) {
   for (const Model* model : models) {
-    pipelines_[model->name()] = std::make_unique<Pipeline>(*model, options.pipeline);
+    PipelineOptions own = options.pipeline;
+    const auto scores = options.head_scores.find(model->name());
+    if (scores != options.head_scores.end()) own.head_scores = scores->second;
+    pipelines_[model->name()] = std::make_unique<Pipeline>(*model, std::move(own));
   }
 }
 

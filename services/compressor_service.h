@@ -4,6 +4,7 @@
 #ifndef KVTIER_SERVICES_COMPRESSOR_SERVICE_H_
 #define KVTIER_SERVICES_COMPRESSOR_SERVICE_H_
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -23,6 +24,8 @@ class CompressorService final : public v1::CompressorService::Service {
  public:
   struct Options {
     PipelineOptions pipeline;
+    // For recipe head, by model name; models without have no such recipe.
+    std::map<std::string, std::shared_ptr<const HeadScores>> head_scores;
     CompressQueue::Options queue;
   };
   CompressorService(Options options, const std::vector<const Model*>& models, StoreClient& store,

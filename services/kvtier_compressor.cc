@@ -1,11 +1,18 @@
 // kvtier-compressor: prefills, scores and prunes contexts, and puts them into a store.
 
+#include <algorithm>
+#include <map>
 #include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "compressor/head_scores.h"
+#include "kvcache/recipe.h"
 #include "services/compressor_service.h"
 #include "services/model_flags.h"
 #include "services/server.h"
@@ -17,6 +24,11 @@ ABSL_FLAG(uint64_t, memory_budget_mib, 4096,
           "memory that all running compressions may take together, weights not counted");
 ABSL_FLAG(uint64_t, context_tokens_max, 0,
           "longest context accepted; 0: what the model's positions allow");
+ABSL_FLAG(std::string, recipe, "kvzip",
+          "recipe of requests that name none: kvzip, kvpress, kvzip+, uniform, full-softmax, head");
+ABSL_FLAG(
+    std::vector<std::string>, head_scores, {},
+    "files of head scores for recipe head, comma separated; each belongs to one of the models");
 ABSL_FLAG(uint32_t, compressions_max, 1, "compressions that run at once");
 ABSL_FLAG(uint32_t, queue_max, kvtier::limits::kCompressQueueMax, "compressions that may wait");
 
@@ -29,6 +41,29 @@ constexpr char kUsage[] =
     "Clients call kvtier.v1.CompressorService, e.g. through 'kvtierctl compress'. SIGTERM cancels "
     "running compressions and drains.";
 
+// --head_scores, each for the model that it was measured on.
+absl::StatusOr<std::map<std::string, std::shared_ptr<const HeadScores>>> LoadHeadScoresOf(
+    const std::vector<const Model*>& models) {
+  std::map<std::string, std::shared_ptr<const HeadScores>> all;
+  for (const std::string& file : absl::GetFlag(FLAGS_head_scores)) {
+    KVTIER_ASSIGN_OR_RETURN(HeadScores scores, LoadHeadScores(file));
+    const auto model = std::find_if(models.begin(), models.end(), [&](const Model* m) {
+      return m->digest() == scores.model_digest;
+    });
+    if (model == models.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--head_scores: ", file, " is of a model with digest ",
+                       scores.model_digest.ToHex(), ", which --model does not load"));
+    }
+    const auto shared = std::make_shared<const HeadScores>(std::move(scores));
+    if (!all.emplace((*model)->name(), shared).second) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--head_scores: two files are of model ", (*model)->name()));
+    }
+  }
+  return all;
+}
+
 absl::Status Run(const ServerOptions& server_options) {
   KVTIER_ASSIGN_OR_RETURN(const DType kv_dtype, DTypeFromName(absl::GetFlag(FLAGS_kv_dtype)));
   KVTIER_ASSIGN_OR_RETURN(const LoadedModels loaded, LoadModelsFromFlags());
@@ -40,6 +75,9 @@ absl::Status Run(const ServerOptions& server_options) {
   CompressorService::Options options;
   options.pipeline.kv_dtype = kv_dtype;
   options.pipeline.context_tokens_max = absl::GetFlag(FLAGS_context_tokens_max);
+  options.pipeline.recipe = absl::GetFlag(FLAGS_recipe);
+  KVTIER_RETURN_IF_ERROR(Recipe::ParseRequest(options.pipeline.recipe));
+  KVTIER_ASSIGN_OR_RETURN(options.head_scores, LoadHeadScoresOf(models));
   options.queue.pool_threads = absl::GetFlag(FLAGS_compressions_max);
   options.queue.queue_max = absl::GetFlag(FLAGS_queue_max);
   options.queue.memory_bytes_max = absl::GetFlag(FLAGS_memory_budget_mib) * limits::kMiB;

@@ -18,6 +18,8 @@ absl::Status KvzipCommand();
 absl::Status ReportCommand();
 absl::Status QualityCommand();
 absl::Status QualityReportCommand();
+absl::Status ScoreCommand();
+absl::Status HeadScoresCommand();
 
 struct EvalCommand {
   const char* name;

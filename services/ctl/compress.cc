@@ -22,7 +22,9 @@ ABSL_FLAG(std::string, token_ids, "",
           "file of token ids: a JSON array, or raw u32 in a file named *.u32");
 ABSL_FLAG(std::string, system_ids, "",
           "file of system prompt ids, instead of the model's own prefix");
-ABSL_FLAG(std::string, recipe, "", "scorer recipe; empty: kvzip");
+ABSL_FLAG(std::string, recipe, "",
+          "recipe: kvzip, kvpress, kvzip+, uniform, full-softmax or head (docs/recipes.md); "
+          "empty: the server's");
 ABSL_FLAG(std::string, durability, "", "host or disk; empty: the store's default");
 ABSL_FLAG(double, min_ratio, 0, "least ratio that is good enough; 0: --ratio, or 1");
 

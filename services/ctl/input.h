@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "compressor/prompt_profile.h"
+#include "compressor/token_file.h"
 
 namespace kvtier::ctl {
 
@@ -17,8 +18,7 @@ namespace kvtier::ctl {
 absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t bytes_max);
 absl::Status WriteFile(const std::string& path, absl::string_view bytes);
 
-// A JSON array of numbers, or raw u32 little endian when the name ends in .u32.
-absl::StatusOr<std::vector<uint32_t>> ReadTokenIds(const std::string& path);
+using kvtier::ReadTokenIds;
 
 // Text as ids. INVALID_ARGUMENT with the flag to use instead when the model has no byte vocabulary.
 absl::StatusOr<std::vector<uint32_t>> EncodeText(absl::string_view text,

@@ -162,6 +162,11 @@ TEST_F(CtlTest, CompressesTextAndIdsToOneKey) {
   EXPECT_EQ(system.json()["system_tokens"], 5);
   EXPECT_EQ(system.json()["durability"], "host");
   EXPECT_TRUE(system.json()["computed"]);
+
+  const Outcome uniform = Run("compress", {"--json", "--file", text, "--recipe=uniform"});
+  ASSERT_EQ(uniform.exit_code, 0) << uniform.err;
+  EXPECT_EQ(uniform.json()["recipe"], "uniform/1");
+  EXPECT_NE(uniform.json()["key"], json.json()["key"]);
 }
 
 TEST_F(CtlTest, RefusesContextsThatMakeNoSense) {
@@ -184,7 +189,8 @@ TEST_F(CtlTest, RefusesContextsThatMakeNoSense) {
       {{"--file", text, "--model=llama"}, 3, {"unknown model 'llama'", "tiny"}},
       {{"--file", text, "--durability=tape"}, 2, {"'tape'", "host or disk"}},
       {{"--file", text, "--min_ratio=nan"}, 2, {"(0, 1]"}},
-      {{"--file", text, "--recipe=magic"}, 2, {"magic"}},
+      {{"--file", text, "--recipe=magic"}, 2, {"magic", "kvpress"}},
+      {{"--file", text, "--recipe=head"}, 2, {"no head scores"}},
   };
   for (const auto& [flags, exit_code, words] : cases) {
     SCOPED_TRACE(testing::PrintToString(flags));

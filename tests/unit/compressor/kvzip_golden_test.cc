@@ -110,7 +110,8 @@ class KvzipGoldenBackendTest : public ::testing::TestWithParam<bool> {
     geometry_.layers = {LayerKind::kGlobal};
   }
 
-  absl::Status ScoreChunk(const DenseCache& cache, int t, ScoreTable& table) {
+  absl::Status ScoreChunk(const DenseCache& cache, int t, ScoreTable& table,
+                          bool full_softmax = false) {
     const DenseCache repeat =
         FillCache(*backend_, geometry_, kRepeatRows,
                   [t](int h, int64_t i, int d) { return GoldenRepeatKey(t, h, i, d); });
@@ -134,6 +135,7 @@ class KvzipGoldenBackendTest : public ::testing::TestWithParam<bool> {
     args.chunk_end = in.chunk_end;
     args.repeat = repeat.layer(0);
     args.scale = 0.5f;
+    if (full_softmax) args.full_rows = kSystemTokens + kContextTokens;
     args.out = &table.at(0, 0, in.chunk_begin - kSystemTokens);
     args.out_stride = kContextTokens;
     return backend_->ScoreColumnMax(args);
@@ -142,6 +144,18 @@ class KvzipGoldenBackendTest : public ::testing::TestWithParam<bool> {
   std::unique_ptr<Backend> backend_;
   Geometry geometry_;
 };
+
+TEST_P(KvzipGoldenBackendTest, FullSoftmaxScoresAreThePrintedOnes) {
+  const DenseCache cache =
+      FillCache(*backend_, geometry_, kSystemTokens + kContextTokens, &GoldenKey);
+  ScoreTable table = ScoreTable::Create(1, kHeads, kContextTokens);
+  for (int t = 0; t < 2; ++t) KVTIER_ASSERT_OK(ScoreChunk(cache, t, table, true));
+  for (int h = 0; h < kHeads; ++h) {
+    for (int j = 0; j < kContextTokens; ++j) {
+      EXPECT_NEAR(std::exp(table.at(0, h, j)), kFullSoftmax[h][j], 1e-6) << h << " " << j;
+    }
+  }
+}
 
 TEST_P(KvzipGoldenBackendTest, ScoresBandsAndSegmentsAreThePrintedOnes) {
   const DenseCache cache =

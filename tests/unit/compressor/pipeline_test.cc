@@ -1,12 +1,18 @@
 #include "compressor/pipeline.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <memory>
+#include <set>
 #include <thread>  // NOLINT(build/c++11)
 
+#include "absl/strings/str_cat.h"
 #include "base/status_matchers.h"
+#include "compressor/head_scores.h"
 #include "compressor/packing.h"
 #include "compressor/reference_backend.h"
+#include "compressor/rule_ranking.h"
 #include "compressor/scoring.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -254,9 +260,11 @@ TEST_F(PipelineTest, RefusesBadInputByNameBeforeAnyWork) {
   EXPECT_THAT(refusal(InputOf(long_context)),
               StatusIs(kInvalid, HasSubstr("the context has 201 tokens, at most 200")));
   input = InputOf(context_);
-  input.recipe = "kvpress";
-  EXPECT_THAT(refusal(input), StatusIs(kInvalid, HasSubstr("recipe \"kvpress\" is unknown")));
-  EXPECT_THAT(pipeline.DescribeKey(input), StatusIs(kInvalid, HasSubstr("kvpress")));
+  input.recipe = "magic";
+  EXPECT_THAT(refusal(input), StatusIs(kInvalid, HasSubstr("recipe \"magic\": unknown scorer")));
+  EXPECT_THAT(pipeline.DescribeKey(input), StatusIs(kInvalid, HasSubstr("full-softmax")));
+  input.recipe = "head";
+  EXPECT_THAT(refusal(input), StatusIs(kInvalid, HasSubstr("no head scores of model")));
 }
 
 TEST(PipelineLimitsTest, CountsTheRepeatPassAgainstTheModelsPositions) {
@@ -275,10 +283,132 @@ TEST(PipelineLimitsTest, CountsTheRepeatPassAgainstTheModelsPositions) {
                                            "prompt,")));
 }
 
+// Head scores of the tiny model that rank heads 3, 0, 2, 1.
+std::shared_ptr<const HeadScores> SomeHeadScores(const Model& model) {
+  HeadScores scores;
+  scores.layers = 2;
+  scores.kv_heads = 2;
+  scores.log_scores = {-1, -4, -2, 0.5f};
+  scores.model_digest = model.digest();
+  scores.file_digest = *Digest::FromHex(std::string(64, 'b'));
+  return std::make_shared<const HeadScores>(std::move(scores));
+}
+
+TEST_F(PipelineTest, EveryRecipeKeepsWhatItsRuleSelectsFromItsScores) {
+  PipelineOptions options{.kv_dtype = DType::kF32};
+  options.head_scores = SomeHeadScores(model());
+  const Pipeline pipeline(model(), options);
+  const std::pair<const char*, std::string> recipes[] = {
+      {"kvzip", "kvzip/1"},
+      {"kvpress", "kvpress/1"},
+      {"kvzip+", "kvzip+/1"},
+      {"uniform", "uniform/1"},
+      {"full-softmax", "full-softmax/1"},
+      {"head", "head/1;scores=" + std::string(64, 'b')}};
+  std::set<Key> keys;
+  for (const auto& [name, canonical] : recipes) {
+    for (const bool system_prompt : {true, false}) {
+      SCOPED_TRACE(absl::StrCat(name, system_prompt ? "" : ", no system prompt"));
+      CompressInput input = InputOf(context_);
+      input.recipe = name;
+      if (!system_prompt) input.system.emplace();
+      KVTIER_ASSERT_OK_AND_ASSIGN(const CompressedObject object,
+                                  pipeline.Compress(input, nullptr, CancelToken()));
+      KVTIER_ASSERT_OK_AND_ASSIGN(const ScoredContext scored,
+                                  pipeline.Score(input, nullptr, CancelToken()));
+      const Manifest& manifest = *object.manifest;
+      EXPECT_EQ(manifest.recipe, canonical);
+      EXPECT_TRUE(keys.insert(manifest.key).second) << "two recipes share a key";
+      EXPECT_EQ(scored.scores.tokens, manifest.ranked_tokens());
+      EXPECT_EQ(scored.first_position, manifest.protected_tokens());
+      KVTIER_ASSERT_OK_AND_ASSIGN(
+          const BandAssignment bands,
+          AssignBandsByRuleReference(scored.scores, options.edges, scored.recipe.selection(),
+                                     system_prompt));
+      for (uint32_t b = 0; b < manifest.bands.size(); ++b) {
+        const std::vector<std::vector<Row>> rows = RowsUpTo(object, b + 1);
+        for (uint32_t head = 0; head < 4; ++head) {
+          std::vector<uint32_t> expected;
+          for (uint32_t p = 0; p < manifest.logical_length(); ++p) {
+            const uint64_t first = manifest.protected_tokens();
+            if (p < first || bands.band[head * scored.scores.tokens + p - first] <= b) {
+              expected.push_back(p);
+            }
+          }
+          std::vector<uint32_t> got;
+          for (const Row& row : rows[head]) got.push_back(row.position);
+          EXPECT_EQ(got, expected) << "band " << b << ", head " << head;
+        }
+        for (uint32_t l = 0; l < 2; ++l) {
+          KVTIER_EXPECT_OK(
+              VerifySegmentContent(manifest, BandIndex(b), LayerIndex(l),
+                                   object.segment(BandIndex(b), LayerIndex(l)).bytes()));
+        }
+      }
+    }
+  }
+}
+
+TEST_F(PipelineTest, ScoresAboveZeroAreStoredAsTheyAre) {
+  PipelineOptions options{.kv_dtype = DType::kF32};
+  options.head_scores = SomeHeadScores(model());
+  const Pipeline pipeline(model(), options);
+  CompressInput input = InputOf(context_);
+  input.recipe = "head";
+  KVTIER_ASSERT_OK_AND_ASSIGN(const CompressedObject object,
+                              pipeline.Compress(input, nullptr, CancelToken()));
+  // The best head, whole, is in band 0.3 = floor(1.2) heads; e^0.5 each.
+  EXPECT_EQ(object.manifest->bands[2].threshold, 0.5f);
+  EXPECT_NEAR(object.manifest->bands[2].score_mass, 150 * std::exp(0.5), 1e-6);
+  const auto cache = PrefixOf(object, 3);
+  KVTIER_ASSERT_OK_AND_ASSIGN(
+      const HeadRows rows,
+      ReadHead(object.manifest->geometry, object.manifest->segment(BandIndex(2), LayerIndex(1)),
+               HeadRange{0, 2}, object.segment(BandIndex(2), LayerIndex(1)).bytes(), 1));
+  ASSERT_EQ(rows.rows, 150u);
+  EXPECT_EQ(static_cast<float>(rows.log_scores[149]), 0.5f);
+}
+
+TEST_F(PipelineTest, TheDefaultRecipeIsAnOption) {
+  PipelineOptions options;
+  options.recipe = "uniform";
+  const Pipeline pipeline(model(), options);
+  CompressInput input = InputOf(context_);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const KeyDescriptorHead named_by_option, pipeline.DescribeKey(input));
+  EXPECT_EQ(named_by_option.recipe, "uniform/1");
+  input.recipe = "kvzip/1";
+  KVTIER_ASSERT_OK_AND_ASSIGN(const KeyDescriptorHead named, pipeline.DescribeKey(input));
+  EXPECT_EQ(named.recipe, "kvzip/1");
+}
+
+TEST_F(PipelineTest, RecipeHeadNeedsScoresOfThisModelAndNoPositionsForARepeatPass) {
+  TinyModelOptions tiny_options;
+  tiny_options.positions_max = 160;
+  const TestModel tiny = MakeTestModel(tiny_options);
+  PipelineOptions options;
+  options.head_scores = SomeHeadScores(*tiny.model);
+  CompressInput input = InputOf(context_);
+  input.recipe = "head";
+  KVTIER_EXPECT_OK(Pipeline(*tiny.model, options).Compress(input, nullptr, CancelToken()));
+  input.recipe = "head;scores=" + std::string(64, 'c');
+  EXPECT_THAT(Pipeline(*tiny.model, options).Validate(input),
+              StatusIs(kInvalid, HasSubstr(std::string(64, 'b'))));
+  input.recipe = "kvzip";
+  EXPECT_THAT(Pipeline(*tiny.model, options).Validate(input),
+              StatusIs(kInvalid, HasSubstr("of the repeat pass")));
+  input.recipe = "head";
+  options.head_scores = SomeHeadScores(model());
+  EXPECT_THAT(Pipeline(*tiny.model, options).Validate(input),
+              StatusIs(kInvalid, HasSubstr("of a model with digest")));
+}
+
 // Peak of backend memory, and the host's: scores while scoring, then scores, bands and segments.
 TEST(PipelineMemoryTest, EstimateIsWithinTenPercentOfWhatCompressTakes) {
   for (uint64_t tokens : {100, 400, 700}) {
-    for (int64_t prefill_rows : {16, 512}) {
+    for (const auto& [prefill_rows, recipe] :
+         {std::pair(int64_t{16}, "kvzip"), std::pair(int64_t{512}, "kvzip"),
+          std::pair(int64_t{16}, "kvpress"), std::pair(int64_t{16}, "uniform"),
+          std::pair(int64_t{16}, "head")}) {
       auto counting = std::make_unique<CountingBackend>(MakeReferenceBackend());
       CountingBackend& backend = *counting;
       TinyModelOptions tiny_options;
@@ -290,8 +420,17 @@ TEST(PipelineMemoryTest, EstimateIsWithinTenPercentOfWhatCompressTakes) {
       const TestModel tiny = MakeTestModel(tiny_options, std::move(counting));
       PipelineOptions options;
       options.prefill_rows = prefill_rows;
+      HeadScores heads;
+      heads.layers = 3;
+      heads.kv_heads = 4;
+      heads.log_scores.assign(12, -1);
+      heads.model_digest = tiny.model->digest();
+      heads.file_digest = *Digest::FromHex(std::string(64, 'b'));
+      options.head_scores = std::make_shared<const HeadScores>(heads);
       const Pipeline pipeline(*tiny.model, options);
       const std::vector<uint32_t> context = RandomTokens(tokens, /*seed=*/5);
+      CompressInput input = InputOf(context);
+      input.recipe = recipe;
       const uint64_t before = backend.live_bytes();
       backend.ResetPeak();
       uint64_t while_packing = 0;
@@ -299,15 +438,15 @@ TEST(PipelineMemoryTest, EstimateIsWithinTenPercentOfWhatCompressTakes) {
         if (p.stage == CompressStage::kPack) while_packing = backend.live_bytes() - before;
       };
       KVTIER_ASSERT_OK_AND_ASSIGN(const CompressedObject object,
-                                  pipeline.Compress(InputOf(context), progress, CancelToken()));
+                                  pipeline.Compress(input, progress, CancelToken()));
       const uint64_t pairs = object.manifest->scored_pairs();
       uint64_t segments = 0;
       for (const SegmentRef& segment : object.segments) segments += segment.bytes().size();
       const uint64_t measured =
           std::max(backend.peak_bytes() - before + 4 * pairs, while_packing + 5 * pairs + segments);
-      const uint64_t estimate = pipeline.EstimateBytes(InputOf(context));
+      const uint64_t estimate = pipeline.EstimateBytes(input);
       EXPECT_NEAR(static_cast<double>(estimate), measured, 0.1 * measured)
-          << tokens << " tokens, prefill in pieces of " << prefill_rows;
+          << recipe << ", " << tokens << " tokens, prefill in pieces of " << prefill_rows;
       EXPECT_EQ(backend.live_bytes(), before);
     }
   }
