@@ -6,6 +6,7 @@ panel per quality curve, one line per scheme.
     plot_retention.py --self-test                on made-up rows; exits with 77 without matplotlib
 """
 
+import io
 import json
 import pathlib
 import re
@@ -72,7 +73,10 @@ def draw(data, out):
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="center right", frameon=False)
     figure.tight_layout(rect=(0, 0, 0.8, 1))
-    figure.savefig(out, metadata={"Date": None})
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    pathlib.Path(out).write_text("".join(line.rstrip() + "\n" for line in text.getvalue().splitlines()),
+                                 encoding="utf-8")
 
 
 def self_test():
