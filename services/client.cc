@@ -84,8 +84,8 @@ struct StoreClient::Impl {
 
   absl::StatusOr<uint64_t> UploadedBytes(const UploadId& upload, absl::Time deadline);
   // One stream, from `offset` on.
-  absl::StatusOr<v1::ObjectSummary> PutOnce(const CompressedObject& object,
-                                            v1::Durability durability, uint64_t offset,
+  absl::StatusOr<v1::ObjectSummary> PutOnce(const CompressedObject& object, v1::PutHeader header,
+                                            uint64_t offset,
                                             const std::function<void(uint64_t)>& on_bytes,
                                             const CancelToken& cancel, absl::Time deadline);
 
@@ -110,16 +110,15 @@ absl::StatusOr<uint64_t> StoreClient::Impl::UploadedBytes(const UploadId& upload
 }
 
 absl::StatusOr<v1::ObjectSummary> StoreClient::Impl::PutOnce(
-    const CompressedObject& object, v1::Durability durability, uint64_t offset,
+    const CompressedObject& object, v1::PutHeader header, uint64_t offset,
     const std::function<void(uint64_t)>& on_bytes, const CancelToken& cancel, absl::Time deadline) {
   CallContext context(deadline, tenant);
   v1::PutResponse response;
   const auto stream = StartRawPut(*channel, context.get(), &response);
 
-  v1::PutRequest header;
-  header.mutable_header()->set_manifest(EncodeManifest(*object.manifest));
-  header.mutable_header()->set_durability(durability);
-  bool open = stream->Write(SerializeToByteBuffer(header));
+  v1::PutRequest first;
+  *first.mutable_header() = std::move(header);
+  bool open = stream->Write(SerializeToByteBuffer(first));
 
   absl::Status cancelled;
   uint64_t segment_begin = 0;
@@ -147,7 +146,12 @@ absl::StatusOr<v1::ObjectSummary> StoreClient::Impl::PutOnce(
 absl::StatusOr<v1::ObjectSummary> StoreClient::Put(const CompressedObject& object,
                                                    v1::Durability durability,
                                                    const std::function<void(uint64_t)>& on_bytes,
-                                                   const CancelToken& cancel, absl::Time deadline) {
+                                                   const CancelToken& cancel, absl::Time deadline,
+                                                   const std::optional<UploadId>& replaces) {
+  v1::PutHeader header;
+  header.set_manifest(EncodeManifest(*object.manifest));
+  header.set_durability(durability);
+  if (replaces.has_value()) header.set_replaces_upload_id(std::string(replaces->AsStringView()));
   absl::Duration backoff = kPutBackoff;
   absl::Status last;
   for (int attempt = 0; attempt < kPutAttempts; ++attempt) {
@@ -165,7 +169,7 @@ absl::StatusOr<v1::ObjectSummary> StoreClient::Put(const CompressedObject& objec
     last = offset.status();
     if (last.ok()) {
       absl::StatusOr<v1::ObjectSummary> summary =
-          impl_->PutOnce(object, durability, *offset, on_bytes, cancel, deadline);
+          impl_->PutOnce(object, header, *offset, on_bytes, cancel, deadline);
       if (summary.ok()) return summary;
       last = summary.status();
     }

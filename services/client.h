@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -47,10 +48,11 @@ class StoreClient {
   // Uploads an object: resumes where an earlier attempt with the same upload id got to, and after a
   // cut (UNAVAILABLE) tries again a few times, long enough for a store to restart. `on_bytes` (may
   // be null) hears the object offset sent so far. CANCELLED soon after `cancel` fires; what was
-  // uploaded can be resumed.
+  // uploaded can be resumed. `replaces`: see PutHeader.replaces_upload_id.
   absl::StatusOr<v1::ObjectSummary> Put(const CompressedObject& object, v1::Durability durability,
                                         const std::function<void(uint64_t)>& on_bytes,
-                                        const CancelToken& cancel, absl::Time deadline);
+                                        const CancelToken& cancel, absl::Time deadline,
+                                        const std::optional<UploadId>& replaces = std::nullopt);
   absl::StatusOr<v1::GetObjectResponse> GetObject(const Key& key, absl::Time deadline);
   absl::StatusOr<v1::ListResponse> List(const std::string& after_key, uint32_t page_size,
                                         absl::Time deadline);

@@ -269,10 +269,14 @@ class PutCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
       KVTIER_ASSIGN_OR_RETURN(const Durability durability,
                               DurabilityFromProto(request.header().durability(),
                                                   environment_.store().disk_usage().has_value()));
+      std::optional<UploadId> replaces;
+      if (const std::string& id = request.header().replaces_upload_id(); !id.empty()) {
+        KVTIER_ASSIGN_OR_RETURN(replaces, UploadIdFromProto(id));
+      }
       KVTIER_ASSIGN_OR_RETURN(
-          upload_,
-          environment_.store().StartUpload(
-              tenant_, std::make_shared<const Manifest>(*std::move(manifest)), durability));
+          upload_, environment_.store().StartUpload(
+                       tenant_, std::make_shared<const Manifest>(*std::move(manifest)), durability,
+                       replaces));
       return absl::OkStatus();
     }());
   }

@@ -30,10 +30,11 @@ absl::StatusOr<std::unique_ptr<TieredStore>> TieredStore::Create(TieredStoreOpti
 }
 
 absl::StatusOr<ObjectStat> TieredStore::Put(const TenantId& tenant, const CompressedObject& object,
-                                            Durability durability) {
+                                            Durability durability,
+                                            const std::optional<UploadId>& replaces) {
   const UploadId& id = object.manifest->upload_id;
   KVTIER_ASSIGN_OR_RETURN(const std::shared_ptr<Upload> upload,
-                          StartUpload(tenant, object.manifest, durability));
+                          StartUpload(tenant, object.manifest, durability, replaces));
   const absl::StatusOr<ObjectStat> stat = [&]() -> absl::StatusOr<ObjectStat> {
     uint64_t offset = 0;
     for (const SegmentRef& segment : object.segments) {

@@ -17,6 +17,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -92,25 +93,34 @@ class TieredStore {
   //                       nobody but the store holds a reference give way first, longest idle
   //                       first: those that failed must not keep others out
   //   FAILED_PRECONDITION kDisk asked of a store without disk
-  virtual absl::StatusOr<std::shared_ptr<Upload>> StartUpload(const TenantId& tenant,
-                                                              std::shared_ptr<const Manifest>,
-                                                              Durability durability) = 0;
+  // `replaces`: the stored upload that this one was made from (re-banding), and is to replace
+  // although that one may be whole.
+  virtual absl::StatusOr<std::shared_ptr<Upload>> StartUpload(
+      const TenantId& tenant, std::shared_ptr<const Manifest>, Durability durability,
+      const std::optional<UploadId>& replaces) = 0;
+  absl::StatusOr<std::shared_ptr<Upload>> StartUpload(const TenantId& tenant,
+                                                      std::shared_ptr<const Manifest> manifest,
+                                                      Durability durability) {
+    return StartUpload(tenant, std::move(manifest), durability, std::nullopt);
+  }
   // Bytes of an upload that need not be sent again; all of them once it is sealed. NOT_FOUND:
   // unknown here (start at 0).
   virtual absl::StatusOr<uint64_t> UploadedBytes(const TenantId& tenant,
                                                  const UploadId& upload) = 0;
   // Seals a complete upload with its durability; when it returns OK the object is acknowledged.
-  // Finishing twice is fine. If a stored upload of the key has at least as many resident bands,
-  // that one stays and its state is returned instead. What is on disk is replaced on disk, also by
-  // an upload that asked for kHost.
+  // Finishing twice is fine. If a stored upload of the key is resident to at least the ratio that
+  // this one ends at, that one stays and its state is returned instead, unless this one replaces
+  // it. What is on disk is replaced on disk, also by an upload that asked for kHost.
   //   INVALID_ARGUMENT    bytes missing
+  //   ABORTED             the upload that this one replaces is not the current one any more
   //   RESOURCE_EXHAUSTED  no room; nothing is kept of the upload on disk
   //   NOT_FOUND           abandoned, or idle for longer than limits::kUploadIdleMax, or given way
   virtual absl::StatusOr<ObjectStat> FinishUpload(const std::shared_ptr<Upload>& upload) = 0;
   virtual void AbandonUpload(const TenantId& tenant, const UploadId& upload) = 0;
   // Convenience for callers that hold a whole object: start, append everything, finish.
   absl::StatusOr<ObjectStat> Put(const TenantId& tenant, const CompressedObject& object,
-                                 Durability durability);
+                                 Durability durability,
+                                 const std::optional<UploadId>& replaces = std::nullopt);
 
   // NOT_FOUND: a miss. ABORTED: `upload` is given and another one is current.
   virtual absl::StatusOr<std::unique_ptr<PinnedObject>> Pin(

@@ -44,9 +44,9 @@ class TieredStoreImpl final : public TieredStore {
 
   absl::Status Recover() ABSL_LOCKS_EXCLUDED(mutex_);
 
-  absl::StatusOr<std::shared_ptr<Upload>> StartUpload(const TenantId& tenant,
-                                                      std::shared_ptr<const Manifest> manifest,
-                                                      Durability durability) override;
+  absl::StatusOr<std::shared_ptr<Upload>> StartUpload(
+      const TenantId& tenant, std::shared_ptr<const Manifest> manifest, Durability durability,
+      const std::optional<UploadId>& replaces) override;
   absl::StatusOr<uint64_t> UploadedBytes(const TenantId& tenant, const UploadId& upload) override;
   absl::StatusOr<ObjectStat> FinishUpload(const std::shared_ptr<Upload>& upload) override;
   void AbandonUpload(const TenantId& tenant, const UploadId& upload) override;
@@ -78,6 +78,7 @@ class TieredStoreImpl final : public TieredStore {
     std::shared_ptr<Upload> upload;
     TenantId tenant;
     Durability durability;
+    std::optional<UploadId> replaces;
     uint64_t seen_bytes = 0;  // Progress when we last looked, and when that was.
     absl::Time seen_at;
   };

@@ -106,7 +106,8 @@ absl::Status TieredStoreImpl::MakeRoomForUpload(const Manifest& manifest,
 }
 
 absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::StartUpload(
-    const TenantId& tenant, std::shared_ptr<const Manifest> manifest, Durability durability) {
+    const TenantId& tenant, std::shared_ptr<const Manifest> manifest, Durability durability,
+    const std::optional<UploadId>& replaces) {
   KVTIER_RETURN_IF_ERROR(manifest->Validate());
   if (durability == Durability::kDisk && disk_ == nullptr) {
     return absl::FailedPreconditionError("durability DISK: this store has no disk");
@@ -129,7 +130,7 @@ absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::StartUpload(
     upload_bytes_ -= manifest->total_bytes();
     return upload.ok() ? raced : upload;
   }
-  uploads_[id] = OpenUpload{*upload, tenant, durability, 0, clock_.Now()};
+  uploads_[id] = OpenUpload{*upload, tenant, durability, replaces, 0, clock_.Now()};
   return upload;
 }
 
@@ -195,9 +196,21 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::FinishUpload(const std::shared_ptr<U
           absl::StrCat("upload ", manifest.upload_id.ToHex(), ": ", open.upload->uploaded_bytes(),
                        " of ", manifest.total_bytes(), " bytes have arrived"));
     }
-    if (stored != nullptr) {
+    if (open.replaces.has_value()) {
+      if (stored == nullptr || stored->manifest->upload_id != *open.replaces) {
+        return absl::AbortedError(absl::StrCat("upload ", manifest.upload_id.ToHex(), " replaces ",
+                                               open.replaces->ToHex(), ", but the store has ",
+                                               stored == nullptr
+                                                   ? std::string("none of this key")
+                                                   : stored->manifest->upload_id.ToHex()));
+      }
+      stored = nullptr;
+    } else if (stored != nullptr) {
       MutexLock lock(&mutex_);
-      if (ResidentBands(*stored) < BandCountOf(*stored->manifest)) stored = nullptr;
+      const uint32_t resident = ResidentBands(*stored);
+      const bool reaches =
+          resident > 0 && stored->manifest->bands[resident - 1].edge >= manifest.bands.back().edge;
+      if (!reaches) stored = nullptr;
     }
     return stored != nullptr ? KeepStored(stored, open) : Publish(open, open.durability);
   }();
@@ -206,7 +219,7 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::FinishUpload(const std::shared_ptr<U
   return finished;
 }
 
-// What is stored is whole: a second computation of the same key brings nothing.
+// What is stored reaches as far: a second computation of the same key brings nothing.
 absl::StatusOr<ObjectStat> TieredStoreImpl::KeepStored(const ObjectPtr& stored,
                                                        const OpenUpload& open) {
   if (open.durability == Durability::kDisk) KVTIER_RETURN_IF_ERROR(EnsureOnDisk(stored));

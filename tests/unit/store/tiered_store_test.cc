@@ -242,6 +242,45 @@ TEST_F(TieredStoreTest, WhatIsOnDiskIsReplacedOnDisk) {
   KVTIER_EXPECT_OK(Check(again, kBands));
 }
 
+TEST_F(TieredStoreTest, AnUploadReplacesTheOneItWasMadeFromAlthoughThatIsWhole) {
+  for (const Durability durability : {Durability::kHost, Durability::kDisk}) {
+    const CompressedObject old = Object(durability == Durability::kHost ? 60 : 61, 0);
+    const CompressedObject made = Object(durability == Durability::kHost ? 60 : 61, 1);
+    KVTIER_ASSERT_OK(store_->Put(tenant_, old, durability));
+    KVTIER_ASSERT_OK_AND_ASSIGN(auto reader, store_->Pin(tenant_, old.manifest->key, std::nullopt));
+    KVTIER_ASSERT_OK_AND_ASSIGN(const ObjectStat stat, store_->Put(tenant_, made, Durability::kHost,
+                                                                   old.manifest->upload_id));
+    EXPECT_EQ(stat.manifest->upload_id, made.manifest->upload_id);
+    EXPECT_EQ(stat.durability, durability);
+    KVTIER_EXPECT_OK(CheckPinned(*reader, old, kBands));
+    reader.reset();
+    KVTIER_EXPECT_OK(Check(made, kBands));
+    // Made from an upload that is gone: whoever made it looks again.
+    const CompressedObject late = Object(durability == Durability::kHost ? 60 : 61, 2);
+    EXPECT_THAT(
+        store_->Put(tenant_, late, durability, old.manifest->upload_id),
+        StatusIs(absl::StatusCode::kAborted, testing::HasSubstr(made.manifest->upload_id.ToHex())));
+    KVTIER_EXPECT_OK(Check(made, kBands));
+    KVTIER_ASSERT_OK(store_->Delete(tenant_, made.manifest->key));
+    EXPECT_THAT(store_->Put(tenant_, late, durability, made.manifest->upload_id),
+                StatusIs(absl::StatusCode::kAborted, testing::HasSubstr("none of this key")));
+  }
+}
+
+TEST_F(TieredStoreTest, WhatReachesFurtherStaysWhateverTheNumberOfBands) {
+  const auto with_edges = [](const char* edges, uint64_t upload_seed) {
+    return MakeTestObject({.edges = edges, .seed = 70, .upload_seed = upload_seed});
+  };
+  const CompressedObject many = with_edges("0.1,0.2,0.3,0.4,0.5,1", 0);
+  KVTIER_ASSERT_OK(Put(many));
+  KVTIER_ASSERT_OK(store_->DropBands(tenant_, many.manifest->key, 5));  // To 0.5, in five bands.
+  const CompressedObject whole = with_edges("0.9,1", 1);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const ObjectStat stat, Put(whole));
+  EXPECT_EQ(stat.manifest->upload_id, whole.manifest->upload_id);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const ObjectStat kept, Put(with_edges("0.1,0.2,1", 2)));
+  EXPECT_EQ(kept.manifest->upload_id, whole.manifest->upload_id);
+}
+
 // --- Giving up -----------------------------------------------------------------------------------
 
 TEST_F(TieredStoreTest, DroppedBandsAreGoneButForThoseWhoPinnedThem) {
