@@ -8,6 +8,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "compressor/fidelity.h"
 #include "compressor/forward.h"
 #include "compressor/packing.h"
 #include "compressor/recipe_scores.h"
@@ -51,6 +52,8 @@ absl::string_view CompressStageName(CompressStage stage) {
       return "scoring";
     case CompressStage::kPack:
       return "packing";
+    case CompressStage::kMeasure:
+      return "measuring";
   }
   return "unknown";
 }
@@ -111,7 +114,10 @@ absl::Status Pipeline::Validate(const CompressInput& input) const {
     return absl::InvalidArgumentError(
         absl::StrCat("the context has ", context_tokens, " tokens, at most ", tokens_max));
   }
-  const uint64_t repeat_rows = RepeatRows(*model_, recipe, context_tokens);
+  // Measuring fidelity repeats chunks too, whatever the recipe does.
+  const uint64_t repeat_rows = input.fidelity_chunks > 0
+                                   ? model_->profile().RepeatRowsMax(context_tokens)
+                                   : RepeatRows(*model_, recipe, context_tokens);
   const uint64_t positions = system_tokens + context_tokens + repeat_rows;
   const uint64_t positions_max = static_cast<uint64_t>(model_->config().positions_max);
   if (positions > positions_max) {
@@ -143,7 +149,11 @@ uint64_t Pipeline::EstimateBytes(const CompressInput& input) const {
       (sizeof(float) + 1);
   const uint64_t packed =
       EstimatePackedBytes(geometry, system_tokens, context_tokens, options_.edges);
-  return cache + std::max(scratch + scoring, ranking + packed);
+  const uint64_t measuring =
+      input.fidelity_chunks == 0
+          ? 0
+          : EstimateFidelityBytes(*model_, context_tokens, options_.kv_dtype);
+  return cache + std::max(scratch + scoring, std::max(ranking, measuring) + packed);
 }
 
 std::vector<uint32_t> Pipeline::PrefillIds(const CompressInput& input) const {
@@ -249,8 +259,29 @@ absl::StatusOr<CompressedObject> Pipeline::Compress(const CompressInput& input,
   KVTIER_ASSIGN_OR_RETURN(const BandAssignment assignment,
                           AssignBandsByRule(scores, options_.edges, recipe.selection(),
                                             /*system_prompt=*/identity.system_tokens > 0));
-  return PackObject(model_->backend(), cache, scores, assignment, options_.edges, identity,
-                    on_layer, model_->config().window);
+  KVTIER_ASSIGN_OR_RETURN(CompressedObject object,
+                          PackObject(model_->backend(), cache, scores, assignment, options_.edges,
+                                     identity, on_layer, model_->config().window));
+  if (input.fidelity_chunks > 0) {
+    KVTIER_RETURN_IF_ERROR(Measure(input, object, report, cancel));
+  }
+  return object;
+}
+
+absl::Status Pipeline::Measure(const CompressInput& input, CompressedObject& object,
+                               const Progress& report, const CancelToken& cancel) const {
+  const uint64_t total =
+      FidelityTokens(model_->profile(), input.context.size(), input.fidelity_chunks) *
+      options_.edges.size();
+  const auto on_tokens = [&](uint64_t done) { report({CompressStage::kMeasure, done, total}); };
+  on_tokens(0);
+  Manifest manifest = *object.manifest;
+  KVTIER_ASSIGN_OR_RETURN(
+      manifest.fidelity,
+      MeasureFidelity(*model_, object, input.context, input.fidelity_chunks, on_tokens, cancel));
+  KVTIER_RETURN_IF_ERROR(manifest.Validate());
+  object.manifest = std::make_shared<const Manifest>(std::move(manifest));
+  return absl::OkStatus();
 }
 
 }  // namespace kvtier

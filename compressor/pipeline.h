@@ -33,10 +33,14 @@ struct CompressInput {
   // Replaces the profile's prefix when set (may be empty); protected and part of the key.
   std::optional<std::vector<uint32_t>> system;
   std::string recipe;  // As Recipe::ParseRequest reads it; empty: PipelineOptions::recipe.
+  // Measure how well the context is repeated at each edge, on at most so many scoring chunks
+  // (compressor/fidelity.h), and say so in the manifest. 0: do not. Not part of the key.
+  uint32_t fidelity_chunks = 0;
 };
 
-enum class CompressStage { kPrefill, kScore, kPack };
-absl::string_view CompressStageName(CompressStage stage);  // "prefill", "scoring", "packing"
+enum class CompressStage { kPrefill, kScore, kPack, kMeasure };
+// "prefill", "scoring", "packing", "measuring"
+absl::string_view CompressStageName(CompressStage stage);
 
 // Stages come in order; tokens_done ascends from 0 to tokens_total inside each.
 struct CompressProgress {
@@ -115,6 +119,9 @@ class Pipeline {
                                           DenseCache& cache, const Progress& progress,
                                           const CancelToken& cancel,
                                           std::span<float> last_logits) const;
+  // Adds fidelity to the manifest of a packed object.
+  absl::Status Measure(const CompressInput& input, CompressedObject& object, const Progress& report,
+                       const CancelToken& cancel) const;
 
   const Model* model_;
   PipelineOptions options_;
