@@ -11,7 +11,8 @@
 # KVTIER_PRESET=dev       use another build than release
 # KVTIER_SKIP_BUILD=1     use build/<preset>/bin (or KVTIER_BIN_DIR) as it is
 # KVTIER_DEMO_MODEL=DIR   use another checkpoint than tests/fixtures/model
-# KVTIER_DEMO_KEEP=DIR    keep questions, answers, logs and the store's folder in DIR
+# KVTIER_DEMO_KEEP=DIR    keep questions, answers, a picture of the object (object.svg), logs and the
+#                         store's folder in DIR
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,7 +20,7 @@ readonly RATIOS=(1.0 0.6 0.3 0.1)
 readonly READY_SECONDS=60   # A server that has not opened its port by then will not.
 readonly DRAIN_SECONDS=10   # A server that has not ended by then after SIGTERM is killed.
 
-case "${1:-}" in -h | --help) sed -n '2,15s/^# \{0,1\}//p' scripts/demo.sh; exit 0 ;; esac
+case "${1:-}" in -h | --help) sed -n '2,16s/^# \{0,1\}//p' scripts/demo.sh; exit 0 ;; esac
 
 say() { printf '== %s\n' "$*"; }
 fail() { printf 'demo: %s\n' "$*" >&2; exit 1; }
@@ -114,7 +115,7 @@ start compressor kvtier-compressor --model="$model" --store="$(address store)"
 
 say "compress $document ($(wc -c < "$document") bytes)"
 quietly "$bin/kvtierctl" compress --compressor="$(address compressor)" --file="$document" \
-  --durability=disk | tee "$work/compress.txt" || fail "could not compress $document"
+  --durability=disk --fidelity=2 | tee "$work/compress.txt" || fail "could not compress $document"
 key=$(awk '$1 == "key" {print $2}' "$work/compress.txt")
 compressor_memory=$(memory compressor)
 
@@ -123,6 +124,9 @@ crash store
 crash compressor
 start store kvtier-store --data_dir="$work/data"
 "$bin/kvtierctl" verify "$key" --store="$(address store)"
+
+say "what each ratio keeps"
+"$bin/kvtierctl" stat "$key" --store="$(address store)" --plot="$work/object.svg"
 
 say "a worker that has never seen the document answers 200 questions about it"
 start worker kvtier-worker --model="$model" --store="$(address store)"

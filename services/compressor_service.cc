@@ -25,6 +25,7 @@ CompressInput MakeInput(const v1::CompressRequest& request) {
     input.system.emplace(request.system().token_ids().begin(), request.system().token_ids().end());
   }
   if (!request.recipe().empty()) input.recipe = request.recipe();
+  input.fidelity_chunks = request.fidelity_chunks();
   return input;
 }
 
@@ -36,6 +37,8 @@ v1::CompressStage ToProto(CompressStage stage) {
       return v1::COMPRESS_STAGE_SCORING;
     case CompressStage::kPack:
       return v1::COMPRESS_STAGE_PACKING;
+    case CompressStage::kMeasure:
+      return v1::COMPRESS_STAGE_MEASURING;
   }
   return v1::COMPRESS_STAGE_UNSPECIFIED;
 }
@@ -87,6 +90,7 @@ class StageTimer {
     if (stage_ == v1::COMPRESS_STAGE_PREFILL) timings_.set_prefill_seconds(seconds);
     if (stage_ == v1::COMPRESS_STAGE_SCORING) timings_.set_scoring_seconds(seconds);
     if (stage_ == v1::COMPRESS_STAGE_PACKING) timings_.set_packing_seconds(seconds);
+    if (stage_ == v1::COMPRESS_STAGE_MEASURING) timings_.set_measuring_seconds(seconds);
     if (stage_ == v1::COMPRESS_STAGE_UPLOAD) timings_.set_upload_seconds(seconds);
   }
 

@@ -26,12 +26,14 @@ struct Command {
 
 constexpr Command kCommands[] = {
     {"compress", Compress, "compress a context and store it",
-     "file token_ids model system_ids recipe durability min_ratio compressor timeout json",
+     "file token_ids model system_ids recipe durability min_ratio fidelity compressor timeout json",
      "kvtierctl compress (--file DOC | --token_ids FILE) [--model M] [--system_ids FILE]\n"
-     "                   [--durability host|disk] [--min_ratio R] [--json]\n\n"
+     "                   [--durability host|disk] [--min_ratio R] [--fidelity N] [--json]\n\n"
      "Sends a context to the compressor, shows progress on stderr, prints the key and a table of\n"
      "ratios. --file takes text and needs a model whose vocabulary is bytes (see 'kvtierctl\n"
-     "models'); any model takes --token_ids: a JSON array of ids, or raw u32 in a file *.u32."},
+     "models'); any model takes --token_ids: a JSON array of ids, or raw u32 in a file *.u32.\n"
+     "--fidelity measures on N chunks how well the model repeats the context from each ratio, for\n"
+     "'kvtierctl stat' to show."},
     {"ask", Ask, "ask questions over a stored object",
      "key ratio min_ratio question token_ids questions parallel answer_tokens stop temperature "
      "seed raw worker timeout json out",
@@ -43,9 +45,24 @@ constexpr Command kCommands[] = {
      "{\"questions\": [{\"question_ids\": [..], \"answer_ids\": [..]}]} and counts exact answers."},
     {"ls", List, "list stored objects", "store timeout json",
      "kvtierctl ls [--json]\n\nOne line per object, in key order."},
-    {"stat", Stat, "describe one object", "key store timeout json",
-     "kvtierctl stat KEY [--json]\n\n"
-     "Prints its bands: bytes and threshold per ratio, and where they are."},
+    {"stat", Stat, "describe one object", "key heads_at plot store timeout json",
+     "kvtierctl stat KEY [--heads_at R] [--plot FILE.svg] [--json]\n\n"
+     "Prints its bands: bytes, rows, threshold, score mass and (if it was measured) how well the\n"
+     "model repeats the context from them, and where they are; then how many heads keep how much "
+     "at\n"
+     "a ratio. --plot draws the rows kept by layer and head, and score mass against ratio."},
+    {"reband", Reband, "give an object other bands, without its model",
+     "key edges bytes rectangle of dry_run out store timeout json",
+     "kvtierctl reband KEY (--edges LIST | --bytes N | --rectangle R [--of layer|object])\n"
+     "                     [--dry_run] [--out FILE.safetensors] [--json]\n\n"
+     "Fetches what is resident, cuts it anew by the stored scores and puts it back: the new "
+     "upload\n"
+     "replaces the one it was made from. --bytes makes the first band as large as the budget "
+     "allows,\n"
+     "of the largest ratio that fits. --rectangle keeps as many rows in every head of a layer (or "
+     "of\n"
+     "the object), which engines with plain tensors can load; it has a key of its own, and --out\n"
+     "writes it to a file instead. Nothing crosses a stored edge (docs/adr/0009-re-banding.md)."},
     {"fetch", Fetch, "copy an object to a folder", "key out ratio min_ratio store timeout json",
      "kvtierctl fetch KEY --out FOLDER [--ratio R] [--min_ratio R] [--json]\n\n"
      "Writes the manifest and one file per segment; 'kvtierctl verify --data_dir FOLDER' checks\n"

@@ -17,6 +17,7 @@ absl::Status Compress(const Arguments& arguments);
 absl::Status Ask(const Arguments& arguments);
 absl::Status List(const Arguments& arguments);
 absl::Status Stat(const Arguments& arguments);
+absl::Status Reband(const Arguments& arguments);
 absl::Status Fetch(const Arguments& arguments);
 absl::Status Remove(const Arguments& arguments);
 absl::Status Verify(const Arguments& arguments);

@@ -28,6 +28,9 @@ ABSL_FLAG(std::string, recipe, "",
 ABSL_FLAG(std::string, durability, "", "host or disk; empty: the store's default");
 ABSL_FLAG(double, min_ratio, 0, "least ratio that is good enough; 0: --ratio, or 1");
 
+ABSL_FLAG(uint32_t, fidelity, 0,
+          "measure how well the context is repeated at each ratio, on so many chunks; 0: do not");
+
 namespace kvtier::ctl {
 namespace {
 
@@ -85,6 +88,8 @@ absl::string_view StageName(v1::CompressStage stage) {
       return "scoring";
     case v1::COMPRESS_STAGE_PACKING:
       return "packing";
+    case v1::COMPRESS_STAGE_MEASURING:
+      return "measuring";
     case v1::COMPRESS_STAGE_UPLOAD:
       return "upload";
     default:
@@ -99,6 +104,7 @@ void Print(const v1::CompressResult& result) {
     json["prefill_seconds"] = result.timings().prefill_seconds();
     json["scoring_seconds"] = result.timings().scoring_seconds();
     json["packing_seconds"] = result.timings().packing_seconds();
+    json["measuring_seconds"] = result.timings().measuring_seconds();
     json["upload_seconds"] = result.timings().upload_seconds();
     std::puts(Dump(json).c_str());
     return;
@@ -113,7 +119,9 @@ void Print(const v1::CompressResult& result) {
     absl::PrintF("took     prefill %.2f s (%.0f tokens/s), scoring %.2f s (%.0f tokens/s), ",
                  t.prefill_seconds(), tokens / t.prefill_seconds(), t.scoring_seconds(),
                  tokens / t.scoring_seconds());
-    absl::PrintF("packing %.2f s, upload %.2f s\n", t.packing_seconds(), t.upload_seconds());
+    absl::PrintF("packing %.2f s, ", t.packing_seconds());
+    if (t.measuring_seconds() > 0) absl::PrintF("measuring %.2f s, ", t.measuring_seconds());
+    absl::PrintF("upload %.2f s\n", t.upload_seconds());
   } else {
     absl::PrintF("took     nothing: it was stored already\n");
   }
@@ -136,6 +144,7 @@ absl::Status Compress(const Arguments& arguments) {
   }
   request.set_recipe(absl::GetFlag(FLAGS_recipe));
   request.set_min_ratio(absl::GetFlag(FLAGS_min_ratio));
+  request.set_fidelity_chunks(absl::GetFlag(FLAGS_fidelity));
   KVTIER_ASSIGN_OR_RETURN(const v1::Durability durability,
                           ParseDurability(absl::GetFlag(FLAGS_durability)));
   request.set_durability(durability);

@@ -1,4 +1,4 @@
-// kvtierctl ls, stat, fetch, rm, verify, stats: what a store holds.
+// kvtierctl ls, fetch, rm, verify, stats: what a store holds.
 
 #include <sys/stat.h>
 
@@ -174,27 +174,6 @@ absl::Status List(const Arguments& arguments) {
   } else {
     absl::PrintF("%s", FormatTable(rows));
   }
-  return absl::OkStatus();
-}
-
-absl::Status Stat(const Arguments& arguments) {
-  KVTIER_ASSIGN_OR_RETURN(const Key key, RequiredKey(arguments));
-  KVTIER_ASSIGN_OR_RETURN(const v1::GetObjectResponse response,
-                          MakeStoreClient().GetObject(key, Deadline()));
-  const v1::ObjectSummary& object = response.object();
-  if (absl::GetFlag(FLAGS_json)) {
-    std::puts(Dump(ToJson(object)).c_str());
-    return absl::OkStatus();
-  }
-  absl::PrintF("key       %s\nupload    %s\nmodel     %s, recipe %s\n", ToHex(object.name().key()),
-               ToHex(object.name().upload_id()), object.model(), object.recipe());
-  absl::PrintF("context   %d tokens (+ %d protected), dense cache %s\n", object.context_tokens(),
-               object.system_tokens(), FormatBytes(object.dense_bytes()));
-  absl::PrintF(
-      "survives  %s, sealed %s\n",
-      object.durability() == v1::DURABILITY_DISK ? "crash and restart" : "until the store ends",
-      absl::FormatTime(absl::FromUnixMillis(object.sealed_unix_ms())));
-  absl::PrintF("%s", FormatBands(object));
   return absl::OkStatus();
 }
 

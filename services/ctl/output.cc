@@ -89,6 +89,13 @@ std::string Dump(const nlohmann::json& json) {
                    nlohmann::json::error_handler_t::replace);
 }
 
+std::string FormatPlace(const v1::ObjectSummary& object, uint32_t band) {
+  if (band >= object.resident_bands()) return "gone";
+  std::string where = band < object.host_bands() ? "host" : "";
+  if (band < object.disk_bands()) absl::StrAppend(&where, where.empty() ? "" : "+", "disk");
+  return where;
+}
+
 std::string FormatBands(const v1::ObjectSummary& object) {
   std::vector<std::vector<std::string>> rows = {
       {"ratio", "bytes up to here", "of dense", "threshold", "where"}};
@@ -96,14 +103,11 @@ std::string FormatBands(const v1::ObjectSummary& object) {
   for (int b = 0; b < object.bands_size(); ++b) {
     const v1::BandSummary& band = object.bands(b);
     bytes += band.bytes();
-    const uint32_t index = static_cast<uint32_t>(b);
-    std::string where = index < object.host_bands() ? "host" : "";
-    if (index < object.disk_bands()) absl::StrAppend(&where, where.empty() ? "" : "+", "disk");
-    if (index >= object.resident_bands()) where = "gone";
     const double dense = static_cast<double>(std::max<uint64_t>(1, object.dense_bytes()));
     rows.push_back({FormatRatio(band.edge_millionths()), absl::StrCat(bytes),
                     absl::StrFormat("%.1f %%", 100.0 * static_cast<double>(bytes) / dense),
-                    absl::StrFormat("%.3f", band.threshold()), where});
+                    absl::StrFormat("%.3f", band.threshold()),
+                    FormatPlace(object, static_cast<uint32_t>(b))});
   }
   return FormatTable(rows);
 }

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import xml.etree.ElementTree
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEMO = ROOT / "scripts" / "demo.sh"
@@ -28,16 +29,27 @@ def expect(condition, message):
         print(f"demo_test: {message}", flush=True)
 
 
-def run(bin_dir, *arguments):
-    environment = dict(os.environ, KVTIER_SKIP_BUILD="1", KVTIER_BIN_DIR=bin_dir)
+def run(bin_dir, *arguments, keep=""):
+    environment = dict(os.environ, KVTIER_SKIP_BUILD="1", KVTIER_BIN_DIR=bin_dir,
+                       KVTIER_DEMO_KEEP=keep)
     done = subprocess.run([DEMO, *arguments], env=environment, stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     print(done.stdout, flush=True)
     return done.returncode, done.stdout.splitlines()
 
 
+def check_picture(path):
+    """The picture in docs/choosing_a_ratio.md is made by the demo: a heat map and both curves."""
+    root = xml.etree.ElementTree.parse(path).getroot()
+    titles = [e.text for e in root.iter("{http://www.w3.org/2000/svg}title")]
+    for what in ("layer ", "of the score mass", "of the tokens repeated"):
+        expect(any(what in title for title in titles), f"{path}: nothing says '{what}'")
+
+
 def check_demo(bin_dir):
-    status, lines = run(bin_dir)
+    with tempfile.TemporaryDirectory() as keep:
+        status, lines = run(bin_dir, keep=keep)
+        check_picture(pathlib.Path(keep, "object.svg"))
     expect(status == 0, f"exit status {status}")
     last = lines[-1] if lines else ""
     expect(last.startswith("demo: ok "), "the last line is not `demo: ok {...}`")

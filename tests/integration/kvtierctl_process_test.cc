@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/match.h"
+#include "compressor/safetensors.h"
 #include "tests/integration/pipeline_fixture.h"
 #include "tests/testing/files.h"
 
@@ -40,7 +41,7 @@ class CtlTest : public PipelineTest {
     const auto takes = [&command](absl::string_view commands) {
       return absl::StrContains(commands, absl::StrCat(" ", command, " "));
     };
-    if (store_ != nullptr && takes(" ls stat fetch rm verify stats ")) {
+    if (store_ != nullptr && takes(" ls stat reband fetch rm verify stats ")) {
       flags.push_back("--store=" + store_->address());
     }
     if (compressor_ != nullptr && takes(" compress models ")) {
@@ -81,7 +82,7 @@ TEST_F(CtlTest, ExplainsItself) {
   EXPECT_EQ(all.exit_code, 0);
   EXPECT_THAT(all.err, IsEmpty());
   for (const char* command :
-       {"compress", "ask", "ls", "stat", "fetch", "rm", "verify", "models", "stats"}) {
+       {"compress", "ask", "ls", "stat", "reband", "fetch", "rm", "verify", "models", "stats"}) {
     SCOPED_TRACE(command);
     EXPECT_THAT(all.out, HasSubstr(absl::StrCat("kvtierctl ", command)));
     const Outcome help = RunExactly({command, "--help"});
@@ -106,6 +107,13 @@ TEST_F(CtlTest, RefusesCommandLinesThatMakeNoSense) {
       {{"ask", "--question=x", "--key=12"}, "64"},
       {{"fetch", std::string(64, 'a')}, "--out"},
       {{"stat", "nonsense"}, "64"},
+      {{"stat", std::string(64, 'a'), "--heads_at=0"}, "(0, 1]"},
+      {{"reband", std::string(64, 'a')}, "one of --edges, --bytes, --rectangle"},
+      {{"reband", std::string(64, 'a'), "--edges=0.1,1", "--bytes=9"}, "one of --edges"},
+      {{"reband", std::string(64, 'a'), "--edges=0.3,0.2"}, "does not lie above"},
+      {{"reband", std::string(64, 'a'), "--rectangle=2"}, "(0, 1]"},
+      {{"reband", std::string(64, 'a'), "--rectangle=0.2", "--of=band"}, "layer or object"},
+      {{"reband", std::string(64, 'a'), "--edges=1", "--out=x"}, "takes a rectangle"},
       {{"stat", "--timeout=soon"}, "--timeout=soon"},
   };
   for (const auto& [words, message] : cases) {
@@ -234,7 +242,6 @@ TEST_F(CtlTest, ShowsWhatAStoreAndACompressorHave) {
   const nlohmann::json list = Run("ls", {"--json"}).json();
   ASSERT_EQ(list.size(), 1);
   EXPECT_EQ(list[0]["key"], key);
-  EXPECT_EQ(Run("stat", {key, "--json"}).json(), list[0]);
   EXPECT_THAT(Run("stat", {"--key", key}).out,
               AllOf(HasSubstr(key), HasSubstr("113 tokens (+ 3 protected)"),
                     HasSubstr("crash and restart"), HasSubstr("host+disk")));
@@ -252,6 +259,169 @@ TEST_F(CtlTest, ShowsWhatAStoreAndACompressorHave) {
   EXPECT_GE(stats["disk_bytes"], stats["host_bytes"]);
   EXPECT_GT(stats["frame_bytes_max"], 0);
   EXPECT_THAT(Run("stats").out, AllOf(StartsWith("1 objects\n"), HasSubstr("disk")));
+}
+
+TEST_F(CtlTest, StatDescribesBandsAndHeads) {
+  StartStore();
+  StartCompressor();
+  const std::string key = CompressText();
+  const nlohmann::json listed = Run("ls", {"--json"}).json()[0];
+  const std::string picture = dir_.File("object.svg");
+  const Outcome outcome = Run("stat", {key, "--json", "--plot", picture});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const nlohmann::json stat = outcome.json();
+  for (const auto& [field, value] : listed.items()) {
+    if (field == "bands") continue;
+    EXPECT_EQ(stat.value(field, nlohmann::json()), value) << field;
+  }
+  ASSERT_EQ(stat["bands"].size(), 6);
+  double mass = 0;
+  for (size_t b = 0; b < 6; ++b) {
+    const nlohmann::json& band = stat["bands"][b];
+    EXPECT_EQ(band["ratio"], listed["bands"][b]["ratio"]);
+    mass += band["score_mass_share"].get<double>();
+    EXPECT_NEAR(band["score_mass_up_to_here"], mass, 1e-12);
+    // 2 layers x 2 heads, 113 tokens.
+    EXPECT_EQ(band["rows_up_to_here"], static_cast<int>(band["ratio"].get<double>() * 452 + 1e-6));
+    EXPECT_EQ(band["kept"].size(), 2);
+    EXPECT_EQ(band["kept"][0].size(), 2);
+  }
+  EXPECT_NEAR(mass, 1, 1e-12);
+  EXPECT_EQ(stat["bands"][5]["kept"], nlohmann::json({{1, 1}, {1, 1}}));
+  EXPECT_EQ(stat["scored_layers"], nlohmann::json({0, 1}));
+  EXPECT_FALSE(stat.contains("fidelity"));
+  EXPECT_THAT(ReadFile(picture),
+              AllOf(StartsWith("<svg "), EndsWith("</svg>\n"), HasSubstr(key.substr(0, 12))));
+  const Outcome text = Run("stat", {key, "--heads_at=0.25"});
+  EXPECT_THAT(text.out, AllOf(HasSubstr("score mass"), HasSubstr("at ratio 0.3, of 4\n")));
+}
+
+TEST_F(CtlTest, MeasuresFidelityWhenAsked) {
+  StartStore();
+  StartCompressor();
+  const Outcome measured =
+      Run("compress", {"--json", "--file", Write("text", kText), "--fidelity=1"});
+  ASSERT_EQ(measured.exit_code, 0) << measured.err;
+  EXPECT_GT(measured.json()["measuring_seconds"], 0);
+  const std::string key = measured.json()["key"];
+  const nlohmann::json stat = Run("stat", {key, "--json"}).json();
+  EXPECT_EQ(stat["fidelity"]["chunks"], 1);
+  EXPECT_EQ(stat["fidelity"]["tokens"], 49);  // The second chunk of 64 and 49.
+  for (const nlohmann::json& band : stat["bands"]) {
+    EXPECT_GE(band["accuracy"], 0);
+    EXPECT_LE(band["accuracy"], 1);
+  }
+  EXPECT_THAT(Run("stat", {key}).out,
+              AllOf(HasSubstr("measured on 49 tokens of 1 chunks"), HasSubstr("repeats")));
+  // It survives re-banding where the edge stays.
+  ASSERT_EQ(Run("reband", {key, "--edges=0.2,0.25,1"}).exit_code, 0);
+  const nlohmann::json again = Run("stat", {key, "--json"}).json();
+  EXPECT_EQ(again["bands"][0]["accuracy"], stat["bands"][1]["accuracy"]);
+  EXPECT_FALSE(again["bands"][1].contains("accuracy"));
+  EXPECT_EQ(again["bands"][2]["accuracy"], stat["bands"][5]["accuracy"]);
+}
+
+TEST_F(CtlTest, RebandsAStoredObject) {
+  StartStore();
+  StartCompressor();
+  StartWorker();
+  const std::string key = CompressText();
+  const auto upload = [&] {
+    return Run("stat", {key, "--json"}).json().value("upload_id", std::string());
+  };
+  const auto answer = [&](const char* ratio) {
+    return Run("ask", {"--key", key, "--ratio", ratio, "--question=lamp = ", "--answer_tokens=8",
+                       "--json"})
+        .json()["answer_ids"];
+  };
+  const std::string first = upload();
+  const nlohmann::json at_03 = answer("0.3");
+
+  const Outcome dry = Run("reband", {key, "--edges=0.05,0.3,0.5,1", "--dry_run", "--json"});
+  ASSERT_EQ(dry.exit_code, 0) << dry.err;
+  EXPECT_FALSE(dry.json()["stored"]);
+  EXPECT_EQ(upload(), first);
+
+  const Outcome done = Run("reband", {key, "--edges=0.05,0.3,0.5,1", "--json"});
+  ASSERT_EQ(done.exit_code, 0) << done.err;
+  EXPECT_EQ(done.json()["key"], key);
+  EXPECT_EQ(done.json()["bands"], dry.json()["bands"]);
+  EXPECT_EQ(done.json()["upload_id"], upload());
+  EXPECT_NE(upload(), first);
+  const nlohmann::json stat = Run("stat", {key, "--json"}).json();
+  ASSERT_EQ(stat["bands"].size(), 4);
+  for (size_t b = 0; b < 4; ++b) {
+    EXPECT_EQ(stat["bands"][b]["bytes"], done.json()["bands"][b]["bytes"]);
+  }
+  EXPECT_EQ(stat["durability"], "disk");
+  EXPECT_EQ(Run("verify", {key}).exit_code, 0);
+  EXPECT_EQ(answer("0.3"), at_03);  // A stored edge: the same pairs.
+  EXPECT_EQ(StoredObjects(), 1);
+
+  // A budget: half of what all takes.
+  const uint64_t all = done.json()["bands"][3]["bytes_up_to_here"];
+  const Outcome budget = Run("reband", {key, absl::StrCat("--bytes=", all / 2), "--json"});
+  ASSERT_EQ(budget.exit_code, 0) << budget.err;
+  EXPECT_LE(budget.json()["bands"][0]["bytes"], all / 2);
+  EXPECT_GT(budget.json()["bands"][0]["bytes"], all / 3);
+  EXPECT_THAT(Run("reband", {key, "--bytes=100"}).err, HasSubstr("the budget is 100"));
+
+  // It survives what the object it replaced survived.
+  store_.reset();
+  StartStore();
+  EXPECT_EQ(upload(), budget.json()["upload_id"]);
+  EXPECT_EQ(Run("verify", {key}).exit_code, 0);
+}
+
+TEST_F(CtlTest, CutsRectangles) {
+  StartStore();
+  StartCompressor();
+  StartWorker();
+  const std::string key = CompressText();
+  const Outcome done = Run("reband", {key, "--rectangle=0.3", "--of=object", "--json"});
+  ASSERT_EQ(done.exit_code, 0) << done.err;
+  EXPECT_EQ(done.json()["recipe"], "kvzip/1;rect=object");
+  const std::string rectangle = done.json()["key"];
+  EXPECT_NE(rectangle, key);
+  EXPECT_EQ(StoredObjects(), 2);  // It replaces nothing.
+  EXPECT_EQ(Run("stat", {rectangle, "--json"}).json()["bands"][0]["rows_up_to_here"], 4 * 33);
+  EXPECT_EQ(Run("ask", {"--key", rectangle, "--ratio=0.3", "--question=lamp", "--json"}).exit_code,
+            0);
+
+  const std::string file = dir_.File("rectangle.safetensors");
+  const Outcome written = Run("reband", {key, "--rectangle=0.3", "--out", file});
+  ASSERT_EQ(written.exit_code, 0) << written.err;
+  EXPECT_EQ(StoredObjects(), 2);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto tensors, SafetensorsFile::Open(file));
+  EXPECT_EQ(tensors->metadata().at("recipe"), "kvzip/1;rect=layer");
+  EXPECT_EQ(tensors->metadata().at("logical_length"), "116");
+  const std::vector<int64_t> first = tensors->entries().at("layers.0.keys").shape;
+  const std::vector<int64_t> second = tensors->entries().at("layers.1.values").shape;
+  EXPECT_EQ(first[0], 2);
+  EXPECT_EQ(first[2], 32);
+  // 3 protected rows in each layer, and 67 slabs of the 226.
+  EXPECT_EQ(first[1] + second[1], 3 + 3 + 67);
+}
+
+TEST_F(CtlTest, RebandsWhatIsLeftOfAnObject) {
+  StartStore();
+  StartCompressor();
+  const std::string key = CompressText();
+  ASSERT_EQ(Run("rm", {key, "--keep_ratio=0.3"}).exit_code, 0);
+  const Outcome beyond = Run("reband", {key, "--edges=0.1,1"});
+  EXPECT_EQ(beyond.exit_code, 2);
+  EXPECT_THAT(beyond.err, HasSubstr("the bands that are here at 0.3"));
+  const Outcome part = Run("reband", {key, "--edges=0.15,0.3", "--json"});
+  ASSERT_EQ(part.exit_code, 0) << part.err;
+  const nlohmann::json stat = Run("stat", {key, "--json"}).json();
+  EXPECT_EQ(stat["bands"].size(), 2);
+  EXPECT_EQ(stat["resident_bands"], 2);
+  EXPECT_EQ(Run("verify", {key}).exit_code, 0);
+  // Compressing again brings back what is not there.
+  EXPECT_THAT(Run("compress", {"--file", dir_.File("text"), "--min_ratio=0.3"}).out,
+              HasSubstr("stored already"));
+  EXPECT_THAT(Run("compress", {"--file", dir_.File("text")}).out, Not(HasSubstr("stored already")));
+  EXPECT_EQ(Run("stat", {key, "--json"}).json()["bands"].size(), 6);
 }
 
 TEST_F(CtlTest, AsksOneQuestion) {

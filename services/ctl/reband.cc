@@ -1,0 +1,196 @@
+// kvtierctl reband: other bands for a stored object, from its own bytes, without the model.
+
+#include <cstdio>
+#include <map>
+#include <optional>
+#include <utility>
+
+#include <nlohmann/json.hpp>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/clock.h"
+#include "base/status_macros.h"
+#include "compressor/rebanding.h"
+#include "compressor/rectangle_file.h"
+#include "services/client.h"
+#include "services/ctl/commands.h"
+#include "services/ctl/flags.h"
+#include "services/ctl/output.h"
+
+ABSL_DECLARE_FLAG(std::string, out);
+ABSL_FLAG(std::string, edges, "", "new band edges, e.g. 0.05,0.2,1");
+ABSL_FLAG(uint64_t, bytes, 0, "a first band of at most so many bytes, and one with the rest");
+ABSL_FLAG(double, rectangle, 0, "as many rows in every head, at this ratio");
+ABSL_FLAG(std::string, of, "layer", "with --rectangle: every head of a layer, or of the object");
+ABSL_FLAG(bool, dry_run, false, "say what would be stored, store nothing");
+
+namespace kvtier::ctl {
+namespace {
+
+// Keeps what arrives.
+class StoredBandsSink final : public SegmentSink {
+ public:
+  absl::Status OnManifest(std::shared_ptr<const Manifest> manifest, uint32_t band_count) override {
+    stored_.manifest = std::move(manifest);
+    stored_.band_count = band_count;
+    stored_.segments.resize(size_t{band_count} * stored_.manifest->geometry.layer_count());
+    return absl::OkStatus();
+  }
+  absl::Status OnSegment(BandIndex band, LayerIndex layer, SegmentRef segment) override {
+    bytes_ += segment.bytes().size();
+    bar_.Update("fetching", bytes_, stored_.manifest->PrefixBytes(stored_.band_count));
+    stored_.segments[band.value() * stored_.manifest->geometry.layer_count() + layer.value()] =
+        std::move(segment);
+    return absl::OkStatus();
+  }
+  StoredBands Finish() && { return std::move(stored_); }
+
+ private:
+  StoredBands stored_;
+  uint64_t bytes_ = 0;
+  ProgressBar bar_;
+};
+
+// All that is resident of one upload.
+absl::StatusOr<StoredBands> FetchResident(const std::shared_ptr<grpc::Channel>& channel,
+                                          const Key& key, const UploadId& upload) {
+  FetchRequest request;
+  request.key = key;
+  request.upload_id = upload;
+  KVTIER_ASSIGN_OR_RETURN(request.min_ratio, Ratio::FromMillionths(1));
+  StoredBandsSink sink;
+  KVTIER_RETURN_IF_ERROR(MakeGrpcTransport(channel)->Fetch(request, Deadline(), sink));
+  return std::move(sink).Finish();
+}
+
+// What the command line asks for.
+struct Wish {
+  std::optional<BandEdges> edges;
+  std::optional<uint64_t> bytes;
+  std::optional<Ratio> rectangle;
+  Rectangle of = Rectangle::kNone;
+};
+
+absl::StatusOr<Wish> ReadWish() {
+  Wish wish;
+  const std::string edges = absl::GetFlag(FLAGS_edges);
+  const uint64_t bytes = absl::GetFlag(FLAGS_bytes);
+  const double rectangle = absl::GetFlag(FLAGS_rectangle);
+  if (int{!edges.empty()} + int{bytes != 0} + int{rectangle != 0} != 1) {
+    return absl::InvalidArgumentError("re-band with one of --edges, --bytes, --rectangle");
+  }
+  if (!edges.empty()) {
+    KVTIER_ASSIGN_OR_RETURN(wish.edges, BandEdges::ParseTruncated(edges));
+  }
+  if (bytes != 0) wish.bytes = bytes;
+  if (rectangle == 0) {
+    if (absl::GetFlag(FLAGS_out).empty()) return wish;
+    return absl::InvalidArgumentError("--out takes a rectangle: give --rectangle too");
+  }
+  KVTIER_ASSIGN_OR_RETURN(wish.rectangle, Ratio::FromDouble(rectangle));
+  const std::string of = absl::GetFlag(FLAGS_of);
+  if (of != "layer" && of != "object") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--of is '", of, "'; it must be layer or object"));
+  }
+  wish.of = of == "layer" ? Rectangle::kLayer : Rectangle::kObject;
+  return wish;
+}
+
+absl::StatusOr<RebandPlan> MakePlan(const Rebander& rebander, const Wish& wish) {
+  if (wish.edges.has_value()) return rebander.Plan(*wish.edges);
+  if (wish.bytes.has_value()) return rebander.PlanWithin(*wish.bytes);
+  return rebander.PlanRectangle(*wish.rectangle, wish.of);
+}
+
+nlohmann::json BandsOf(const RebandPlan& plan) {
+  nlohmann::json bands = nlohmann::json::array();
+  for (uint32_t b = 0; b < plan.edges.size(); ++b) {
+    bands.push_back({{"ratio", plan.edges[b].ToDouble()},
+                     {"bytes", plan.band_bytes[b]},
+                     {"bytes_up_to_here", plan.PrefixBytes(b + 1)},
+                     {"score_mass", plan.score_mass[b]}});
+  }
+  return bands;
+}
+
+std::string FormatPlan(const RebandPlan& plan, const Manifest& stored) {
+  std::vector<std::vector<std::string>> rows = {{"ratio", "bytes up to here", "of dense"}};
+  for (uint32_t b = 0; b < plan.edges.size(); ++b) {
+    const uint64_t bytes = plan.PrefixBytes(b + 1);
+    rows.push_back({plan.edges[b].ToString(), absl::StrCat(bytes),
+                    absl::StrFormat("%.1f %%", 100.0 * static_cast<double>(bytes) /
+                                                   static_cast<double>(stored.dense_bytes()))});
+  }
+  return FormatTable(rows);
+}
+
+// Stores a packed object; the bands that it has, as the store sees them.
+absl::StatusOr<v1::ObjectSummary> Store(StoreClient& store, const CompressedObject& object,
+                                        v1::Durability durability, const Manifest& source) {
+  ProgressBar bar;
+  // A rectangle has a key of its own and replaces nothing.
+  const bool same_key = object.manifest->key == source.key;
+  return store.Put(
+      object, durability,
+      [&](uint64_t done) { bar.Update("upload", done, object.manifest->total_bytes()); },
+      CancelToken(), Deadline(), same_key ? std::optional(source.upload_id) : std::nullopt);
+}
+
+}  // namespace
+
+absl::Status Reband(const Arguments& arguments) {
+  KVTIER_ASSIGN_OR_RETURN(const Key key, RequiredKey(arguments));
+  KVTIER_ASSIGN_OR_RETURN(const Wish wish, ReadWish());
+  const std::string out = absl::GetFlag(FLAGS_out);
+  const bool dry_run = absl::GetFlag(FLAGS_dry_run);
+  const std::shared_ptr<grpc::Channel> channel = MakeChannel(absl::GetFlag(FLAGS_store));
+  StoreClient store(channel);
+  KVTIER_ASSIGN_OR_RETURN(const v1::GetObjectResponse found, store.GetObject(key, Deadline()));
+  KVTIER_ASSIGN_OR_RETURN(
+      const UploadId upload,
+      UploadId::FromBytes(absl::string_view(found.object().name().upload_id())));
+  KVTIER_ASSIGN_OR_RETURN(StoredBands stored, FetchResident(channel, key, upload));
+
+  const absl::Time begin = Clock::Real().Now();
+  KVTIER_ASSIGN_OR_RETURN(const Rebander rebander, Rebander::Create(std::move(stored)));
+  KVTIER_ASSIGN_OR_RETURN(const RebandPlan plan, MakePlan(rebander, wish));
+  std::optional<CompressedObject> object;
+  if (!dry_run) {
+    KVTIER_ASSIGN_OR_RETURN(object, rebander.Pack(plan));
+  }
+  const double seconds = absl::ToDoubleSeconds(Clock::Real().Now() - begin);
+
+  std::string what = "nothing stored: --dry_run";
+  if (object.has_value() && !out.empty()) {
+    KVTIER_RETURN_IF_ERROR(WriteRectangleFile(*object, out));
+    what = absl::StrCat("written to ", out);
+  } else if (object.has_value()) {
+    KVTIER_ASSIGN_OR_RETURN(
+        const v1::ObjectSummary summary,
+        Store(store, *object, found.object().durability(), rebander.manifest()));
+    what = absl::StrCat("stored as upload ", ToHex(summary.name().upload_id()));
+  }
+  if (absl::GetFlag(FLAGS_json)) {
+    nlohmann::json json = {{"key", plan.key.ToHex()},
+                           {"recipe", plan.recipe},
+                           {"from_upload_id", upload.ToHex()},
+                           {"stored", object.has_value() && out.empty()},
+                           {"seconds", seconds},
+                           {"bands", BandsOf(plan)}};
+    if (object.has_value()) json["upload_id"] = object->manifest->upload_id.ToHex();
+    std::puts(Dump(json).c_str());
+    return absl::OkStatus();
+  }
+  absl::PrintF("key     %s, recipe %s\n", plan.key.ToHex(), plan.recipe);
+  absl::PrintF("before  %d bands to ratio %s, %s resident\n", found.object().bands_size(),
+               rebander.ratio().ToString(),
+               FormatBytes(rebander.manifest().PrefixBytes(found.object().resident_bands())));
+  absl::PrintF("after   %s (%.2f s without transfer)\n%s", what, seconds,
+               FormatPlan(plan, rebander.manifest()));
+  return absl::OkStatus();
+}
+
+}  // namespace kvtier::ctl
