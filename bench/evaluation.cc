@@ -14,6 +14,7 @@
 #include "compressor/pipeline.h"
 #include "compressor/sampler.h"
 #include "compressor/scoring.h"
+#include "kvcache/recipe.h"
 
 namespace kvtier {
 namespace {
@@ -158,11 +159,15 @@ Evaluation::Evaluation(const Model& model, std::span<const uint32_t> context, De
                        Manifest identity)
     : model_(&model), context_(context), cache_(std::move(cache)), identity_(std::move(identity)) {}
 
-absl::StatusOr<ScoreTable> Evaluation::KvzipScores() const {
+absl::StatusOr<ScoreTable> Evaluation::KvzipScores() const { return RecipeScores({}, {}); }
+
+absl::StatusOr<ScoreTable> Evaluation::RecipeScores(const Recipe& recipe,
+                                                    const RecipeInputs& inputs) const {
   const auto rows = static_cast<int64_t>(model_->profile().RepeatRowsMax(context_.size()));
   KVTIER_ASSIGN_OR_RETURN(ForwardScratch scratch, ForwardScratch::Create(*model_, rows));
-  return ScoreContext(*model_, context_, static_cast<int64_t>(identity_.system_tokens), cache_,
-                      scratch, CancelToken(), nullptr);
+  return ScoreByRecipe(recipe, inputs, *model_, context_,
+                       static_cast<int64_t>(identity_.system_tokens), cache_, scratch,
+                       CancelToken(), nullptr);
 }
 
 ScoreTable Evaluation::RandomScores(uint64_t seed) const {
@@ -183,12 +188,18 @@ absl::StatusOr<ScoreTable> Evaluation::SnapKvScores(std::span<const uint32_t> qu
   return kvtier::SnapKvScores(votes);
 }
 
-absl::StatusOr<CompressedObject> Evaluation::Pack(const ScoreTable& scores) const {
+absl::StatusOr<CompressedObject> Evaluation::Pack(const ScoreTable& scores, CodecId codec) const {
   const BandEdges edges = BandEdges::Default();
   KVTIER_ASSIGN_OR_RETURN(
       const BandAssignment bands,
       AssignBands(scores, edges, /*first_token_first=*/identity_.system_tokens == 0));
-  return PackObject(model_->backend(), cache_, scores, bands, edges, identity_);
+  Manifest identity = identity_;
+  if (codec != CodecId::kRaw) {  // Only a recipe can name a codec.
+    Recipe recipe;
+    recipe.row_codec = codec;
+    identity.recipe = recipe.ToString();
+  }
+  return PackObject(model_->backend(), cache_, scores, bands, edges, identity);
 }
 
 absl::StatusOr<std::shared_ptr<const RaggedCache>> Evaluation::BandsOf(

@@ -20,8 +20,11 @@
 #include "compressor/dense_cache.h"
 #include "compressor/model.h"
 #include "compressor/ranking.h"
+#include "compressor/recipe_scores.h"
 #include "kvcache/bands.h"
+#include "kvcache/codec_id.h"
 #include "kvcache/compressed_object.h"
+#include "kvcache/recipe.h"
 
 namespace kvtier {
 
@@ -63,6 +66,8 @@ class Evaluation {
 
   // The context is used again for scoring and must stay alive.
   absl::StatusOr<ScoreTable> KvzipScores() const;
+  // By another recipe that protects the system prompt, as ScoreByRecipe.
+  absl::StatusOr<ScoreTable> RecipeScores(const Recipe& recipe, const RecipeInputs& inputs) const;
   ScoreTable RandomScores(uint64_t seed) const;
   // Fitted to one question (unwrapped ids), as compressor/baselines.h says.
   absl::StatusOr<ScoreTable> SnapKvScores(std::span<const uint32_t> question_ids) const;
@@ -70,8 +75,9 @@ class Evaluation {
   // The votes of one question's rows (unwrapped ids) on the context.
   absl::StatusOr<AttentionVotes> QuestionVotes(std::span<const uint32_t> question_ids) const;
 
-  // The cache that a method keeps at each default band edge.
-  absl::StatusOr<CompressedObject> Pack(const ScoreTable& scores) const;
+  // The cache that a method keeps at each default band edge, its rows encoded by `codec`.
+  absl::StatusOr<CompressedObject> Pack(const ScoreTable& scores,
+                                        CodecId codec = CodecId::kRaw) const;
   // The bands of `object` that serve `ratio`, as a worker reads them. NOT_FOUND: no band edge
   // there.
   static absl::StatusOr<std::shared_ptr<const RaggedCache>> BandsOf(const CompressedObject& object,

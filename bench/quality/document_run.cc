@@ -13,9 +13,14 @@
 #include "bench/quality/ranked_rows.h"
 #include "compressor/decoder.h"
 #include "compressor/dense_spans.h"
+#include "kvcache/codec_id.h"
+#include "kvcache/ragged_view.h"
 
 namespace kvtier {
 namespace {
+
+// Where the codecs are compared.
+constexpr uint32_t kCodecMillionths = 300'000;
 
 using Bits = std::vector<uint8_t>;  // [samples] 0 or 1
 
@@ -55,6 +60,7 @@ class DocumentRun {
       } else {
         KVTIER_RETURN_IF_ERROR(AskUnfitted(*method));
       }
+      if (absl::string_view(method->name) == "kvzip") KVTIER_RETURN_IF_ERROR(AskStored());
     }
     return std::move(cells_);
   }
@@ -157,6 +163,45 @@ class DocumentRun {
     return absl::OkStatus();
   }
 
+  // KVzip again, through objects packed at the default band edges: without loss wherever a ratio is
+  // such an edge, and with each lossy codec at the ratio that people use.
+  absl::Status AskStored() {
+    KVTIER_ASSIGN_OR_RETURN(const ScoreTable* scores, state_.Scores(Scorer::kKvzip));
+    for (CodecId codec : {CodecId::kRaw, CodecId::kInt8, CodecId::kInt4}) {
+      KVTIER_ASSIGN_OR_RETURN(const CompressedObject object,
+                              state_.evaluation().Pack(*scores, codec));
+      for (const Ratio edge : BandEdges::Default().edges()) {
+        const auto asked = plan_.edges.edges();
+        if (std::find(asked.begin(), asked.end(), edge) == asked.end()) continue;
+        if (codec != CodecId::kRaw && edge.millionths() != kCodecMillionths) continue;
+        KVTIER_ASSIGN_OR_RETURN(const auto cache, Evaluation::BandsOf(object, edge));
+        KVTIER_ASSIGN_OR_RETURN(const Bits right, AskBands(*cache));
+        for (Setting setting : {Setting::kPerQuery, Setting::kShared}) {
+          AddCell("kvzip", edge, setting, Origin::kBands, right);
+          cells_.back().codec = std::string(CodecName(codec));
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // All samples from the bands of an object: [samples].
+  absl::StatusOr<Bits> AskBands(const RaggedCache& cache) {
+    std::vector<HeadSpans> layers(cache.geometry().layer_count());
+    for (uint32_t l = 0; l < layers.size(); ++l) {
+      for (uint32_t h = 0; h < cache.geometry().kv_heads; ++h) {
+        layers[l].push_back(cache.spans(LayerIndex(l), h));
+      }
+    }
+    const LayerSpans spans = [&layers](int64_t layer) { return &layers[layer]; };
+    Bits right;
+    for (const auto& hops : asked_.samples) {
+      KVTIER_ASSIGN_OR_RETURN(const bool one, AnswersAll(hops, spans));
+      right.push_back(one);
+    }
+    return right;
+  }
+
   // Clears right[edge][sample] where the hop is answered wrongly; false if that leaves none.
   absl::StatusOr<bool> AskOneHop(const Method& method, size_t s, size_t h,
                                  std::vector<Bits>& right) {
@@ -205,9 +250,9 @@ absl::StatusOr<DocumentAnswers> AskDocument(const DocumentPlan& plan,
                                             const TaskDocument& document) {
   const PromptProfile& profile = plan.model.profile();
   KVTIER_ASSIGN_OR_RETURN(const Asked asked, Encode(profile, document));
-  KVTIER_ASSIGN_OR_RETURN(
-      const std::unique_ptr<DocumentState> state,
-      DocumentState::Create(plan.model, profile.byte_vocabulary->Encode(document.text)));
+  KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<DocumentState> state,
+                          DocumentState::Create(plan.model, plan.inputs,
+                                                profile.byte_vocabulary->Encode(document.text)));
   KVTIER_ASSIGN_OR_RETURN(
       const std::unique_ptr<Asker> asker,
       Asker::Create(plan.model, state->evaluation().cache().geometry(), asked.rows_max));

@@ -9,6 +9,7 @@
 #include "bench/quality/methods.h"
 #include "bench/quality/tasks.h"
 #include "compressor/model.h"
+#include "compressor/recipe_scores.h"
 #include "kvcache/bands.h"
 
 namespace kvtier {
@@ -18,6 +19,7 @@ struct DocumentPlan {
   const Model& model;
   BandEdges edges;  // The ratios; at most limits::kBandsMax.
   std::vector<const Method*> methods;
+  RecipeInputs inputs = {};  // For recipes kvzip+ and head.
 };
 
 // The cells of one document; the same list, in the same order, for every document of a plan.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <random>
 #include <thread>  // NOLINT(build/c++11)
 #include <utility>
 
@@ -12,9 +13,13 @@
 #include "base/status_macros.h"
 #include "bench/evaluation.h"
 #include "bench/quality/document_run.h"
+#include "compressor/head_scores.h"
+#include "compressor/value_output_norms.h"
 
 namespace kvtier {
 namespace {
+
+constexpr size_t kHeadReferenceBytes = 1000;
 
 uint32_t DocumentsOf(const Task& task, uint32_t samples) {
   return (std::max(samples, 1u) + task.samples - 1) / task.samples;
@@ -39,6 +44,20 @@ void Append(const DocumentAnswers& answers, uint32_t document, TaskResult& resul
   result.depth.insert(result.depth.end(), answers.depth.begin(), answers.depth.end());
   result.document.insert(result.document.end(), answers.depth.size(), document);
   ++result.documents;
+}
+
+// Recipe head's scores from a reference context of the same kind of text, none of the documents.
+absl::StatusOr<HeadScores> MeasureHeadScores(const Model& model, const TextSource& source,
+                                             uint64_t seed) {
+  if (!model.profile().byte_vocabulary.has_value()) {
+    return absl::InvalidArgumentError("the model's prompt profile declares no byte vocabulary");
+  }
+  std::mt19937_64 random(~seed);
+  const std::vector<uint32_t> context =
+      model.profile().byte_vocabulary->Encode(source.Cut(kHeadReferenceBytes, random));
+  KVTIER_ASSIGN_OR_RETURN(const auto evaluation, Evaluation::Create(model, context));
+  KVTIER_ASSIGN_OR_RETURN(const ScoreTable scores, evaluation->KvzipScores());
+  return HeadScores::FromTable(scores, model.digest());
 }
 
 }  // namespace
@@ -70,7 +89,13 @@ absl::StatusOr<std::vector<TaskResult>> RunExperiment(const Model& model, const 
                                                       const std::function<void()>& on_document) {
   if (options.tasks.empty()) return absl::InvalidArgumentError("no tasks");
   KVTIER_ASSIGN_OR_RETURN(const BandEdges edges, EdgesOf(options.ratios));
-  const DocumentPlan plan{.model = model, .edges = edges, .methods = options.methods};
+  KVTIER_ASSIGN_OR_RETURN(const HeadScores head_scores,
+                          MeasureHeadScores(model, source, options.seed));
+  const LazyValueOutputNorms norms(model);
+  const DocumentPlan plan{.model = model,
+                          .edges = edges,
+                          .methods = options.methods,
+                          .inputs = {.head_scores = &head_scores, .norms = &norms}};
 
   struct Job {
     size_t task;

@@ -4,6 +4,8 @@
 
 #include "base/status_macros.h"
 #include "compressor/baselines.h"
+#include "compressor/rule_ranking.h"
+#include "kvcache/recipe.h"
 
 namespace kvtier {
 namespace {
@@ -14,10 +16,14 @@ absl::StatusOr<BandAssignment> Rank(const DocumentState& document, const ScoreTa
                      /*first_token_first=*/document.evaluation().system_tokens() == 0);
 }
 
-absl::StatusOr<BandAssignment> Kvzip(DocumentState& document, const AttentionVotes*,
-                                     const BandEdges& edges) {
-  KVTIER_ASSIGN_OR_RETURN(const ScoreTable* scores, document.KvzipScores());
-  return Rank(document, *scores, edges);
+template <Scorer kScorer>
+absl::StatusOr<BandAssignment> ByRecipe(DocumentState& document, const AttentionVotes*,
+                                        const BandEdges& edges) {
+  KVTIER_ASSIGN_OR_RETURN(const ScoreTable* scores, document.Scores(kScorer));
+  Recipe recipe;
+  recipe.scorer = kScorer;
+  return AssignBandsByRule(*scores, edges, recipe.selection(),
+                           /*system_prompt=*/document.evaluation().system_tokens() > 0);
 }
 
 absl::StatusOr<BandAssignment> SnapKv(DocumentState& document, const AttentionVotes* question,
@@ -55,7 +61,10 @@ absl::StatusOr<BandAssignment> Random(DocumentState& document, const AttentionVo
 constexpr double kBaselineMin = 0.05;
 
 constexpr Method kMethods[] = {
-    {"kvzip", "KVzip", false, 0, Kvzip},
+    {"kvzip", "KVzip", false, 0, ByRecipe<Scorer::kKvzip>},
+    {"kvzip+", "KVzip+", false, 0, ByRecipe<Scorer::kKvzipPlus>},
+    {"uniform", "KVzip, uniform", false, kBaselineMin, ByRecipe<Scorer::kUniform>},
+    {"head", "KVzip, whole heads", false, kBaselineMin, ByRecipe<Scorer::kHead>},
     {"snapkv", "SnapKV", true, kBaselineMin, SnapKv},
     {"pyramidkv", "PyramidKV", true, kBaselineMin, PyramidKv},
     {"h2o", "H2O", true, kBaselineMin, H2o},

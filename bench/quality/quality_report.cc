@@ -180,7 +180,9 @@ std::optional<Ratio> LosslessFrom(const TaskResult& result, absl::string_view me
   for (const Cell& cell : result.cells) {
     if (cell.method != method || cell.setting != Setting::kShared || cell.codec != "raw") continue;
     const Interval difference = MinusFull(result, cell);
-    holds[cell.ratio] = difference.low >= -points && difference.high <= points;
+    const bool inside = difference.low >= -points && difference.high <= points;
+    // A ratio may be there twice, selected and from bands: both must hold.
+    holds[cell.ratio] = inside && holds.emplace(cell.ratio, true).first->second;
   }
   std::optional<Ratio> from;
   for (auto it = holds.rbegin(); it != holds.rend() && it->second; ++it) from = it->first;

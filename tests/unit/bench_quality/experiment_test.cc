@@ -77,7 +77,7 @@ TEST_F(ExperimentTest, AskingEqualsGreedyDecodingFromTheBandsOfAnObject) {
       const TaskDocument document,
       MakeTaskDocument(TaskNamed("repeat"), *source_, 600, /*seed=*/3, /*index=*/0));
   KVTIER_ASSERT_OK_AND_ASSIGN(const auto state,
-                              DocumentState::Create(*model_, bytes.Encode(document.text)));
+                              DocumentState::Create(*model_, {}, bytes.Encode(document.text)));
   const Evaluation& evaluation = state->evaluation();
   KVTIER_ASSERT_OK_AND_ASSIGN(const auto asker,
                               Asker::Create(*model_, evaluation.cache().geometry(), 80));
@@ -92,7 +92,7 @@ TEST_F(ExperimentTest, AskingEqualsGreedyDecodingFromTheBandsOfAnObject) {
                                assignment.band, edges.size()));
     const ScoreTable scores =
         absl::string_view(name) == "kvzip"
-            ? **state->KvzipScores()
+            ? **state->Scores(Scorer::kKvzip)
             : SinkRecentScores(evaluation.cache().geometry(), evaluation.system_tokens(),
                                evaluation.context_tokens());
     KVTIER_ASSERT_OK_AND_ASSIGN(const CompressedObject object, evaluation.Pack(scores));
@@ -129,7 +129,7 @@ TEST_F(ExperimentTest, AskerRefusesWhatItCannotAsk) {
 
 TEST_F(ExperimentTest, RankedRowsRefuseBandsThatDoNotFit) {
   KVTIER_ASSERT_OK_AND_ASSIGN(const auto state,
-                              DocumentState::Create(*model_, std::vector<uint32_t>(20, 65)));
+                              DocumentState::Create(*model_, {}, std::vector<uint32_t>(20, 65)));
   const DenseCache& cache = state->evaluation().cache();
   RankedRows rows;
   std::vector<uint8_t> bands(24 * 20);
