@@ -23,7 +23,12 @@
 #include "services/server.h"
 
 ABSL_FLAG(std::string, model, "tests/fixtures/model", "compute: checkpoint folder");
+ABSL_FLAG(std::string, shape, "",
+          "compute: instead of --model a random one: qwen2.5-0.5b, two-layers or tiny");
 ABSL_FLAG(int, tokens, 4500, "compute: context length");
+ABSL_FLAG(int, long_tokens, 0,
+          "compute: also a context of this length on a random model of two layers, its scores held "
+          "against the reference backend's; 0: none");
 ABSL_FLAG(int, megabytes, 256, "transfer: size of the object");
 ABSL_FLAG(int, runs, 5, "timed runs of each figure; the median is shown");
 ABSL_FLAG(bool, json, false, "print JSON");
@@ -51,7 +56,8 @@ namespace {
 
 constexpr char kUsage[] =
     "Measures kvtier beside the limits of the machine, in the same run.\n\n"
-    "  kvtier-bench compute   prefill, scoring and decode of a model; oneDNN's matrix products\n"
+    "  kvtier-bench compute   prefill, scoring, ranking and decode of a model, its peak memory; "
+    "oneDNN's\n                         matrix products\n"
     "  kvtier-bench transfer  fetch of an object over gRPC; raw TCP\n"
     "  kvtier-bench retention --trace FILE   what caches of several sizes give back under a trace "
     "of\n"
@@ -92,7 +98,7 @@ void Print(const std::string& suite, const std::vector<Figure>& figures) {
   std::printf("%s on %s, %u cores, median of %d runs after a warm-up\n", suite.c_str(),
               ProcessorName().c_str(), cores, absl::GetFlag(FLAGS_runs));
   for (const Figure& figure : figures) {
-    std::printf("  %-28s %12.2f %-10s", figure.name.c_str(), figure.value, figure.unit.c_str());
+    std::printf("  %-42s %12.2f %-10s", figure.name.c_str(), figure.value, figure.unit.c_str());
     if (figure.ceiling > 0) {
       std::printf("  %5.2f of %s", figure.value / figure.ceiling, figure.ceiling_name.c_str());
     }
@@ -127,8 +133,11 @@ int Main(int argc, char** argv) {
   if (suite == "retention") return Retention();
   absl::StatusOr<std::vector<Figure>> figures;
   if (suite == "compute") {
-    figures = RunComputeSuite(absl::GetFlag(FLAGS_model), absl::GetFlag(FLAGS_tokens),
-                              absl::GetFlag(FLAGS_runs));
+    figures = RunComputeSuite({.model_folder = absl::GetFlag(FLAGS_model),
+                               .shape = absl::GetFlag(FLAGS_shape),
+                               .context_tokens = absl::GetFlag(FLAGS_tokens),
+                               .long_tokens = absl::GetFlag(FLAGS_long_tokens),
+                               .runs = absl::GetFlag(FLAGS_runs)});
   } else if (suite == "transfer") {
     figures = RunTransferSuite(absl::GetFlag(FLAGS_megabytes), absl::GetFlag(FLAGS_runs));
   } else {

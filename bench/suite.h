@@ -23,9 +23,17 @@ struct Figure {
 // Median seconds of `runs` calls, after one that is not counted.
 absl::StatusOr<double> MedianSeconds(int runs, const std::function<absl::Status()>& run);
 
-// Prefill, scoring and decoding of a model beside the matrix-product rate of the backend.
-absl::StatusOr<std::vector<Figure>> RunComputeSuite(const std::string& model_folder,
-                                                    int context_tokens, int runs);
+struct ComputeOptions {
+  std::string model_folder;
+  std::string shape = "";  // Not empty: a random model of this shape (random_model.h) instead.
+  int context_tokens = 0;
+  int long_tokens = 0;  // Not 0: a random context of this length too, on the shape two-layers.
+  int runs = 5;
+};
+// Prefill, scoring, ranking and decoding of a model beside what oneDNN reaches at the shapes of its
+// linear layers; peak memory; scores of a long context beside the reference backend's.
+// INTERNAL: a long context's scores differ from the reference's.
+absl::StatusOr<std::vector<Figure>> RunComputeSuite(const ComputeOptions& options);
 // Fetch of one object through gRPC beside a raw TCP connection, both on loopback.
 absl::StatusOr<std::vector<Figure>> RunTransferSuite(int megabytes, int runs);
 

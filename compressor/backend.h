@@ -165,6 +165,11 @@ class Backend {
       std::span<const std::byte> weights, DType dtype, int64_t out_features,
       int64_t in_features) = 0;
 
+  // The same with the rows of `table` ([out, in], any dtype) as weights, which stay where they are:
+  // the LM head of a model whose embeddings are tied. bytes() is 0 where nothing is copied. The
+  // table outlives the result.
+  virtual absl::StatusOr<std::unique_ptr<LinearWeights>> ShareLinear(const TensorView& table) = 0;
+
   // Dense operations. x and y are activations.
   // Rows of `table` ([vocabulary, hidden], any dtype), times `scale`.
   virtual absl::Status Embed(std::span<const uint32_t> ids, const TensorView& table, float scale,

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <system_error>
 #include <utility>
 
@@ -200,6 +201,17 @@ absl::StatusOr<Checkpoint::Taken> Checkpoint::Take(const std::string& name,
   }
   taken_.insert(name);
   return taken;
+}
+
+void Checkpoint::Release(const Taken& taken) const {
+  for (const auto& file : files_) {
+    const std::less_equal<const std::byte*> before;
+    const std::span<const std::byte> all = file->bytes();
+    if (before(all.data(), taken.bytes.data()) &&
+        before(taken.bytes.data() + taken.bytes.size(), all.data() + all.size())) {
+      file->Release(taken.bytes);
+    }
+  }
 }
 
 absl::Status Checkpoint::ExpectNoneLeft(std::span<const absl::string_view> ignored) const {

@@ -54,6 +54,9 @@ class Checkpoint {
   // tensor.
   absl::StatusOr<Taken> Take(const std::string& name, const std::vector<int64_t>& shape);
 
+  // Gives back the memory of a tensor that has been copied, as far as it is not shared with others.
+  void Release(const Taken& taken) const;
+
   // INVALID_ARGUMENT naming a tensor that nobody took, unless its name begins with one of
   // `ignored`.
   absl::Status ExpectNoneLeft(std::span<const absl::string_view> ignored) const;

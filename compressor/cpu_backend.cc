@@ -9,6 +9,7 @@
 #include "compressor/cpu_attention.h"
 #include "compressor/cpu_kernels.h"
 #include "compressor/cpu_score.h"
+#include "compressor/cpu_table_linear.h"
 #include "compressor/cpu_tiles.h"
 #include "compressor/host_backend.h"
 #include "compressor/onednn_linear.h"
@@ -42,7 +43,12 @@ class CpuBackend final : public HostBackend {
     return PackOnednnLinear(weights, dtype, compute, out_features, in_features, pool_, scratch_);
   }
 
+  absl::StatusOr<std::unique_ptr<LinearWeights>> RunShareLinear(const TensorView& table) override {
+    return ShareCpuTable(table);
+  }
+
   absl::Status RunLinear(TensorView x, const LinearWeights& weights, TensorView y) override {
+    if (IsCpuTable(weights)) return RunCpuTable(x, weights, y, Resources());
     KVTIER_ASSIGN_OR_RETURN(const DType input, OnednnInputDtype(weights));
     if (input == DType::kF32) return RunOnednnLinear(x, weights, y);
     ScratchPool::Lease rounded = scratch_.Borrow(DivideUp(x.rows * x.cols, 2));

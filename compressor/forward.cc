@@ -9,6 +9,9 @@
 namespace kvtier {
 namespace {
 
+// Rows that pass through an MLP at once: enough for products at full rate.
+constexpr int64_t kMlpRows = 256;
+
 absl::Status Check(const Model& model, std::span<const uint32_t> ids, const ForwardPlan& plan,
                    const ForwardScratch& scratch, std::span<float> logits, bool all_logits) {
   const ModelConfig& config = model.config();
@@ -104,16 +107,25 @@ absl::Status AttendAndMix(const Model& model, int64_t layer, const HeadSpans* sp
                                             .scale = config.softmax_scale(),
                                             .window = config.layer_window(layer),
                                             .out = head(s.attended)}));
-  KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.attended), *w.o, head(s.projected)));
+  // What was normed has been used: projections of the layer go there.
+  KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.attended), *w.o, head(s.normed)));
   KVTIER_RETURN_IF_ERROR(
-      AddProjected(backend, head(s.projected), w.attention_out_norm, epsilon, head(s.x)));
-  KVTIER_RETURN_IF_ERROR(backend.RmsNorm(head(s.x), w.mlp_norm, epsilon, head(s.normed)));
-  KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.normed), *w.gate, head(s.gate)));
-  KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.normed), *w.up, head(s.up)));
-  KVTIER_RETURN_IF_ERROR(
-      backend.GateMul(config.activation(), head(s.gate), head(s.up), head(s.gate)));
-  KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.gate), *w.down, head(s.projected)));
-  return AddProjected(backend, head(s.projected), w.mlp_out_norm, epsilon, head(s.x));
+      AddProjected(backend, head(s.normed), w.attention_out_norm, epsilon, head(s.x)));
+  // The widest activations exist for some rows at a time.
+  for (int64_t begin = 0; begin < rows; begin += s.gate.rows()) {
+    const int64_t count = std::min(rows - begin, s.gate.rows());
+    const TensorView x = TensorView(s.x).Rows(begin, count);
+    const TensorView normed = TensorView(s.normed).Rows(begin, count);
+    const TensorView gate = TensorView(s.gate).Rows(0, count);
+    const TensorView up = TensorView(s.up).Rows(0, count);
+    KVTIER_RETURN_IF_ERROR(backend.RmsNorm(x, w.mlp_norm, epsilon, normed));
+    KVTIER_RETURN_IF_ERROR(backend.Linear(normed, *w.gate, gate));
+    KVTIER_RETURN_IF_ERROR(backend.Linear(normed, *w.up, up));
+    KVTIER_RETURN_IF_ERROR(backend.GateMul(config.activation(), gate, up, gate));
+    KVTIER_RETURN_IF_ERROR(backend.Linear(gate, *w.down, normed));
+    KVTIER_RETURN_IF_ERROR(AddProjected(backend, normed, w.mlp_out_norm, epsilon, x));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -132,16 +144,17 @@ absl::StatusOr<ForwardScratch> ForwardScratch::Create(const Model& model, int64_
   KVTIER_ASSIGN_OR_RETURN(s.k, backend.Allocate(dtype, rows_max, kv_width));
   KVTIER_ASSIGN_OR_RETURN(s.v, backend.Allocate(dtype, rows_max, kv_width));
   KVTIER_ASSIGN_OR_RETURN(s.attended, backend.Allocate(dtype, rows_max, q_width));
-  KVTIER_ASSIGN_OR_RETURN(s.projected, backend.Allocate(dtype, rows_max, c.hidden));
-  KVTIER_ASSIGN_OR_RETURN(s.gate, backend.Allocate(dtype, rows_max, c.intermediate));
-  KVTIER_ASSIGN_OR_RETURN(s.up, backend.Allocate(dtype, rows_max, c.intermediate));
+  const int64_t mlp_rows = std::min(rows_max, kMlpRows);
+  KVTIER_ASSIGN_OR_RETURN(s.gate, backend.Allocate(dtype, mlp_rows, c.intermediate));
+  KVTIER_ASSIGN_OR_RETURN(s.up, backend.Allocate(dtype, mlp_rows, c.intermediate));
   KVTIER_ASSIGN_OR_RETURN(s.logits, backend.Allocate(dtype, 1, c.vocabulary));
   return s;
 }
 
 uint64_t ForwardScratch::EstimateBytes(const ModelConfig& c, DType activation, int64_t rows_max) {
-  const int64_t row = 3 * c.hidden + 2 * (c.q_heads + c.kv_heads) * c.head_dim + 2 * c.intermediate;
-  return static_cast<uint64_t>(rows_max * row + c.vocabulary) * DTypeBytes(activation);
+  const int64_t row = 2 * c.hidden + 2 * (c.q_heads + c.kv_heads) * c.head_dim;
+  const int64_t mlp = 2 * c.intermediate * std::min(rows_max, kMlpRows);
+  return static_cast<uint64_t>(rows_max * row + mlp + c.vocabulary) * DTypeBytes(activation);
 }
 
 absl::Status Forward(const Model& model, std::span<const uint32_t> ids, const ForwardPlan& plan,

@@ -25,8 +25,9 @@ class ForwardScratch {
   static absl::StatusOr<ForwardScratch> Create(const Model& model, int64_t rows_max);
   static uint64_t EstimateBytes(const ModelConfig& config, DType activation, int64_t rows_max);
   int64_t rows_max() const { return rows_max_; }
-  Tensor x, normed, q, k, v, attended, projected, gate, up;  // [rows_max, ...]
-  Tensor logits;                                             // [1, vocabulary]
+  Tensor x, normed, q, k, v, attended;  // [rows_max, ...]
+  Tensor gate, up;                      // [some of them, intermediate]
+  Tensor logits;                        // [1, vocabulary]
 
  private:
   int64_t rows_max_ = 0;

@@ -132,6 +132,12 @@ absl::StatusOr<std::unique_ptr<LinearWeights>> HostBackend::PrepareLinear(
   return RunPrepareLinear(weights.data(), dtype, out_features, in_features);
 }
 
+absl::StatusOr<std::unique_ptr<LinearWeights>> HostBackend::ShareLinear(const TensorView& table) {
+  KVTIER_RETURN_IF_ERROR(CheckView("linear weights", "table", table, table.dtype));
+  if (table.rows == 0) return Bad("linear weights", "the table has no rows");
+  return RunShareLinear(table);
+}
+
 absl::Status HostBackend::Embed(std::span<const uint32_t> ids, const TensorView& table, float scale,
                                 TensorView y) {
   KVTIER_RETURN_IF_ERROR(CheckView("embed", "table", table, table.dtype));

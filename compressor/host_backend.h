@@ -28,6 +28,7 @@ class HostBackend : public Backend {
   absl::StatusOr<std::unique_ptr<LinearWeights>> PrepareLinear(std::span<const std::byte> weights,
                                                                DType dtype, int64_t out_features,
                                                                int64_t in_features) final;
+  absl::StatusOr<std::unique_ptr<LinearWeights>> ShareLinear(const TensorView& table) final;
   absl::Status Embed(std::span<const uint32_t> ids, const TensorView& table, float scale,
                      TensorView y) final;
   absl::Status Linear(TensorView x, const LinearWeights& weights, TensorView y) final;
@@ -48,6 +49,11 @@ class HostBackend : public Backend {
                                                                           DType dtype,
                                                                           int64_t out_features,
                                                                           int64_t in_features) = 0;
+  // Copies, unless a backend knows better.
+  virtual absl::StatusOr<std::unique_ptr<LinearWeights>> RunShareLinear(const TensorView& table) {
+    return RunPrepareLinear(static_cast<const std::byte*>(table.data), table.dtype, table.rows,
+                            table.cols);
+  }
   virtual absl::Status RunEmbed(std::span<const uint32_t> ids, const TensorView& table, float scale,
                                 TensorView y) = 0;
   // INVALID_ARGUMENT: `weights` were prepared by another backend.

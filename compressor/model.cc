@@ -1,5 +1,6 @@
 #include "compressor/model.h"
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -28,14 +29,32 @@ absl::StatusOr<std::string> ReadConfig(const fs::path& path) {
   return text;
 }
 
-void HashFile(absl::string_view name, ByteSpan content, Sha256* hash) {
+// Before the bytes of each file: its name and its size.
+void HashHeader(absl::string_view name, ByteSpan content, Sha256* hash) {
   std::string framed;
   ByteWriter writer(&framed);
   writer.WriteU64(name.size());
   writer.WriteBytes(name);
   writer.WriteU64(content.size());
   hash->Update(framed);
-  hash->Update(content);
+}
+
+// As HashText, in pieces that leave memory again.
+void HashFile(const SafetensorsFile& file, Sha256* hash) {
+  constexpr size_t kPieceBytes = size_t{16} << 20;
+  ByteSpan rest = file.bytes();
+  HashHeader(fs::path(file.path()).filename().string(), rest, hash);
+  while (!rest.empty()) {
+    const ByteSpan piece = rest.first(std::min(kPieceBytes, rest.size()));
+    hash->Update(piece);
+    file.Release(piece);
+    rest = rest.subspan(piece.size());
+  }
+}
+
+void HashText(absl::string_view name, absl::string_view text, Sha256* hash) {
+  HashHeader(name, AsBytes(text), hash);
+  hash->Update(AsBytes(text));
 }
 
 // Where a checkpoint keeps its parts. A model for text and images has the text model inside, under
@@ -67,6 +86,7 @@ struct Loader {
                                                         int64_t in) {
     KVTIER_ASSIGN_OR_RETURN(const Checkpoint::Taken taken, checkpoint.Take(name, {out, in}));
     KVTIER_ASSIGN_OR_RETURN(auto weights, backend.PrepareLinear(taken.bytes, taken.dtype, out, in));
+    checkpoint.Release(taken);
     bytes += weights->bytes();
     return weights;
   }
@@ -87,6 +107,7 @@ struct Loader {
     KVTIER_ASSIGN_OR_RETURN(const Checkpoint::Taken taken, checkpoint.Take(name, {rows, cols}));
     KVTIER_ASSIGN_OR_RETURN(Tensor tensor, backend.Allocate(taken.dtype, rows, cols));
     KVTIER_RETURN_IF_ERROR(backend.Upload(taken.bytes, tensor));
+    checkpoint.Release(taken);
     bytes += tensor.bytes();
     return tensor;
   }
@@ -130,11 +151,12 @@ struct Loader {
     return w;
   }
 
-  // The LM head, or the embedding once more where they are tied. A tied checkpoint may carry a copy
-  // under the head's name, which must then be one.
+  // The LM head, which shares the embedding's memory where they are tied. A tied checkpoint may
+  // carry a copy under the head's name, which must then be one.
   absl::StatusOr<std::unique_ptr<LinearWeights>> LmHead(const ModelConfig& config,
                                                         const std::string& name,
-                                                        const std::string& embedding) {
+                                                        const std::string& embedding,
+                                                        const Tensor& loaded_embedding) {
     if (!config.tied_embeddings) return Linear(name, config.vocabulary, config.hidden);
     if (checkpoint.Has(name)) {
       const std::vector<int64_t> shape{config.vocabulary, config.hidden};
@@ -146,7 +168,7 @@ struct Loader {
             "tensor \"", name, "\" differs from the embedding that config.json ties it to"));
       }
     }
-    return Linear(embedding, config.vocabulary, config.hidden);
+    return backend.ShareLinear(loaded_embedding);
   }
 };
 
@@ -175,6 +197,9 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& folder, Ba
   const std::string embedding = names.base + "embed_tokens.weight";
   KVTIER_ASSIGN_OR_RETURN(model->embedding_,
                           loader.Table(embedding, config.vocabulary, config.hidden));
+  // Early: the largest tensors are packed while little else is in memory.
+  KVTIER_ASSIGN_OR_RETURN(model->lm_head_,
+                          loader.LmHead(config, names.lm_head, embedding, model->embedding_));
   for (int64_t index = 0; index < config.layers; ++index) {
     KVTIER_ASSIGN_OR_RETURN(LayerWeights layer,
                             loader.Layer(config, absl::StrCat(names.base, "layers.", index, ".")));
@@ -182,15 +207,12 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& folder, Ba
   }
   KVTIER_ASSIGN_OR_RETURN(model->final_norm_, loader.Row(names.base + "norm.weight", config.hidden,
                                                          config.norm_weight_offset()));
-  KVTIER_ASSIGN_OR_RETURN(model->lm_head_, loader.LmHead(config, names.lm_head, embedding));
   KVTIER_RETURN_IF_ERROR(checkpoint.ExpectNoneLeft(names.ignored));
   model->weight_bytes_ = loader.bytes;
 
   Sha256 hash;
-  HashFile("config.json", AsBytes(config_text), &hash);
-  for (const auto& file : checkpoint.files()) {
-    HashFile(fs::path(file->path()).filename().string(), file->bytes(), &hash);
-  }
+  HashText("config.json", config_text, &hash);
+  for (const auto& file : checkpoint.files()) HashFile(*file, &hash);
   model->digest_ = Digest(hash.Finish());
   return model;
 }

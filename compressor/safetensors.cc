@@ -149,6 +149,17 @@ class MappedSafetensors final : public SafetensorsFile {
   const std::string& path() const override { return path_; }
   std::span<const std::byte> bytes() const override { return bytes_; }
 
+  void Release(std::span<const std::byte> part) const override {
+    // Whole pages only: a neighbour may be in use.
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const size_t offset = static_cast<size_t>(part.data() - bytes_.data());
+    const size_t begin = (offset + page - 1) / page * page;
+    const size_t end = (offset + part.size()) / page * page;
+    if (begin >= end) return;
+    // Private and read-only, so that nothing can be lost. A refusal costs memory only.
+    madvise(const_cast<std::byte*>(bytes_.data()) + begin, end - begin, MADV_DONTNEED);
+  }
+
  private:
   const std::string path_;
   const std::span<const std::byte> bytes_;

@@ -40,6 +40,10 @@ class SafetensorsFile {
   virtual const std::string& path() const = 0;
   // The whole file, header included: what a digest covers.
   virtual std::span<const std::byte> bytes() const = 0;
+  // Gives the memory of pages that lie inside `part` of bytes() back to the system, for what has
+  // been copied: a mapping counts as memory in use as far as it has been read. It is read from the
+  // file again if it is touched again.
+  virtual void Release(std::span<const std::byte> part) const = 0;
 };
 
 // The entries of a file's image in memory, which they point into. `name` is for messages. What Open

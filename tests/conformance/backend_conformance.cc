@@ -581,6 +581,35 @@ TEST_P(BackendConformanceTest, LinearEqualsTheReference) {
   }
 }
 
+// In fp32 whatever the table's dtype, so that products are compared as they are.
+TEST_P(BackendConformanceTest, LinearOverASharedTableEqualsTheReference) {
+  std::mt19937_64 random(TestSeed());
+  for (const auto& [out, in] :
+       std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {5, 3}, {260, 256}, {64, 72}, {700, 128}}) {
+    for (DType dtype : {DType::kF32, DType::kF16, DType::kBf16}) {
+      const Floats values = RandomFloats(random, out * in);
+      for (int64_t rows : {1, 4, 7}) {
+        SCOPED_TRACE(absl::StrCat("[", rows, ", ", in, "] x [", out, "] ", DTypeName(dtype)));
+        const Floats x = RandomFloats(random, rows * in);
+        const auto run = [&, out_ = out, in_ = in](Backend& backend) {
+          const Tensor table = MakeTensor(backend, values, dtype, out_, in_);
+          const auto weights = backend.ShareLinear(table);
+          KVTIER_EXPECT_OK(weights);
+          EXPECT_EQ((*weights)->out_features(), out_);
+          const Tensor from = MakeActivations(backend, x, rows, in_);
+          auto to = backend.Allocate(backend.activation_dtype(), rows, out_);
+          KVTIER_EXPECT_OK(to);
+          KVTIER_EXPECT_OK(backend.Linear(from, **weights, *to));
+          return Read(backend, *to);
+        };
+        ExpectNear(run(*backend_), run(*reference_), 1e-6 * std::sqrt(static_cast<double>(in)),
+                   1e-5);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 TEST_P(BackendConformanceTest, ElementwiseOperationsEqualTheReference) {
   for (const auto& [rows, cols] :
        std::vector<std::pair<int64_t, int64_t>>{{1, 8}, {3, 40}, {2, 64}, {70, 256}, {513, 72}}) {

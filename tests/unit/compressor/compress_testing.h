@@ -87,6 +87,9 @@ class CountingBackend : public Backend {
                                                                int64_t in_features) override {
     return inner_->PrepareLinear(weights, dtype, out_features, in_features);
   }
+  absl::StatusOr<std::unique_ptr<LinearWeights>> ShareLinear(const TensorView& table) override {
+    return inner_->ShareLinear(table);
+  }
   absl::Status Embed(std::span<const uint32_t> ids, const TensorView& table, float scale,
                      TensorView y) override {
     return inner_->Embed(ids, table, scale, y);
