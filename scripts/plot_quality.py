@@ -12,6 +12,7 @@ Exit status: 0 drawn, 2 the command line or the file makes no sense, 3 no matplo
 """
 
 import argparse
+import io
 import json
 import math
 import sys
@@ -166,7 +167,13 @@ def draw(data, setting, out):
     figure.legend([handles[label] for label in labels], labels, loc="lower center", ncol=legend_columns,
                   frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, bottom, 1, 1))
-    figure.savefig(out, metadata={"Date": None} if out.endswith(".svg") else None)
+    if not out.endswith(".svg"):
+        figure.savefig(out)
+        return
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with open(out, "w", encoding="utf-8") as file:  # matplotlib leaves white space at the ends of lines
+        file.writelines(line.rstrip() + "\n" for line in buffer.getvalue().splitlines())
 
 
 def main():
