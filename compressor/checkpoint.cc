@@ -115,10 +115,12 @@ absl::StatusOr<CheckpointIndex> CheckpointIndex::Parse(absl::string_view text) {
   CheckpointIndex index;
   std::set<std::string> files;
   for (const auto& [tensor, file] : map->items()) {
-    if (!file.is_string()) return bad("weight_map[\"", tensor, "\"] is no string");
+    const std::string at =
+        absl::StrCat("weight_map[\"", tensor.substr(0, limits::kNameBytesMax), "\"]");
+    if (!file.is_string()) return bad(at, " is no string");
     const std::string name = file.get<std::string>();
     if (!IsPlainWeightFileName(name)) {
-      return bad("weight_map[\"", tensor, "\"] is \"", name.substr(0, 80),
+      return bad(at, " is \"", name.substr(0, 80),
                  "\", no name of a .safetensors file in the same folder");
     }
     files.insert(name);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <iterator>
+#include <limits>
 #include <optional>
 #include <set>
 #include <span>
@@ -64,7 +65,9 @@ absl::Status NotBuilt(absl::string_view key, const json& value) {
 // Reads keys and remembers which ones; what is left over is unknown.
 class Fields {
  public:
-  explicit Fields(const json& object) : object_(object) {}
+  // `prefix` stands before the key in messages: "text_config.".
+  explicit Fields(const json& object, std::string prefix = "")
+      : object_(object), prefix_(std::move(prefix)) {}
 
   // Null when absent or null.
   const json* Find(const std::string& key) {
@@ -76,45 +79,48 @@ class Fields {
   absl::StatusOr<int64_t> Count(const std::string& key, int64_t max, int64_t otherwise = 0) {
     const json* value = Find(key);
     if (value == nullptr && otherwise > 0) return otherwise;
-    if (value == nullptr) return Bad(key, "is missing");
+    if (value == nullptr) return Bad(prefix_ + key, "is missing");
     if (!value->is_number_unsigned() || value->get<uint64_t>() < 1 ||
         value->get<uint64_t>() > static_cast<uint64_t>(max)) {
-      return Bad(key, absl::StrCat("is ", Shown(*value), ", not a whole number in [1, ", max, "]"));
+      return Bad(prefix_ + key,
+                 absl::StrCat("is ", Shown(*value), ", not a whole number in [1, ", max, "]"));
     }
     return value->get<int64_t>();
   }
   absl::StatusOr<bool> Flag(const std::string& key, bool otherwise) {
     const json* value = Find(key);
     if (value == nullptr) return otherwise;
-    if (!value->is_boolean()) return Bad(key, absl::StrCat("is ", Shown(*value), ", no boolean"));
+    if (!value->is_boolean())
+      return Bad(prefix_ + key, absl::StrCat("is ", Shown(*value), ", no boolean"));
     return value->get<bool>();
   }
   absl::StatusOr<std::optional<double>> Positive(const std::string& key) {
     const json* value = Find(key);
     if (value == nullptr) return std::optional<double>();
-    if (!value->is_number() || !(value->get<double>() > 0) ||
-        !(value->get<double>() <= 3e38)) {  // Must be finite in fp32.
-      return Bad(key, absl::StrCat("is ", Shown(*value), ", no positive number"));
+    // What computes with it does so in fp32, where it must be neither zero nor infinite.
+    if (!value->is_number() || !(value->get<double>() >= std::numeric_limits<float>::min()) ||
+        !(value->get<double>() <= std::numeric_limits<float>::max())) {
+      return Bad(prefix_ + key, absl::StrCat("is ", Shown(*value), ", no positive number"));
     }
     return std::optional<double>(value->get<double>());
   }
   // UNIMPLEMENTED unless absent, null or `value`.
   absl::Status Only(const std::string& key, const json& value) {
     const json* found = Find(key);
-    return found == nullptr || *found == value ? absl::OkStatus() : NotBuilt(key, *found);
+    return found == nullptr || *found == value ? absl::OkStatus() : NotBuilt(prefix_ + key, *found);
   }
-  absl::Status RefuseUnknown(absl::string_view prefix,
-                             std::span<const absl::string_view> ignored) const {
+  absl::Status RefuseUnknown(std::span<const absl::string_view> ignored) const {
     for (const auto& [key, value] : object_.items()) {
       if (read_.count(key) > 0) continue;
       if (std::find(ignored.begin(), ignored.end(), key) != ignored.end()) continue;
-      return NotBuilt(absl::StrCat(prefix, key.substr(0, limits::kNameBytesMax)), value);
+      return NotBuilt(absl::StrCat(prefix_, key.substr(0, limits::kNameBytesMax)), value);
     }
     return absl::OkStatus();
   }
 
  private:
   const json& object_;
+  const std::string prefix_;
   std::set<std::string> read_;
 };
 
@@ -122,7 +128,7 @@ class Fields {
 class RopeReader {
  public:
   RopeReader(const json& object, std::string name, int64_t positions_max)
-      : fields_(object), name_(std::move(name)), positions_max_(positions_max) {}
+      : fields_(object, name + "."), name_(std::move(name)), positions_max_(positions_max) {}
 
   // `theta` is what stands outside, or `otherwise` if nothing does.
   absl::StatusOr<RopeSpec> Read(std::optional<double> theta, double otherwise) {
@@ -144,7 +150,7 @@ class RopeReader {
     } else if (kind == "yarn") {
       KVTIER_RETURN_IF_ERROR(ReadYarn(spec));
     }
-    KVTIER_RETURN_IF_ERROR(fields_.RefuseUnknown(name_ + ".", {}));
+    KVTIER_RETURN_IF_ERROR(fields_.RefuseUnknown({}));
     return spec;
   }
 
@@ -240,7 +246,7 @@ absl::Status ReadRope(Fields& fields, ModelConfig& config) {
     KVTIER_ASSIGN_OR_RETURN(config.rope, ReadRopeObject(scaling, "rope_scaling",
                                                         config.positions_max, theta, otherwise));
   } else if (gemma && parameters->is_object()) {
-    Fields kinds(*parameters);
+    Fields kinds(*parameters, "rope_parameters.");
     KVTIER_ASSIGN_OR_RETURN(
         config.rope, ReadRopeObject(kinds.Find("full_attention"), "rope_parameters.full_attention",
                                     config.positions_max, theta, otherwise));
@@ -248,13 +254,27 @@ absl::Status ReadRope(Fields& fields, ModelConfig& config) {
         config.sliding_rope,
         ReadRopeObject(kinds.Find("sliding_attention"), "rope_parameters.sliding_attention",
                        config.positions_max, local_theta, kLocalOtherwise));
-    return kinds.RefuseUnknown("rope_parameters.", {});
+    return kinds.RefuseUnknown({});
   } else {
     KVTIER_ASSIGN_OR_RETURN(config.rope, ReadRopeObject(parameters, "rope_parameters",
                                                         config.positions_max, theta, otherwise));
   }
   config.sliding_rope = config.rope;
   if (gemma) config.sliding_rope = RopeSpec{.theta = local_theta.value_or(kLocalOtherwise)};
+  return absl::OkStatus();
+}
+
+// Numbers that are possible one by one can together leave the range of fp32.
+absl::Status CheckFrequencies(const ModelConfig& config) {
+  for (LayerKind kind : {LayerKind::kGlobal, LayerKind::kSliding}) {
+    const RopeTable table = config.MakeRopeTable(kind);
+    const auto finite = [](float value) { return std::isfinite(value); };
+    if (!finite(table.attention_scaling) ||
+        !std::all_of(table.inverse_frequencies.begin(), table.inverse_frequencies.end(), finite)) {
+      return Bad("rope_theta",
+                 "and the numbers of its scaling give a frequency that is not finite");
+    }
+  }
   return absl::OkStatus();
 }
 
@@ -432,7 +452,7 @@ absl::Status RefuseVariants(Fields& fields, ModelFamily family) {
 }
 
 absl::StatusOr<ModelConfig> ReadTextModel(const json& object, bool multimodal) {
-  Fields fields(object);
+  Fields fields(object, multimodal ? "text_config." : "");
   ModelConfig config;
   config.multimodal = multimodal;
   KVTIER_ASSIGN_OR_RETURN(config.family, ReadFamily(fields, multimodal));
@@ -440,13 +460,14 @@ absl::StatusOr<ModelConfig> ReadTextModel(const json& object, bool multimodal) {
   KVTIER_RETURN_IF_ERROR(ReadSizes(fields, fields.Find("head_dim") != nullptr, config));
   KVTIER_RETURN_IF_ERROR(ReadLayerKinds(fields, config));
   KVTIER_RETURN_IF_ERROR(ReadRope(fields, config));
+  KVTIER_RETURN_IF_ERROR(CheckFrequencies(config));
   config.softmax_dimension = static_cast<double>(config.head_dim);
   if (config.family == ModelFamily::kGemma3) {
     KVTIER_ASSIGN_OR_RETURN(const std::optional<double> scalar,
                             fields.Positive("query_pre_attn_scalar"));
     config.softmax_dimension = scalar.value_or(256);
   }
-  KVTIER_RETURN_IF_ERROR(fields.RefuseUnknown(multimodal ? "text_config." : "", kIrrelevantKeys));
+  KVTIER_RETURN_IF_ERROR(fields.RefuseUnknown(kIrrelevantKeys));
   return config;
 }
 
@@ -471,7 +492,7 @@ absl::StatusOr<ModelConfig> ReadMultimodal(const json& object) {
   }
   std::vector<absl::string_view> ignored(std::begin(kIrrelevantKeys), std::end(kIrrelevantKeys));
   ignored.insert(ignored.end(), std::begin(kImageKeys), std::end(kImageKeys));
-  KVTIER_RETURN_IF_ERROR(fields.RefuseUnknown("", ignored));
+  KVTIER_RETURN_IF_ERROR(fields.RefuseUnknown(ignored));
   return config;
 }
 

@@ -24,6 +24,11 @@ constexpr float kHalfMax = 65504.0f;
 
 float16 StoredScore(float log_score) { return float16(std::clamp(log_score, -kHalfMax, kHalfMax)); }
 
+// Rows that a sliding layer keeps of `length`: what later tokens can see.
+uint64_t SlidingRows(uint64_t length, int64_t window) {
+  return window > 0 ? std::min(length, static_cast<uint64_t>(window)) : length;
+}
+
 // Where one head's rows go: [bands] positions, ascending.
 using BandPositions = std::vector<std::vector<uint32_t>>;
 
@@ -112,8 +117,7 @@ absl::StatusOr<CompressedObject> PackObject(
                   heads[h]);
       } else {
         const uint64_t length = identity.logical_length();
-        const uint64_t kept = window > 0 ? std::min<uint64_t>(length, window) : length;
-        for (uint64_t p = length - kept; p < length; ++p) {
+        for (uint64_t p = length - SlidingRows(length, window); p < length; ++p) {
           heads[h][0].push_back(static_cast<uint32_t>(p));
         }
       }
@@ -164,7 +168,9 @@ absl::StatusOr<CompressedObject> PackObject(
 }
 
 uint64_t EstimatePackedBytes(const Geometry& geometry, uint64_t system_tokens,
-                             uint64_t context_tokens, const BandEdges& edges, CodecId codec) {
+                             uint64_t context_tokens, const BandEdges& edges, CodecId codec,
+                             int64_t window) {
+  const uint64_t scored_heads = uint64_t{geometry.scored_layer_count()} * geometry.kv_heads;
   const uint64_t heads = uint64_t{geometry.layer_count()} * geometry.kv_heads;
   const bool plain = StoresPlainPositions(codec);
   const uint64_t position_bytes = plain ? sizeof(uint32_t) : kPositionCodeBytesMin;
@@ -172,8 +178,15 @@ uint64_t EstimatePackedBytes(const Geometry& geometry, uint64_t system_tokens,
                              sizeof(float16) + position_bytes;
   // Positions, scores, keys, values; where the codec has them, two arrays of scales.
   const uint64_t arrays = plain ? 4 : 6;
-  return heads * (system_tokens + context_tokens) * row_bytes +
-         heads * edges.size() * arrays * kSegmentAlignment / 2;
+  const uint64_t scored_bytes =
+      (system_tokens + context_tokens) * row_bytes + edges.size() * arrays * kSegmentAlignment / 2;
+  const uint64_t length = system_tokens + context_tokens;
+  const uint64_t rows = SlidingRows(length, window);  // Consecutive: only the first has a gap.
+  const uint64_t code_bytes =
+      PositionGapBytes(static_cast<uint32_t>(length - rows)) + rows * kPositionCodeBytesMin - 1;
+  const uint64_t sliding_bytes =
+      LayOutHeadBlock(geometry, codec, static_cast<uint32_t>(rows), code_bytes).bytes;
+  return scored_heads * scored_bytes + (heads - scored_heads) * sliding_bytes;
 }
 
 }  // namespace kvtier

@@ -29,12 +29,13 @@ absl::StatusOr<CompressedObject> PackObject(
     const BandAssignment& assignment, const BandEdges& edges, const Manifest& identity,
     const std::function<absl::Status(int64_t layers_done)>& on_layer = nullptr, int64_t window = 0);
 
-// Encoded bytes of the segments that PackObject makes, all bands together, before the row counts
-// are known: arrays are taken to waste half of an alignment step each, gaps between positions to
-// take one byte.
+// Encoded bytes of the segments that PackObject makes, all bands together, before the row counts of
+// scored layers are known: arrays are taken to waste half of an alignment step each, gaps between
+// positions to take one byte. Exact for sliding layers: their last `window` rows (0: every row) are
+// one band. REQUIRES: at least one token.
 uint64_t EstimatePackedBytes(const Geometry& geometry, uint64_t system_tokens,
                              uint64_t context_tokens, const BandEdges& edges,
-                             CodecId codec = CodecId::kRaw);
+                             CodecId codec = CodecId::kRaw, int64_t window = 0);
 
 }  // namespace kvtier
 

@@ -198,7 +198,8 @@ absl::StatusOr<std::map<std::string, SafetensorsEntry>> ParseSafetensors(
       if (!fields.is_object()) return parser.Bad("__metadata__ is no object");
       for (const auto& [field, value] : fields.items()) {
         if (!value.is_string()) {
-          return parser.Bad(absl::StrCat("__metadata__: ", field, " is no string"));
+          return parser.Bad(absl::StrCat("__metadata__: ", field.substr(0, limits::kNameBytesMax),
+                                         " is no string"));
         }
         if (metadata != nullptr) metadata->emplace(field, value.get<std::string>());
       }
