@@ -93,7 +93,7 @@ function(kvtier_fuzz_target name)
   if(KVTIER_FUZZ)
     target_link_options(${name} PRIVATE -fsanitize=fuzzer)
     set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${KVTIER_BIN_DIR}")
-    # -runs=0 executes the corpus once; a fuzzing session is started by hand (CONTRIBUTING.md).
+    # -runs=0 executes the corpus once; scripts/fuzz.sh runs a fuzzing session.
     add_test(NAME ${name} COMMAND ${name} -runs=0 "${arg_CORPUS}")
   else()
     target_sources(${name} PRIVATE "${PROJECT_SOURCE_DIR}/tests/fuzz/corpus_main.cc")
