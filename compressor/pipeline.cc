@@ -148,8 +148,8 @@ uint64_t Pipeline::EstimateBytes(const CompressInput& input) const {
       geometry.scored_pairs(RankedTokens(recipe.selection(), system_tokens, context_tokens)) *
       (sizeof(float) + 1);
   const uint64_t packed =
-      EstimatePackedBytes(geometry, system_tokens, context_tokens, options_.edges,
-                          recipe.row_codec, model_->config().window);
+      EstimatePackedBytes(geometry, system_tokens, context_tokens, options_.edges, recipe.row_codec,
+                          model_->config().window);
   const uint64_t measuring =
       input.fidelity_chunks == 0
           ? 0
