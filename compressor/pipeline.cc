@@ -66,6 +66,9 @@ Pipeline::Pipeline(const Model& model, PipelineOptions options)
 absl::StatusOr<Recipe> Pipeline::ResolveRecipe(const CompressInput& input) const {
   const std::string& text = input.recipe.empty() ? options_.recipe : input.recipe;
   KVTIER_ASSIGN_OR_RETURN(Recipe recipe, Recipe::ParseRequest(text));
+  if (!input.codec.empty()) {
+    KVTIER_ASSIGN_OR_RETURN(recipe.row_codec, CodecFromName(input.codec));
+  }
   if (recipe.scorer != Scorer::kHead) return recipe;
   const HeadScores* scores = options_.head_scores.get();
   if (scores == nullptr) {

@@ -36,6 +36,8 @@ struct CompressInput {
   // Measure how well the context is repeated at each edge, on at most so many scoring chunks
   // (compressor/fidelity.h), and say so in the manifest. 0: do not. Not part of the key.
   uint32_t fidelity_chunks = 0;
+  // Row codec by name ("raw", "int8", "int4"), in the place of the recipe's; empty: the recipe's.
+  std::string codec;
 };
 
 enum class CompressStage { kPrefill, kScore, kPack, kMeasure };
@@ -77,7 +79,8 @@ class Pipeline {
   const PipelineOptions& options() const { return options_; }
 
   // The recipe that `input` asks for, complete. INVALID_ARGUMENT: unknown (names the known ones),
-  // or recipe head without scores of this model, or with others than the input names.
+  // or recipe head without scores of this model, or with others than the input names; an unknown
+  // codec (names the known ones).
   absl::StatusOr<Recipe> ResolveRecipe(const CompressInput& input) const;
 
   // The key head of this model, profile, recipe and dtype. INVALID_ARGUMENT as ResolveRecipe.

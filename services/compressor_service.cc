@@ -26,6 +26,7 @@ CompressInput MakeInput(const v1::CompressRequest& request) {
   }
   if (!request.recipe().empty()) input.recipe = request.recipe();
   input.fidelity_chunks = request.fidelity_chunks();
+  input.codec = request.codec();
   return input;
 }
 

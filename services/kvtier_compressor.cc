@@ -24,6 +24,8 @@ ABSL_FLAG(uint64_t, memory_budget_mib, 4096,
           "memory that all running compressions may take together, weights not counted");
 ABSL_FLAG(uint64_t, context_tokens_max, 0,
           "longest context accepted; 0: what the model's positions allow");
+ABSL_FLAG(std::string, codec, "",
+          "row codec of requests that name no recipe: raw, int8 or int4; empty: that of --recipe");
 ABSL_FLAG(std::string, recipe, "kvzip",
           "recipe of requests that name none: kvzip, kvpress, kvzip+, uniform, full-softmax, head");
 ABSL_FLAG(
@@ -75,8 +77,11 @@ absl::Status Run(const ServerOptions& server_options) {
   CompressorService::Options options;
   options.pipeline.kv_dtype = kv_dtype;
   options.pipeline.context_tokens_max = absl::GetFlag(FLAGS_context_tokens_max);
-  options.pipeline.recipe = absl::GetFlag(FLAGS_recipe);
-  KVTIER_RETURN_IF_ERROR(Recipe::ParseRequest(options.pipeline.recipe));
+  KVTIER_ASSIGN_OR_RETURN(Recipe recipe, Recipe::ParseRequest(absl::GetFlag(FLAGS_recipe)));
+  if (const std::string codec = absl::GetFlag(FLAGS_codec); !codec.empty()) {
+    KVTIER_ASSIGN_OR_RETURN(recipe.row_codec, CodecFromName(codec));
+  }
+  options.pipeline.recipe = recipe.ToString();
   KVTIER_ASSIGN_OR_RETURN(options.head_scores, LoadHeadScoresOf(models));
   options.queue.pool_threads = absl::GetFlag(FLAGS_compressions_max);
   options.queue.queue_max = absl::GetFlag(FLAGS_queue_max);

@@ -22,6 +22,7 @@ ABSL_FLAG(std::string, token_ids, "",
           "file of token ids: a JSON array, or raw u32 in a file named *.u32");
 ABSL_FLAG(std::string, system_ids, "",
           "file of system prompt ids, instead of the model's own prefix");
+ABSL_FLAG(std::string, codec, "", "row codec: raw, int8 or int4; empty: the recipe's");
 ABSL_FLAG(std::string, recipe, "",
           "recipe: kvzip, kvpress, kvzip+, uniform, full-softmax or head (docs/recipes.md); "
           "empty: the server's");
@@ -143,6 +144,7 @@ absl::Status Compress(const Arguments& arguments) {
     request.mutable_system()->mutable_token_ids()->Add(system.begin(), system.end());
   }
   request.set_recipe(absl::GetFlag(FLAGS_recipe));
+  request.set_codec(absl::GetFlag(FLAGS_codec));
   request.set_min_ratio(absl::GetFlag(FLAGS_min_ratio));
   request.set_fidelity_chunks(absl::GetFlag(FLAGS_fidelity));
   KVTIER_ASSIGN_OR_RETURN(const v1::Durability durability,

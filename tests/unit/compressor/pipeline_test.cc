@@ -381,6 +381,34 @@ TEST_F(PipelineTest, TheDefaultRecipeIsAnOption) {
   EXPECT_EQ(named.recipe, "kvzip/1");
 }
 
+TEST_F(PipelineTest, TheCodecIsPartOfTheRecipeAndOfTheKey) {
+  const Pipeline pipeline(model(), {});
+  CompressInput input = InputOf(context_);
+  std::set<Key> keys;
+  for (const std::string codec : {"", "int8", "int4"}) {
+    input.codec = codec;
+    KVTIER_ASSERT_OK_AND_ASSIGN(const CompressedObject object,
+                                pipeline.Compress(input, nullptr, CancelToken()));
+    const Manifest& m = *object.manifest;
+    EXPECT_EQ(m.recipe, codec.empty() ? "kvzip/1" : "kvzip/1;codec=" + codec);
+    EXPECT_TRUE(keys.insert(m.key).second) << codec;
+    for (uint32_t b = 0; b < m.bands.size(); ++b) {
+      for (uint32_t l = 0; l < m.geometry.layer_count(); ++l) {
+        KVTIER_EXPECT_OK(VerifySegmentContent(m, BandIndex(b), LayerIndex(l),
+                                              object.segment(BandIndex(b), LayerIndex(l)).bytes()));
+      }
+    }
+  }
+  // The field stands in the place of what the recipe names.
+  input.recipe = "kvzip;codec=int4";
+  input.codec = "raw";
+  KVTIER_ASSERT_OK_AND_ASSIGN(const KeyDescriptorHead head, pipeline.DescribeKey(input));
+  EXPECT_EQ(head.recipe, "kvzip/1");
+  input.codec = "fp8";
+  EXPECT_THAT(pipeline.Validate(input),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("raw, int8, int4")));
+}
+
 TEST_F(PipelineTest, RecipeHeadNeedsScoresOfThisModelAndNoPositionsForARepeatPass) {
   TinyModelOptions tiny_options;
   tiny_options.positions_max = 160;
