@@ -167,10 +167,11 @@ class DocumentRun {
   // such an edge, and with each lossy codec at the ratio that people use.
   absl::Status AskStored() {
     KVTIER_ASSIGN_OR_RETURN(const ScoreTable* scores, state_.Scores(Scorer::kKvzip));
+    const BandEdges stored = BandEdges::Default();
     for (CodecId codec : {CodecId::kRaw, CodecId::kInt8, CodecId::kInt4}) {
       KVTIER_ASSIGN_OR_RETURN(const CompressedObject object,
                               state_.evaluation().Pack(*scores, codec));
-      for (const Ratio edge : BandEdges::Default().edges()) {
+      for (const Ratio edge : stored.edges()) {
         const auto asked = plan_.edges.edges();
         if (std::find(asked.begin(), asked.end(), edge) == asked.end()) continue;
         if (codec != CodecId::kRaw && edge.millionths() != kCodecMillionths) continue;
