@@ -164,7 +164,8 @@ TEST_F(ExperimentTest, SmallRunHasEveryCellAndKnownWinners) {
   std::map<std::string, int> right;
   for (const Cell& cell : result.cells) {
     ASSERT_EQ(cell.right.size(), 24u);
-    const std::string name = absl::StrCat(cell.method, " ", cell.ratio.ToString(), " ",
+    const std::string codec = cell.codec == "raw" ? "" : absl::StrCat(cell.codec, " ");
+    const std::string name = absl::StrCat(cell.method, " ", codec, cell.ratio.ToString(), " ",
                                           SettingName(cell.setting), " ", OriginName(cell.origin));
     EXPECT_EQ(right.count(name), 0u) << name;
     right[name] = std::accumulate(cell.right.begin(), cell.right.end(), 0);
@@ -173,6 +174,9 @@ TEST_F(ExperimentTest, SmallRunHasEveryCellAndKnownWinners) {
   EXPECT_EQ(right.at("snapkv 1 shared full"), right.at("full 1 per_query full"));
   EXPECT_GE(right.at("kvzip 0.3 shared selected"), right.at("full 1 shared full") - 1);
   EXPECT_EQ(right.at("kvzip 0.3 per_query selected"), right.at("kvzip 0.3 shared selected"));
+  EXPECT_EQ(right.at("kvzip 0.3 shared bands"), right.at("kvzip 0.3 shared selected"));
+  EXPECT_GE(right.at("kvzip int8 0.3 shared bands"), right.at("full 1 shared full") - 1);
+  EXPECT_GE(right.at("kvzip int4 0.3 shared bands"), right.at("full 1 shared full") - 2);
   EXPECT_LE(right.at("random 0.3 shared selected"), 4);
   // Four digits lie inside SnapKV's pooling window: it keeps them when it sees the question, and
   // loses those of other questions.
