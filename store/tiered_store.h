@@ -112,7 +112,8 @@ class TieredStore {
   // this one ends at, that one stays and its state is returned instead, unless this one replaces
   // it. What is on disk is replaced on disk, also by an upload that asked for kHost.
   //   INVALID_ARGUMENT    bytes missing
-  //   ABORTED             the upload that this one replaces is not the current one any more
+  //   ABORTED             the upload that this one replaces is not the current one any more, or
+  //                       has lost bands meanwhile and ends below this one
   //   RESOURCE_EXHAUSTED  no room; nothing is kept of the upload on disk
   //   NOT_FOUND           abandoned, or idle for longer than limits::kUploadIdleMax, or given way
   virtual absl::StatusOr<ObjectStat> FinishUpload(const std::shared_ptr<Upload>& upload) = 0;

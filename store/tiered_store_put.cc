@@ -196,6 +196,13 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::FinishUpload(const std::shared_ptr<U
           absl::StrCat("upload ", manifest.upload_id.ToHex(), ": ", open.upload->uploaded_bytes(),
                        " of ", manifest.total_bytes(), " bytes have arrived"));
     }
+    bool reaches = false;  // Whether what is stored still goes as far as the upload.
+    if (stored != nullptr) {
+      MutexLock lock(&mutex_);
+      const uint32_t resident = ResidentBands(*stored);
+      reaches =
+          resident > 0 && stored->manifest->bands[resident - 1].edge >= manifest.bands.back().edge;
+    }
     if (open.replaces.has_value()) {
       if (stored == nullptr || stored->manifest->upload_id != *open.replaces) {
         return absl::AbortedError(absl::StrCat("upload ", manifest.upload_id.ToHex(), " replaces ",
@@ -204,15 +211,16 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::FinishUpload(const std::shared_ptr<U
                                                    ? std::string("none of this key")
                                                    : stored->manifest->upload_id.ToHex()));
       }
-      stored = nullptr;
-    } else if (stored != nullptr) {
-      MutexLock lock(&mutex_);
-      const uint32_t resident = ResidentBands(*stored);
-      const bool reaches =
-          resident > 0 && stored->manifest->bands[resident - 1].edge >= manifest.bands.back().edge;
-      if (!reaches) stored = nullptr;
+      // Made from bands that were given up since: they must not come back.
+      if (!reaches) {
+        return absl::AbortedError(absl::StrCat(
+            "upload ", manifest.upload_id.ToHex(), " goes to ratio ",
+            manifest.bands.back().edge.ToString(), "; bands of ", open.replaces->ToHex(),
+            ", which it replaces, were given up meanwhile, and that one does not any more"));
+      }
+      return Publish(open, open.durability);
     }
-    return stored != nullptr ? KeepStored(stored, open) : Publish(open, open.durability);
+    return reaches ? KeepStored(stored, open) : Publish(open, open.durability);
   }();
   if (!finished.ok()) ++counters_.uploads_refused;
   Trim();

@@ -267,6 +267,33 @@ TEST_F(TieredStoreTest, AnUploadReplacesTheOneItWasMadeFromAlthoughThatIsWhole) 
   }
 }
 
+TEST_F(TieredStoreTest, BandsGivenUpWhileAnUploadWasMadeFromThemStayGivenUp) {
+  const auto with_edges = [](const char* edges, uint64_t upload_seed) {
+    return MakeTestObject({.edges = edges, .seed = 71, .upload_seed = upload_seed});
+  };
+  const CompressedObject old = with_edges("0.1,0.3,1", 0);
+  const CompressedObject whole = with_edges("0.2,1", 1);
+  KVTIER_ASSERT_OK(Put(old));
+  KVTIER_ASSERT_OK_AND_ASSIGN(
+      const auto upload,
+      store_->StartUpload(tenant_, whole.manifest, Durability::kDisk, old.manifest->upload_id));
+  KVTIER_ASSERT_OK(upload->Append(0, ConcatenateSegments(whole)));
+  KVTIER_ASSERT_OK(store_->DropBands(tenant_, old.manifest->key, 2));  // To 0.3.
+  EXPECT_THAT(store_->FinishUpload(upload),
+              StatusIs(absl::StatusCode::kAborted, HasSubstr("were given up meanwhile")));
+  KVTIER_EXPECT_OK(Check(old, 2));
+  // What ends where the rest ends replaces it.
+  CompressedObject rest = with_edges("0.05,0.3,1", 2);
+  auto ends_at_03 = std::make_shared<Manifest>(*rest.manifest);
+  ends_at_03->bands.resize(2);
+  rest.segments.resize(2 * ends_at_03->geometry.layer_count());
+  rest.manifest = std::move(ends_at_03);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const ObjectStat stat, store_->Put(tenant_, rest, Durability::kDisk,
+                                                                 old.manifest->upload_id));
+  EXPECT_EQ(stat.manifest->upload_id, rest.manifest->upload_id);
+  KVTIER_EXPECT_OK(Check(rest, 2));
+}
+
 TEST_F(TieredStoreTest, WhatReachesFurtherStaysWhateverTheNumberOfBands) {
   const auto with_edges = [](const char* edges, uint64_t upload_seed) {
     return MakeTestObject({.edges = edges, .seed = 70, .upload_seed = upload_seed});
