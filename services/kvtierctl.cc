@@ -33,7 +33,7 @@ constexpr Command kCommands[] = {
      "ratios. --file takes text and needs a model whose vocabulary is bytes (see 'kvtierctl\n"
      "models'); any model takes --token_ids: a JSON array of ids, or raw u32 in a file *.u32.\n"
      "--fidelity measures on N chunks how well the model repeats the context from each ratio, for\n"
-     "'kvtierctl stat' to show."},
+     "'kvtierctl stat' to show; an object that is stored already is not measured."},
     {"ask", Ask, "ask questions over a stored object",
      "key ratio min_ratio question token_ids questions parallel answer_tokens stop temperature "
      "seed raw worker timeout json out",
@@ -52,17 +52,21 @@ constexpr Command kCommands[] = {
      "at\n"
      "a ratio. --plot draws the rows kept by layer and head, and score mass against ratio."},
     {"reband", Reband, "give an object other bands, without its model",
-     "key edges bytes rectangle of dry_run out store timeout json",
-     "kvtierctl reband KEY (--edges LIST | --bytes N | --rectangle R [--of layer|object])\n"
-     "                     [--dry_run] [--out FILE.safetensors] [--json]\n\n"
-     "Fetches what is resident, cuts it anew by the stored scores and puts it back: the new "
-     "upload\n"
-     "replaces the one it was made from. --bytes makes the first band as large as the budget "
-     "allows,\n"
-     "of the largest ratio that fits. --rectangle keeps as many rows in every head of a layer (or "
-     "of\n"
-     "the object), which engines with plain tensors can load; it has a key of its own, and --out\n"
-     "writes it to a file instead. Nothing crosses a stored edge (docs/adr/0009-re-banding.md)."},
+     "key edges drop_rest bytes rectangle of dry_run out store timeout json",
+     "kvtierctl reband KEY (--edges LIST [--drop_rest] | --bytes N |\n"
+     "                      --rectangle R [--of layer|object] [--out FILE.safetensors])\n"
+     "                     [--dry_run] [--json]\n\n"
+     "Fetches what is resident, cuts it anew by the stored scores and puts it back: the new\n"
+     "upload replaces the one it was made from. --edges must reach as far as what is resident;\n"
+     "with --drop_rest they may end before, and what lies above is given up for good. --bytes\n"
+     "makes the first band as large as the budget allows, of the largest ratio that fits.\n"
+     "--rectangle keeps as many rows in every head of a layer (or of the object), which engines\n"
+     "with plain tensors can load; --out writes it to a file instead of storing it. Its key is "
+     "its\n"
+     "own and the same at every ratio: a larger one replaces a smaller one, a smaller one does "
+     "not\n"
+     "replace a larger one, which is an error unless that has an edge there.\n"
+     "Nothing crosses a stored edge (docs/adr/0009-re-banding.md)."},
     {"fetch", Fetch, "copy an object to a folder", "key out ratio min_ratio store timeout json",
      "kvtierctl fetch KEY --out FOLDER [--ratio R] [--min_ratio R] [--json]\n\n"
      "Writes the manifest and one file per segment; 'kvtierctl verify --data_dir FOLDER' checks\n"

@@ -21,9 +21,11 @@
 
 ABSL_DECLARE_FLAG(std::string, out);
 ABSL_FLAG(std::string, edges, "", "new band edges, e.g. 0.05,0.2,1");
+ABSL_FLAG(bool, drop_rest, false, "with --edges: give up for good what lies above the last edge");
 ABSL_FLAG(uint64_t, bytes, 0, "a first band of at most so many bytes, and one with the rest");
 ABSL_FLAG(double, rectangle, 0, "as many rows in every head, at this ratio");
-ABSL_FLAG(std::string, of, "layer", "with --rectangle: every head of a layer, or of the object");
+ABSL_FLAG(std::string, of, "",
+          "with --rectangle: every head of a layer, or of the object; empty: layer");
 ABSL_FLAG(bool, dry_run, false, "say what would be stored, store nothing");
 
 namespace kvtier::ctl {
@@ -68,6 +70,7 @@ absl::StatusOr<StoredBands> FetchResident(const std::shared_ptr<grpc::Channel>& 
 // What the command line asks for.
 struct Wish {
   std::optional<BandEdges> edges;
+  bool drop_rest = false;
   std::optional<uint64_t> bytes;
   std::optional<Ratio> rectangle;
   Rectangle of = Rectangle::kNone;
@@ -85,22 +88,39 @@ absl::StatusOr<Wish> ReadWish() {
     KVTIER_ASSIGN_OR_RETURN(wish.edges, BandEdges::ParseTruncated(edges));
   }
   if (bytes != 0) wish.bytes = bytes;
+  wish.drop_rest = absl::GetFlag(FLAGS_drop_rest);
+  if (wish.drop_rest && edges.empty()) {
+    return absl::InvalidArgumentError("--drop_rest goes with --edges; nothing else drops bands");
+  }
+  const std::string of = absl::GetFlag(FLAGS_of);
   if (rectangle == 0) {
-    if (absl::GetFlag(FLAGS_out).empty()) return wish;
-    return absl::InvalidArgumentError("--out takes a rectangle: give --rectangle too");
+    if (!absl::GetFlag(FLAGS_out).empty()) {
+      return absl::InvalidArgumentError("--out takes a rectangle: give --rectangle too");
+    }
+    if (!of.empty()) {
+      return absl::InvalidArgumentError("--of shapes a rectangle: give --rectangle too");
+    }
+    return wish;
   }
   KVTIER_ASSIGN_OR_RETURN(wish.rectangle, Ratio::FromDouble(rectangle));
-  const std::string of = absl::GetFlag(FLAGS_of);
-  if (of != "layer" && of != "object") {
+  if (!of.empty() && of != "layer" && of != "object") {
     return absl::InvalidArgumentError(
         absl::StrCat("--of is '", of, "'; it must be layer or object"));
   }
-  wish.of = of == "layer" ? Rectangle::kLayer : Rectangle::kObject;
+  wish.of = of == "object" ? Rectangle::kObject : Rectangle::kLayer;
   return wish;
 }
 
 absl::StatusOr<RebandPlan> MakePlan(const Rebander& rebander, const Wish& wish) {
-  if (wish.edges.has_value()) return rebander.Plan(*wish.edges);
+  if (wish.edges.has_value()) {
+    if (wish.edges->last() < rebander.ratio() && !wish.drop_rest) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "the edges end at ", wish.edges->last().ToString(), ", the bands that are here at ",
+          rebander.ratio().ToString(), ": the rest would be gone for good. Add ",
+          rebander.ratio().ToString(), " to the edges, or give --drop_rest"));
+    }
+    return rebander.Plan(*wish.edges);
+  }
   if (wish.bytes.has_value()) return rebander.PlanWithin(*wish.bytes);
   return rebander.PlanRectangle(*wish.rectangle, wish.of);
 }
@@ -127,16 +147,53 @@ std::string FormatPlan(const RebandPlan& plan, const Manifest& stored) {
   return FormatTable(rows);
 }
 
-// Stores a packed object; the bands that it has, as the store sees them.
-absl::StatusOr<v1::ObjectSummary> Store(StoreClient& store, const CompressedObject& object,
-                                        v1::Durability durability, const Manifest& source) {
+// What became of the new object.
+struct Outcome {
+  std::string what;                             // For people.
+  std::optional<v1::ObjectSummary> in_store{};  // What the store has under its key after a Put.
+  bool stored = false;                          // That is the new one.
+  absl::Status status{};                        // Of the command.
+};
+
+// Whether a fetch at `ratio` gives exactly that.
+bool HasEdge(const v1::ObjectSummary& object, Ratio ratio) {
+  for (uint32_t b = 0; b < object.resident_bands(); ++b) {
+    if (object.bands(static_cast<int>(b)).edge_millionths() == ratio.millionths()) return true;
+  }
+  return false;
+}
+
+// Stores a packed object. One with the key of its source replaces that one. A rectangle has a key
+// of its own, the same for every ratio: what is stored under it stays if it reaches as far, and is
+// replaced if it does not, as with any Put.
+absl::StatusOr<Outcome> Store(StoreClient& store, const CompressedObject& object,
+                              v1::Durability durability, const Manifest& source) {
+  const Manifest& made = *object.manifest;
+  const bool same_key = made.key == source.key;
   ProgressBar bar;
-  // A rectangle has a key of its own and replaces nothing.
-  const bool same_key = object.manifest->key == source.key;
-  return store.Put(
-      object, durability,
-      [&](uint64_t done) { bar.Update("upload", done, object.manifest->total_bytes()); },
-      CancelToken(), Deadline(), same_key ? std::optional(source.upload_id) : std::nullopt);
+  KVTIER_ASSIGN_OR_RETURN(
+      v1::ObjectSummary summary,
+      store.Put(
+          object, durability,
+          [&](uint64_t done) { bar.Update("upload", done, made.total_bytes()); }, CancelToken(),
+          Deadline(), same_key ? std::optional(source.upload_id) : std::nullopt));
+  const std::string id = ToHex(summary.name().upload_id());
+  const Ratio ratio = made.bands.back().edge;
+  Outcome outcome;
+  outcome.stored = id == made.upload_id.ToHex();
+  if (outcome.stored) {
+    outcome.what = absl::StrCat("stored as upload ", id);
+  } else if (HasEdge(summary, ratio)) {
+    outcome.what = absl::StrCat("nothing stored: upload ", id, " has an edge at ", ratio.ToString(),
+                                " already");
+  } else {
+    outcome.what = absl::StrCat("nothing stored: upload ", id, " stays, which reaches further");
+    outcome.status = absl::AlreadyExistsError(absl::StrCat(
+        "the store kept upload ", id, " of key ", made.key.ToHex(), ", which reaches above ",
+        ratio.ToString(), " and has no edge there: ", "re-band that key, or remove it first"));
+  }
+  outcome.in_store = std::move(summary);
+  return outcome;
 }
 
 }  // namespace
@@ -163,34 +220,37 @@ absl::Status Reband(const Arguments& arguments) {
   }
   const double seconds = absl::ToDoubleSeconds(Clock::Real().Now() - begin);
 
-  std::string what = "nothing stored: --dry_run";
+  Outcome outcome{.what = "nothing stored: --dry_run"};
   if (object.has_value() && !out.empty()) {
     KVTIER_RETURN_IF_ERROR(WriteRectangleFile(*object, out));
-    what = absl::StrCat("written to ", out);
+    outcome.what = absl::StrCat("written to ", out);
   } else if (object.has_value()) {
     KVTIER_ASSIGN_OR_RETURN(
-        const v1::ObjectSummary summary,
-        Store(store, *object, found.object().durability(), rebander.manifest()));
-    what = absl::StrCat("stored as upload ", ToHex(summary.name().upload_id()));
+        outcome, Store(store, *object, found.object().durability(), rebander.manifest()));
   }
   if (absl::GetFlag(FLAGS_json)) {
-    nlohmann::json json = {{"key", plan.key.ToHex()},
-                           {"recipe", plan.recipe},
-                           {"from_upload_id", upload.ToHex()},
-                           {"stored", object.has_value() && out.empty()},
-                           {"seconds", seconds},
-                           {"bands", BandsOf(plan)}};
-    if (object.has_value()) json["upload_id"] = object->manifest->upload_id.ToHex();
+    nlohmann::json json = {
+        {"key", plan.key.ToHex()},  {"recipe", plan.recipe}, {"from_upload_id", upload.ToHex()},
+        {"stored", outcome.stored}, {"seconds", seconds},    {"bands", BandsOf(plan)}};
+    if (outcome.in_store.has_value()) {
+      json[outcome.stored ? "upload_id" : "kept_upload_id"] =
+          ToHex(outcome.in_store->name().upload_id());
+    }
     std::puts(Dump(json).c_str());
-    return absl::OkStatus();
+    return outcome.status;
   }
   absl::PrintF("key     %s, recipe %s\n", plan.key.ToHex(), plan.recipe);
   absl::PrintF("before  %d bands to ratio %s, %s resident\n", found.object().bands_size(),
                rebander.ratio().ToString(),
                FormatBytes(rebander.manifest().PrefixBytes(found.object().resident_bands())));
-  absl::PrintF("after   %s (%.2f s without transfer)\n%s", what, seconds,
-               FormatPlan(plan, rebander.manifest()));
-  return absl::OkStatus();
+  absl::PrintF("after   %s (%.2f s without transfer)\n", outcome.what, seconds);
+  // A table is of what is there, or could be: not of what the store did not take.
+  if (outcome.stored || !outcome.in_store.has_value()) {
+    absl::PrintF("%s", FormatPlan(plan, rebander.manifest()));
+  } else {
+    absl::PrintF("%s", FormatBands(*outcome.in_store));
+  }
+  return outcome.status;
 }
 
 }  // namespace kvtier::ctl

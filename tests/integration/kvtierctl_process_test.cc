@@ -114,6 +114,8 @@ TEST_F(CtlTest, RefusesCommandLinesThatMakeNoSense) {
       {{"reband", std::string(64, 'a'), "--rectangle=2"}, "(0, 1]"},
       {{"reband", std::string(64, 'a'), "--rectangle=0.2", "--of=band"}, "layer or object"},
       {{"reband", std::string(64, 'a'), "--edges=1", "--out=x"}, "takes a rectangle"},
+      {{"reband", std::string(64, 'a'), "--edges=1", "--of=layer"}, "--of shapes a rectangle"},
+      {{"reband", std::string(64, 'a'), "--bytes=9", "--drop_rest"}, "goes with --edges"},
       {{"stat", "--timeout=soon"}, "--timeout=soon"},
   };
   for (const auto& [words, message] : cases) {
@@ -313,6 +315,11 @@ TEST_F(CtlTest, MeasuresFidelityWhenAsked) {
   }
   EXPECT_THAT(Run("stat", {key}).out,
               AllOf(HasSubstr("measured on 49 tokens of 1 chunks"), HasSubstr("repeats")));
+  // What is stored already is not measured anew.
+  const Outcome again_measured =
+      Run("compress", {"--json", "--file", dir_.File("text"), "--fidelity=2"});
+  EXPECT_FALSE(again_measured.json()["computed"]);
+  EXPECT_EQ(Run("stat", {key, "--json"}).json()["fidelity"]["chunks"], 1);
   // It survives re-banding where the edge stays.
   ASSERT_EQ(Run("reband", {key, "--edges=0.2,0.25,1"}).exit_code, 0);
   const nlohmann::json again = Run("stat", {key, "--json"}).json();
@@ -340,12 +347,14 @@ TEST_F(CtlTest, RebandsAStoredObject) {
   const Outcome dry = Run("reband", {key, "--edges=0.05,0.3,0.5,1", "--dry_run", "--json"});
   ASSERT_EQ(dry.exit_code, 0) << dry.err;
   EXPECT_FALSE(dry.json()["stored"]);
+  EXPECT_FALSE(dry.json().contains("upload_id"));
   EXPECT_EQ(upload(), first);
 
   const Outcome done = Run("reband", {key, "--edges=0.05,0.3,0.5,1", "--json"});
   ASSERT_EQ(done.exit_code, 0) << done.err;
   EXPECT_EQ(done.json()["key"], key);
   EXPECT_EQ(done.json()["bands"], dry.json()["bands"]);
+  EXPECT_TRUE(done.json()["stored"]);
   EXPECT_EQ(done.json()["upload_id"], upload());
   EXPECT_NE(upload(), first);
   const nlohmann::json stat = Run("stat", {key, "--json"}).json();
@@ -383,14 +392,16 @@ TEST_F(CtlTest, CutsRectangles) {
   EXPECT_EQ(done.json()["recipe"], "kvzip/1;rect=object");
   const std::string rectangle = done.json()["key"];
   EXPECT_NE(rectangle, key);
-  EXPECT_EQ(StoredObjects(), 2);  // It replaces nothing.
+  EXPECT_EQ(StoredObjects(), 2);  // What it was cut from is still there.
   EXPECT_EQ(Run("stat", {rectangle, "--json"}).json()["bands"][0]["rows_up_to_here"], 4 * 33);
   EXPECT_EQ(Run("ask", {"--key", rectangle, "--ratio=0.3", "--question=lamp", "--json"}).exit_code,
             0);
 
   const std::string file = dir_.File("rectangle.safetensors");
-  const Outcome written = Run("reband", {key, "--rectangle=0.3", "--out", file});
+  const Outcome written = Run("reband", {key, "--rectangle=0.3", "--out", file, "--json"});
   ASSERT_EQ(written.exit_code, 0) << written.err;
+  EXPECT_FALSE(written.json()["stored"]);
+  EXPECT_FALSE(written.json().contains("upload_id"));
   EXPECT_EQ(StoredObjects(), 2);
   KVTIER_ASSERT_OK_AND_ASSIGN(const auto tensors, SafetensorsFile::Open(file));
   EXPECT_EQ(tensors->metadata().at("recipe"), "kvzip/1;rect=layer");
@@ -401,6 +412,71 @@ TEST_F(CtlTest, CutsRectangles) {
   EXPECT_EQ(first[2], 32);
   // 3 protected rows in each layer, and 67 slabs of the 226.
   EXPECT_EQ(first[1] + second[1], 3 + 3 + 67);
+}
+
+TEST_F(CtlTest, SaysWhichRectangleTheStoreHas) {
+  StartStore();
+  StartCompressor();
+  const std::string key = CompressText();
+  const auto cut = [&](const char* ratio) {
+    return Run("reband", {key, absl::StrCat("--rectangle=", ratio), "--json"});
+  };
+  const Outcome small = cut("0.3");
+  ASSERT_EQ(small.exit_code, 0) << small.err;
+  const std::string rectangle = small.json()["key"];
+  const auto stored = [&] { return Run("stat", {rectangle, "--json"}).json(); };
+  EXPECT_EQ(stored()["upload_id"], small.json()["upload_id"]);
+
+  const Outcome large = cut("0.5");  // The same key: it takes the place of the smaller one.
+  ASSERT_EQ(large.exit_code, 0) << large.err;
+  EXPECT_EQ(large.json()["key"], rectangle);
+  EXPECT_TRUE(large.json()["stored"]);
+  const std::string kept = large.json()["upload_id"];
+  EXPECT_EQ(stored()["upload_id"], kept);
+  EXPECT_EQ(stored()["bands"][0]["ratio"], 0.5);
+
+  const Outcome refused = cut("0.3");
+  EXPECT_EQ(refused.exit_code, 1);
+  EXPECT_THAT(refused.err, AllOf(HasSubstr("ALREADY_EXISTS"), HasSubstr(kept)));
+  EXPECT_FALSE(refused.json()["stored"]);
+  EXPECT_FALSE(refused.json().contains("upload_id"));
+  EXPECT_EQ(refused.json()["kept_upload_id"], kept);
+  EXPECT_EQ(stored()["upload_id"], kept);
+  const Outcome text = Run("reband", {key, "--rectangle=0.3"});
+  EXPECT_EQ(text.exit_code, 1);
+  EXPECT_THAT(text.out, AllOf(HasSubstr("nothing stored"), ContainsRegex("\n *0.5 ")));
+  EXPECT_THAT(text.out, Not(ContainsRegex("\n *0.3 ")));
+
+  // One object for both ratios: then the smaller one is there already.
+  const Outcome both = Run("reband", {rectangle, "--edges=0.3,0.5", "--json"});
+  ASSERT_EQ(both.exit_code, 0) << both.err;
+  const Outcome there = cut("0.3");
+  EXPECT_EQ(there.exit_code, 0) << there.err;
+  EXPECT_FALSE(there.json()["stored"]);
+  EXPECT_EQ(there.json()["kept_upload_id"], both.json()["upload_id"]);
+  EXPECT_EQ(stored()["bands"][0]["bytes"], small.json()["bands"][0]["bytes"]);
+}
+
+TEST_F(CtlTest, DropsBandsByRebandingOnlyWhenToldTo) {
+  StartStore();
+  StartCompressor();
+  const std::string key = CompressText();
+  const auto stat = [&] { return Run("stat", {key, "--json"}).json(); };
+  const nlohmann::json before = stat();
+  const Outcome refused = Run("reband", {key, "--edges=0.1,0.3"});
+  EXPECT_EQ(refused.exit_code, 2);
+  EXPECT_THAT(refused.err, AllOf(HasSubstr("the edges end at 0.3, the bands that are here at 1"),
+                                 HasSubstr("--drop_rest")));
+  EXPECT_EQ(stat()["upload_id"], before["upload_id"]);
+  EXPECT_EQ(stat()["resident_bands"], before["resident_bands"]);
+
+  const Outcome dropped = Run("reband", {key, "--edges=0.1,0.3", "--drop_rest", "--json"});
+  ASSERT_EQ(dropped.exit_code, 0) << dropped.err;
+  EXPECT_EQ(stat()["upload_id"], dropped.json()["upload_id"]);
+  EXPECT_EQ(stat()["bands"].size(), 2);
+  EXPECT_EQ(stat()["bands"][1]["ratio"], 0.3);
+  // All of what is left: nothing is dropped any more.
+  EXPECT_EQ(Run("reband", {key, "--edges=0.2,0.3"}).exit_code, 0);
 }
 
 TEST_F(CtlTest, RebandsWhatIsLeftOfAnObject) {
