@@ -39,7 +39,26 @@ COLUMNS = 3
 
 
 class BadInput(Exception):
-    """The file is not what kvtier-eval quality writes."""
+    """The file is not what kvtier-eval quality writes, or the picture cannot be written."""
+
+
+def is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_text(value):
+    return isinstance(value, str)
+
+
+def check_fields(path, what, item, fields):
+    """Refuses an item that is no object, or lacks a field, or has one of another type."""
+    if not isinstance(item, dict):
+        raise BadInput(f"{path}: a {what} is not an object: {item!r}")
+    for field, fits in fields.items():
+        if field not in item:
+            raise BadInput(f"{path}: a {what} lacks {field}: {item}")
+        if not fits(item[field]):
+            raise BadInput(f"{path}: a {what} whose {field} is not a {fits.__name__[3:]}: {item}")
 
 
 def load(path):
@@ -47,17 +66,21 @@ def load(path):
     try:
         with open(path, encoding="utf-8") as file:
             data = json.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path}: {error}") from error
     if not isinstance(data, dict):
         raise BadInput(f"{path}: not an object")
     for field in ("tasks", "methods", "rows"):
         if not isinstance(data.get(field), list) or not data[field]:
             raise BadInput(f"{path}: {field} is not a list with something in it")
+    for task in data["tasks"]:
+        check_fields(path, "task", task, {"name": is_text, "title": is_text})
+    for method in data["methods"]:
+        check_fields(path, "method", method, {"name": is_text, "title": is_text})
     for row in data["rows"]:
-        for field in ("task", "method", "ratio", "setting", "codec", "score", "low", "high", "samples"):
-            if field not in row:
-                raise BadInput(f"{path}: a row lacks {field}: {row}")
+        check_fields(path, "row", row, {
+            "task": is_text, "method": is_text, "ratio": is_number, "setting": is_text, "codec": is_text,
+            "score": is_number, "low": is_number, "high": is_number, "samples": is_number})
         if not 0 < row["ratio"] <= 1 or not 0 <= row["low"] <= row["score"] <= row["high"] <= 1:
             raise BadInput(f"{path}: a row with impossible numbers: {row}")
     return data
@@ -108,7 +131,7 @@ def draw_panel(axes, data, task, setting):
                 [row["ratio"] for row in line], [100 * row["score"] for row in line], marker=marker,
                 s=90, facecolor="white", edgecolor="black", linewidth=1.0, zorder=7, clip_on=False)
     samples = max((row["samples"] for row in rows if row["task"] == task["name"]), default=0)
-    axes.set_title(f"{task['title']}  (n = {samples:,})", fontsize=10, loc="left")
+    axes.set_title(f"{task['title']}  (n = {samples:,})", fontsize=10, loc="left", parse_math=False)
     return handles
 
 
@@ -158,22 +181,33 @@ def draw(data, setting, out):
             axes.set_ylabel("right answers, %", fontsize=9)
         if index + columns >= len(tasks):
             axes.set_xlabel("kept fraction of the KV pairs", fontsize=9)
+    if not handles:
+        raise BadInput(f"no rows of setting {setting} with one of the tasks and methods")
     order = ["Full cache"] + [m["title"] for m in data["methods"]] + [f"KVzip, {c}" for c in CODEC_MARKERS]
     labels = sorted(handles, key=lambda label: order.index(label) if label in order else len(order))
     figure.suptitle(SETTINGS[setting], fontsize=12, x=0.01, ha="left")
     legend_columns = math.ceil(len(labels) / math.ceil(len(labels) / 7))
     legend_lines = math.ceil(len(labels) / legend_columns)
     bottom = (0.12 + 0.24 * legend_lines) / figure.get_size_inches()[1]
-    figure.legend([handles[label] for label in labels], labels, loc="lower center", ncol=legend_columns,
-                  frameon=False, fontsize=9)
+    legend = figure.legend([handles[label] for label in labels], labels, loc="lower center", ncol=legend_columns,
+                           frameon=False, fontsize=9)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     figure.tight_layout(rect=(0, bottom, 1, 1))
-    if not out.endswith(".svg"):
-        figure.savefig(out)
-        return
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    with open(out, "w", encoding="utf-8") as file:  # matplotlib leaves white space at the ends of lines
-        file.writelines(line.rstrip() + "\n" for line in buffer.getvalue().splitlines())
+    write(figure, out)
+
+
+def write(figure, out):
+    try:
+        if not out.endswith(".svg"):
+            figure.savefig(out)  # ValueError: an ending that is no format
+            return
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        with open(out, "w", encoding="utf-8") as file:  # matplotlib leaves white space at the ends of lines
+            file.writelines(line.rstrip() + "\n" for line in buffer.getvalue().splitlines())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot write {out}: {error}") from error
 
 
 def main():
@@ -188,7 +222,7 @@ def main():
         print("plot_quality: matplotlib is missing (Debian: python3-matplotlib)", file=sys.stderr)
         return 3
     except BadInput as error:
-        print(f"plot_quality: {error}", file=sys.stderr)
+        print("plot_quality:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
 

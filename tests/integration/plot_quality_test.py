@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""scripts/plot_quality.py on a small file: it draws every panel, and refuses what makes no sense.
+"""scripts/plot_quality.py on a small file: it draws every panel, and refuses in one line what makes no sense.
 
 Exit status 77 (skipped) where matplotlib is missing.
 """
@@ -40,6 +40,39 @@ def run(folder, data, out="figure.svg", setting="shared"):
     return result.returncode, result.stderr
 
 
+def set_row(field, value):
+    return lambda data: data["rows"][3].update({field: value})
+
+
+# What is done to a good file, and what the message must say.
+CHANGES = (
+    (set_row("score", 1.5), "impossible"),
+    (set_row("ratio", 0), "impossible"),
+    (set_row("low", float("nan")), "impossible"),
+    (set_row("score", "0.5"), "score is not a number"),
+    (set_row("high", None), "high is not a number"),
+    (set_row("ratio", [0.3]), "ratio is not a number"),
+    (set_row("samples", "many"), "samples is not a number"),
+    (set_row("samples", True), "samples is not a number"),
+    (set_row("task", 7), "task is not a text"),
+    (set_row("codec", {}), "codec is not a text"),
+    (lambda data: data["rows"][3].pop("score"), "lacks score"),
+    (lambda data: data["rows"].append(3), "a row is not an object"),
+    (lambda data: data["tasks"][1].pop("title"), "a task lacks title"),
+    (lambda data: data["tasks"][1].update({"title": 4}), "title is not a text"),
+    (lambda data: data["tasks"].append("task9"), "a task is not an object"),
+    (lambda data: data["methods"][1].pop("name"), "a method lacks name"),
+    (lambda data: data.update({"methods": {}}), "methods is not a list"),
+    (lambda data: data.update({"tasks": [{"name": "other", "title": "Other"}]}), "no rows of setting shared with"),
+)
+
+
+def refused(folder, data, message, **arguments):
+    """Exit status 2 and one line that says why."""
+    status, error = run(folder, data, **arguments)
+    assert status == 2 and message in error and error.count("\n") == 1, (message, status, error)
+
+
 def main():
     try:
         import matplotlib  # noqa: F401  pylint: disable=import-outside-toplevel,unused-import
@@ -58,18 +91,21 @@ def main():
         assert run(folder, small(), "again.svg")[0] == 0
         assert (folder / "again.svg").read_text(encoding="utf-8") == svg, "the same input, another picture"
 
-        status, error = run(folder, small(), setting="per_query")
-        assert status == 2 and "per_query" in error, error
-        for broken, message in (("{", "quality.json"), ("[]", "not an object"), ({"tasks": []}, "tasks")):
-            status, error = run(folder, broken)
-            assert status == 2 and message in error, (broken, error)
         data = small()
-        data["rows"][3]["score"] = 1.5
-        status, error = run(folder, data)
-        assert status == 2 and "impossible" in error, error
-        del data["rows"][3]["score"]
-        status, error = run(folder, data)
-        assert status == 2 and "lacks score" in error, error
+        data["tasks"][0]["title"] = data["methods"][1]["title"] = r"costs $\no_such_command$"
+        assert run(folder, data)[0] == 0, "a title is not mathematics"
+
+        refused(folder, small(), "per_query", setting="per_query")
+        refused(folder, small(), "cannot write", out="no/such/folder.svg")
+        refused(folder, small(), "cannot write", out="no/such/folder.png")
+        refused(folder, small(), "cannot write", out="figure.riddle")
+        for broken, message in (("{", "quality.json"), ("[]", "not an object"), ({"tasks": []}, "tasks"),
+                                ("[" * 100_000, "quality.json"), ("\x00", "quality.json")):
+            refused(folder, broken, message)
+        for change, message in CHANGES:
+            data = small()
+            change(data)
+            refused(folder, data, message)
     print("plot_quality: ok")
     return 0
 
