@@ -25,8 +25,10 @@ absl::StatusOr<std::vector<std::string>> AnswerFiles() {
   std::vector<std::string> files = absl::GetFlag(FLAGS_answers);
   if (const std::string folder = absl::GetFlag(FLAGS_answers_dir); !folder.empty()) {
     std::error_code error;
-    for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
-      if (entry.path().extension() == ".json") files.push_back(entry.path());
+    auto entry = std::filesystem::directory_iterator(folder, error);
+    while (!error && entry != std::filesystem::directory_iterator()) {
+      if (entry->path().extension() == ".json") files.push_back(entry->path());
+      entry.increment(error);
     }
     if (error) return absl::InvalidArgumentError(absl::StrCat("--answers_dir: ", error.message()));
   }

@@ -1,13 +1,19 @@
 #include "bench/quality/tasks.h"
 
+#include <cstddef>
+#include <filesystem>
 #include <fstream>
 #include <set>
+#include <span>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "base/log.h"
 #include "base/status_matchers.h"
 #include "bench/quality/text_source.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kvcache/sha256.h"
 #include "tests/testing/temp_dir.h"
 
 namespace kvtier {
@@ -113,6 +119,43 @@ TEST_F(TextSourceTest, TakesAsciiFilesOnceAndCutsExactly) {
   std::mt19937_64 random(1);
   EXPECT_EQ(source.Cut(700, random).size(), 700u);
   EXPECT_EQ(source.Cut(5000, random).size(), 5000u);  // Joined.
+}
+
+// What is read if the command line names no text: the rule must stay that of
+// scripts/fixture_model/documents.py, or the model has seen the texts.
+TEST_F(TextSourceTest, HeldOutIsOneFileInFiveByItsPath) {
+  TempDir only_held_out;
+  constexpr int kFiles = 300;
+  int held_out = 0;
+  for (int i = 0; i < kFiles; ++i) {
+    const std::string name = absl::StrFormat("%03d", i);
+    const std::string text = absl::StrCat(name, std::string(700, 'a' + i % 26));
+    Write(name, text);
+    const std::string path = folder_.File(name);
+    if (ComputeSha256(std::as_bytes(std::span(path))).ToHex().substr(0, 2) < "33") {
+      std::ofstream(only_held_out.File(name), std::ios::binary) << text;
+      ++held_out;
+    }
+  }
+  KVTIER_ASSERT_OK_AND_ASSIGN(const TextSource source,
+                              TextSource::Load({folder_.path().string()}, /*held_out=*/true));
+  EXPECT_EQ(source.files(), held_out);
+  EXPECT_GT(held_out, kFiles / 10);
+  EXPECT_LT(held_out, kFiles * 3 / 10);
+  // Just those, in order of path.
+  KVTIER_ASSERT_OK_AND_ASSIGN(
+      const TextSource expected,
+      TextSource::Load({only_held_out.path().string()}, /*held_out=*/false));
+  EXPECT_EQ(source.digest(), expected.digest());
+}
+
+TEST_F(TextSourceTest, PassesOverLinksThatLeadNowhere) {
+  Write("a", std::string(1000, 'a'));
+  std::filesystem::create_symlink("itself", folder_.File("itself"));
+  std::filesystem::create_symlink("nothing", folder_.File("lost"));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const TextSource source,
+                              TextSource::Load({folder_.path().string()}, /*held_out=*/false));
+  EXPECT_EQ(source.files(), 1u);
 }
 
 TEST_F(TextSourceTest, SaysWhatIsMissing) {
