@@ -27,7 +27,7 @@ constexpr EvalCommand kCommands[] = {
      "answer them from the full cache, after random eviction, and after SnapKV\n"
      "fitted to the first question\n"
      "--model DIR --document F --questions Q.json [--ratios 0.6,0.3,0.1]\n"
-     "[--random-seeds 5] [--out B.json]\n",
+     "[--random_seeds 5] [--out B.json]\n",
      BaselinesCommand},
     {"kvzip",
      "answer them after KVzip, and print a table\n"
@@ -39,7 +39,7 @@ constexpr EvalCommand kCommands[] = {
      ReportCommand},
     {"quality",
      "tasks x eviction methods x ratios: a table, with intervals in --csv and --json\n"
-     "--model DIR [--quick] [--samples 1000] [--document-bytes 800] [--seed S]\n"
+     "--model DIR [--quick] [--samples 1000] [--document_bytes 800] [--seed S]\n"
      "[--tasks ...] [--methods ...] [--ratios ...] [--text DIR,...]\n"
      "[--csv F.csv] [--json F.json] [--out ANSWERS.json]\n",
      QualityCommand},

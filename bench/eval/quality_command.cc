@@ -24,9 +24,14 @@
 #include "compressor/cpu_backend.h"
 #include "compressor/model.h"
 
-ABSL_FLAG(bool, quick, false, "quality: few samples and ratios, short documents; not with those");
-ABSL_FLAG(uint32_t, samples, 1000, "quality: at least so many per task");
-ABSL_FLAG(uint64_t, document_bytes, 800, "quality: length of a document");
+ABSL_FLAG(bool, quick, false,
+          "quality: few samples and ratios, short documents; not with --samples or "
+          "--document_bytes");
+// Without a default, so that --quick can tell whether they are given.
+ABSL_FLAG(std::optional<uint32_t>, samples, std::nullopt,
+          "quality: at least so many per task; 1000 if not given");
+ABSL_FLAG(std::optional<uint64_t>, document_bytes, std::nullopt,
+          "quality: length of a document; 800 if not given");
 ABSL_FLAG(std::vector<std::string>, tasks, {}, "quality: names; empty: all");
 ABSL_FLAG(std::vector<std::string>, methods, {}, "quality: names; empty: all");
 ABSL_FLAG(std::vector<std::string>, text, {},
@@ -82,13 +87,20 @@ absl::StatusOr<ExperimentOptions> OptionsFromFlags() {
   KVTIER_ASSIGN_OR_RETURN(options.methods,
                           ByName("methods", AllMethods(), absl::GetFlag(FLAGS_methods)));
   const bool quick = absl::GetFlag(FLAGS_quick);
+  const std::optional<uint32_t> samples = absl::GetFlag(FLAGS_samples);
+  const std::optional<uint64_t> bytes = absl::GetFlag(FLAGS_document_bytes);
+  if (quick && (samples.has_value() || bytes.has_value())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--quick sets --", samples.has_value() ? "samples" : "document_bytes",
+                     " itself: give one of the two"));
+  }
   KVTIER_ASSIGN_OR_RETURN(options.ratios,
                           RatiosFlag(quick ? std::vector<std::string>{"0.1", "0.3", "0.9"}
                                            : std::vector<std::string>{"0.02", "0.05", "0.1", "0.3",
                                                                       "0.5", "0.7", "0.9"}));
   std::sort(options.ratios.begin(), options.ratios.end());
-  options.samples = quick ? 24 : absl::GetFlag(FLAGS_samples);
-  options.bytes = quick ? 700 : absl::GetFlag(FLAGS_document_bytes);
+  options.samples = quick ? 24 : samples.value_or(options.samples);
+  options.bytes = quick ? 700 : bytes.value_or(options.bytes);
   options.seed = absl::GetFlag(FLAGS_seed);
   options.threads = ThreadsFlag();
   return options;
@@ -127,7 +139,8 @@ absl::Status QualityCommand() {
   ExperimentOptions one_task = options;
   for (const Task* task : options.tasks) {
     one_task.tasks = {task};
-    progress.Start(task->title, DocumentCount(one_task));
+    KVTIER_ASSIGN_OR_RETURN(const uint64_t documents, DocumentCount(text, one_task));
+    progress.Start(task->title, documents);
     KVTIER_ASSIGN_OR_RETURN(std::vector<TaskResult> results,
                             RunExperiment(*model, text, one_task, [&] { progress.Step(); }));
     run.tasks.push_back(std::move(results[0]));

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "base/log.h"
 #include "base/mutex.h"
 #include "base/status_macros.h"
 #include "bench/evaluation.h"
@@ -21,8 +22,25 @@ namespace {
 
 constexpr size_t kHeadReferenceBytes = 1000;
 
-uint32_t DocumentsOf(const Task& task, uint32_t samples) {
-  return (std::max(samples, 1u) + task.samples - 1) / task.samples;
+absl::Status Named(const Task& task, size_t document, const absl::Status& status) {
+  return absl::Status(status.code(),
+                      absl::StrCat(task.name, ", document ", document, ": ", status.message()));
+}
+
+// One document after another until there are enough samples: short ones may have fewer than
+// Task::samples.
+absl::StatusOr<std::vector<TaskDocument>> DrawDocuments(const Task& task, const TextSource& source,
+                                                        const ExperimentOptions& options) {
+  std::vector<TaskDocument> documents;
+  for (size_t samples = 0; samples < std::max(options.samples, 1u);) {
+    absl::StatusOr<TaskDocument> document = MakeTaskDocument(
+        task, source, options.bytes, options.seed, static_cast<uint32_t>(documents.size()));
+    if (!document.ok()) return Named(task, documents.size(), document.status());
+    KVTIER_CHECK(!document->samples.empty());
+    samples += document->samples.size();
+    documents.push_back(*std::move(document));
+  }
+  return documents;
 }
 
 absl::StatusOr<BandEdges> EdgesOf(std::vector<Ratio> ratios) {
@@ -78,9 +96,13 @@ absl::string_view OriginName(Origin origin) {
   return "unknown";
 }
 
-uint64_t DocumentCount(const ExperimentOptions& options) {
+absl::StatusOr<uint64_t> DocumentCount(const TextSource& source, const ExperimentOptions& options) {
   uint64_t count = 0;
-  for (const Task* task : options.tasks) count += DocumentsOf(*task, options.samples);
+  for (const Task* task : options.tasks) {
+    KVTIER_ASSIGN_OR_RETURN(const std::vector<TaskDocument> documents,
+                            DrawDocuments(*task, source, options));
+    count += documents.size();
+  }
   return count;
 }
 
@@ -99,13 +121,17 @@ absl::StatusOr<std::vector<TaskResult>> RunExperiment(const Model& model, const 
 
   struct Job {
     size_t task;
-    uint32_t document;
+    uint32_t index;
+    TaskDocument document;
     DocumentAnswers answers;
   };
   std::vector<Job> jobs;
   for (size_t t = 0; t < options.tasks.size(); ++t) {
-    const uint32_t documents = DocumentsOf(*options.tasks[t], options.samples);
-    for (uint32_t d = 0; d < documents; ++d) jobs.push_back({t, d, {}});
+    KVTIER_ASSIGN_OR_RETURN(std::vector<TaskDocument> documents,
+                            DrawDocuments(*options.tasks[t], source, options));
+    for (uint32_t d = 0; d < documents.size(); ++d) {
+      jobs.push_back({t, d, std::move(documents[d]), {}});
+    }
   }
 
   Mutex mutex;
@@ -114,15 +140,9 @@ absl::StatusOr<std::vector<TaskResult>> RunExperiment(const Model& model, const 
   std::atomic<bool> failed{false};
   const auto work = [&]() -> absl::Status {
     for (size_t j = next++; j < jobs.size() && !failed; j = next++) {
-      const Task& task = *options.tasks[jobs[j].task];
-      KVTIER_ASSIGN_OR_RETURN(
-          const TaskDocument document,
-          MakeTaskDocument(task, source, options.bytes, options.seed, jobs[j].document));
-      absl::StatusOr<DocumentAnswers> answers = AskDocument(plan, document);
+      absl::StatusOr<DocumentAnswers> answers = AskDocument(plan, jobs[j].document);
       if (!answers.ok()) {
-        return absl::Status(answers.status().code(),
-                            absl::StrCat(task.name, ", document ", jobs[j].document, ": ",
-                                         answers.status().message()));
+        return Named(*options.tasks[jobs[j].task], jobs[j].index, answers.status());
       }
       jobs[j].answers = *std::move(answers);
       if (on_document) on_document();
@@ -144,7 +164,7 @@ absl::StatusOr<std::vector<TaskResult>> RunExperiment(const Model& model, const 
   std::vector<TaskResult> results(options.tasks.size());
   for (const Job& job : jobs) {
     results[job.task].task = options.tasks[job.task];
-    Append(job.answers, job.document, results[job.task]);
+    Append(job.answers, job.index, results[job.task]);
   }
   return results;
 }

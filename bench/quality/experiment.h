@@ -60,8 +60,9 @@ struct ExperimentOptions {
   int threads = 1;  // Documents worked on at once.
 };
 
-// Documents that `options` asks for, in all tasks: the steps of on_document.
-uint64_t DocumentCount(const ExperimentOptions& options);
+// Documents that `options` asks for, in all tasks: the steps of on_document. Draws them, which
+// takes no time beside asking. INVALID_ARGUMENT as MakeTaskDocument, naming task and document.
+absl::StatusOr<uint64_t> DocumentCount(const TextSource& source, const ExperimentOptions& options);
 
 // Blocks until done; `on_document` (may be empty) is called from any thread after each document.
 // The same options, source and model give the same cells, whatever `threads` is.

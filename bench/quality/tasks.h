@@ -40,7 +40,7 @@ struct Task {
   const char* title;  // In figures: "Key-value retrieval".
   bool real_text;     // Its documents hold text of a TextSource.
   bool redundant;     // Says everything several times; the others are retrieval tasks.
-  uint32_t samples;   // Of one document.
+  uint32_t samples;   // Of one document; short ones may hold fewer (never none).
   // `bytes`: about the length of the document, at least kTaskBytesMin.
   absl::StatusOr<TaskDocument> (*make)(const TextSource& source, size_t bytes, uint32_t samples,
                                        std::mt19937_64& random);

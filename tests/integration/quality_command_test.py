@@ -11,6 +11,7 @@ command lines are refused with the reason.
 import csv
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -61,8 +62,9 @@ def main():
         data = json.loads((folder / "q.json").read_text(encoding="utf-8"))
         assert {task["name"] for task in data["tasks"]} == TASKS
         check_rows(data["rows"])
-        with (folder / "q.csv").open(encoding="utf-8") as file:
-            assert len(list(csv.DictReader(file))) == len(data["rows"])
+        lines = (folder / "q.csv").read_text(encoding="utf-8")
+        assert lines.endswith("\n") and not lines.endswith("\n\n"), lines[-100:]
+        assert len(list(csv.DictReader(lines.splitlines()))) == len(data["rows"])
 
         status, again, error = run(bin_dir, "quality-report", f"--answers={folder}/answers.json",
                                    f"--json={folder}/again.json")
@@ -73,12 +75,18 @@ def main():
                 (["quality"], "--model is missing"),
                 (["quality", f"--model={model}", "--tasks=riddles"], '"riddles" is unknown'),
                 (["quality", f"--model={model}", "--methods=kvzap"], '"kvzap" is unknown'),
-                (["quality", f"--model={model}", "--ratios=2"], "2"),
+                (["quality", f"--model={model}", "--ratios=2"], "ratio: 2 is not in (0, 1]"),
+                (["quality", f"--model={model}", "--quick", "--samples=9"], "--quick sets --samples itself"),
+                (["quality", f"--model={model}", "--quick", "--document-bytes=900"],
+                 "--quick sets --document_bytes itself"),
                 (["quality", f"--model={model}", f"--text={folder}/none"], "cannot read"),
                 (["quality-report"], "--answers is missing"),
                 (["quality-report", f"--answers={folder}/q.csv"], "not a JSON object")):
             status, _, error = run(bin_dir, *arguments)
             assert status == 2 and message in error, (arguments, status, error)
+    # Flags are written one way, though both are read.
+    help_text = "".join(run(bin_dir, "--help")[1:])
+    assert "--document_bytes" in help_text and not re.search(r"--\w+-\w", help_text), help_text
     print("quality command: ok")
     return 0
 

@@ -191,6 +191,32 @@ TEST_F(ExperimentTest, SmallRunHasEveryCellAndKnownWinners) {
   }
 }
 
+// Documents of 600 bytes hold eight chains, not ten: a third one makes up for it.
+TEST_F(ExperimentTest, AsksMoreDocumentsWhereTheyAreShort) {
+  ExperimentOptions options;
+  options.ratios = {*Ratio::FromDouble(0.3)};
+  options.tasks = {&TaskNamed("multi_hop")};
+  options.methods = {&MethodNamed("random")};
+  options.samples = 20;
+  options.bytes = kTaskBytesMin;
+  KVTIER_ASSERT_OK_AND_ASSIGN(const uint64_t documents, DocumentCount(*source_, options));
+  EXPECT_EQ(documents, 3u);
+  uint64_t asked = 0;
+  KVTIER_ASSERT_OK_AND_ASSIGN(const std::vector<TaskResult> results,
+                              RunExperiment(*model_, *source_, options, [&] { ++asked; }));
+  EXPECT_EQ(asked, documents);
+  EXPECT_EQ(results[0].documents, documents);
+  EXPECT_EQ(results[0].document.size(), 24u);
+  // Documents of the usual size need none: the samples of a seed stay what they were.
+  options.bytes = 800;
+  KVTIER_ASSERT_OK_AND_ASSIGN(const uint64_t usual, DocumentCount(*source_, options));
+  EXPECT_EQ(usual, 2u);
+  options.bytes = kTaskBytesMin - 1;
+  EXPECT_THAT(DocumentCount(*source_, options),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       ::testing::HasSubstr("multi_hop, document 0: documents of 599 bytes")));
+}
+
 TEST_F(ExperimentTest, NamesTheDocumentThatFails) {
   ExperimentOptions options;
   options.ratios = {*Ratio::FromDouble(0.3)};
