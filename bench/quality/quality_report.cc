@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -22,8 +23,17 @@ Ratio RatioOf(uint32_t millionths) { return *Ratio::FromMillionths(millionths); 
 
 const Cell& FullOf(const TaskResult& result) { return result.cells.front(); }
 
-Interval MinusFull(const TaskResult& result, const Cell& cell) {
-  return PairedDifference(cell.right, FullOf(result).right, result.document);
+// Over all cells: what is known of how alike the samples of one of the task's documents are.
+double CorrelationOf(const TaskResult& result) {
+  std::vector<std::span<const uint8_t>> cells;
+  for (const Cell& cell : result.cells) cells.emplace_back(cell.right);
+  return IntraclassCorrelation(cells, result.document);
+}
+
+// `rho` here and below: CorrelationOf(result).
+Interval MinusFull(const TaskResult& result, const Cell& cell, double rho) {
+  if (cell.origin == Origin::kFull) return {};  // The same answers, not a second measurement.
+  return PairedDifference(cell.right, FullOf(result).right, result.document, rho);
 }
 
 std::string Label(const Cell& cell) {
@@ -72,17 +82,18 @@ void AppendSetting(const TaskResult& result, Setting setting, std::string& table
       if (cell == result.cells.end()) {
         absl::StrAppendFormat(&table, "%7s", "");
       } else {
+        const double right = std::accumulate(cell->right.begin(), cell->right.end(), 0.0);
         absl::StrAppendFormat(&table, "%7.1f",
-                              100 * ShareRight(cell->right, result.document).value);
+                              100 * right / static_cast<double>(cell->right.size()));
       }
     }
     table += "\n";
   }
 }
 
-Json RowOf(const TaskResult& result, const Cell& cell) {
-  const Interval score = ShareRight(cell.right, result.document);
-  const Interval difference = MinusFull(result, cell);
+Json RowOf(const TaskResult& result, const Cell& cell, double rho) {
+  const Interval score = ShareRight(cell.right, result.document, rho);
+  const Interval difference = MinusFull(result, cell, rho);
   return {{"task", result.task->name},
           {"method", cell.method},
           {"ratio", cell.ratio.ToDouble()},
@@ -99,24 +110,24 @@ Json RowOf(const TaskResult& result, const Cell& cell) {
 }
 
 // Scores of the needle task by where the needle stands, full and at 0.3.
-Json DepthRows(const TaskResult& result) {
+Json DepthRows(const TaskResult& result, double rho) {
   Json rows = Json::array();
   for (const Cell& cell : result.cells) {
     const bool shown =
         cell.codec == "raw" && (cell.method == "full" || cell.ratio == RatioOf(kTargetMillionths));
     if (!shown) continue;
     for (int part = 0; part < kDepthParts; ++part) {
-      double right = 0;
-      double samples = 0;
+      std::vector<uint8_t> right;
+      std::vector<uint32_t> document;
       for (size_t i = 0; i < cell.right.size(); ++i) {
         if (std::min(static_cast<int>(result.depth[i] * kDepthParts), kDepthParts - 1) != part) {
           continue;
         }
-        right += cell.right[i];
-        ++samples;
+        right.push_back(cell.right[i]);
+        document.push_back(result.document[i]);
       }
-      if (samples == 0) continue;
-      const Interval score = Wilson(right, samples);
+      if (right.empty()) continue;
+      const Interval score = ShareRight(right, document, rho);
       rows.push_back({{"method", cell.method},
                       {"ratio", cell.ratio.ToDouble()},
                       {"setting", std::string(SettingName(cell.setting))},
@@ -125,17 +136,17 @@ Json DepthRows(const TaskResult& result) {
                       {"score", Rounded(score.value)},
                       {"low", Rounded(score.low)},
                       {"high", Rounded(score.high)},
-                      {"samples", static_cast<uint64_t>(samples)}});
+                      {"samples", right.size()}});
     }
   }
   return rows;
 }
 
-void AddComparison(const TaskResult& result, const Cell* a, const Cell* b,
+void AddComparison(const TaskResult& result, const Cell* a, const Cell* b, double rho,
                    std::vector<Comparison>& out) {
   if (a == nullptr || b == nullptr) return;
   out.push_back({result.task->name, Label(*a), Label(*b),
-                 PairedDifference(a->right, b->right, result.document)});
+                 PairedDifference(a->right, b->right, result.document, rho)});
 }
 
 }  // namespace
@@ -155,20 +166,23 @@ std::vector<Comparison> Compare(std::span<const TaskResult> results) {
   const Ratio target = RatioOf(kTargetMillionths);
   std::vector<Comparison> out;
   for (const TaskResult& result : results) {
+    const double rho = CorrelationOf(result);
     const Cell* kvzip = FindCell(result, "kvzip", target, Setting::kShared);
-    AddComparison(result, kvzip, &FullOf(result), out);
+    AddComparison(result, kvzip, &FullOf(result), rho, out);
     for (const char* codec : {"int8", "int4"}) {
-      AddComparison(result, FindCell(result, "kvzip", target, Setting::kShared, codec), kvzip, out);
+      AddComparison(result, FindCell(result, "kvzip", target, Setting::kShared, codec), kvzip, rho,
+                    out);
     }
     for (const Cell& cell : result.cells) {
       if (cell.method != "kvzip+" || cell.setting != Setting::kShared || cell.ratio == Ratio()) {
         continue;
       }
-      AddComparison(result, &cell, FindCell(result, "kvzip", cell.ratio, Setting::kShared), out);
+      AddComparison(result, &cell, FindCell(result, "kvzip", cell.ratio, Setting::kShared), rho,
+                    out);
     }
     for (const char* method : {"snapkv", "pyramidkv", "h2o"}) {
       AddComparison(result, FindCell(result, method, RatioOf(kMildMillionths), Setting::kShared),
-                    &FullOf(result), out);
+                    &FullOf(result), rho, out);
     }
   }
   return out;
@@ -176,10 +190,11 @@ std::vector<Comparison> Compare(std::span<const TaskResult> results) {
 
 std::optional<Ratio> LosslessFrom(const TaskResult& result, absl::string_view method,
                                   double points) {
+  const double rho = CorrelationOf(result);
   std::map<Ratio, bool> holds;
   for (const Cell& cell : result.cells) {
     if (cell.method != method || cell.setting != Setting::kShared || cell.codec != "raw") continue;
-    const Interval difference = MinusFull(result, cell);
+    const Interval difference = MinusFull(result, cell, rho);
     const bool inside = difference.low >= -points && difference.high <= points;
     // A ratio may be there twice, selected and from bands: both must hold.
     holds[cell.ratio] = inside && holds.emplace(cell.ratio, true).first->second;
@@ -212,21 +227,20 @@ std::string QualityTable(std::span<const TaskResult> results) {
 std::string QualityCsv(std::span<const TaskResult> results) {
   std::string csv;
   for (const TaskResult& result : results) {
+    const double rho = CorrelationOf(result);
     for (const Cell& cell : result.cells) {
-      const Json row = RowOf(result, cell);
+      const Json row = RowOf(result, cell, rho);
       if (csv.empty()) {
         for (const auto& [key, value] : row.items()) {
           absl::StrAppend(&csv, csv.empty() ? "" : ",", key);
         }
-        csv += "\n";
       }
-      bool first = true;
+      const char* separator = "\n";
       for (const auto& [key, value] : row.items()) {
-        absl::StrAppend(&csv, first ? "" : ",",
+        absl::StrAppend(&csv, separator,
                         value.is_string() ? value.get<std::string>() : value.dump());
-        first = false;
+        separator = ",";
       }
-      csv += "\n";
     }
   }
   return csv;
@@ -248,12 +262,14 @@ std::string QualityJson(const QualityRun& run) {
   json["lossless_from"] = Json::array();
   json["needle_depth"] = Json::array();
   for (const TaskResult& result : results) {
+    const double rho = CorrelationOf(result);
     json["tasks"].push_back({{"name", result.task->name},
                              {"title", result.task->title},
                              {"redundant", result.task->redundant},
                              {"documents", result.documents},
-                             {"samples", result.document.size()}});
-    for (const Cell& cell : result.cells) json["rows"].push_back(RowOf(result, cell));
+                             {"samples", result.document.size()},
+                             {"correlation", Rounded(rho)}});
+    for (const Cell& cell : result.cells) json["rows"].push_back(RowOf(result, cell, rho));
     for (const char* method : {"kvzip", "kvzip+", "uniform", "head"}) {
       const std::optional<Ratio> from = LosslessFrom(result, method, kPoints);
       json["lossless_from"].push_back(
@@ -262,7 +278,9 @@ std::string QualityJson(const QualityRun& run) {
            {"points", 100 * kPoints},
            {"ratio", from.has_value() ? Json(from->ToDouble()) : Json()}});
     }
-    if (absl::string_view(result.task->name) == "needle") json["needle_depth"] = DepthRows(result);
+    if (absl::string_view(result.task->name) == "needle") {
+      json["needle_depth"] = DepthRows(result, rho);
+    }
   }
   json["methods"] = Json::array({{{"name", "full"}, {"title", "Full cache"}}});
   for (const Method& method : AllMethods()) {

@@ -43,12 +43,14 @@ std::optional<Ratio> LosslessFrom(const TaskResult& result, absl::string_view me
 std::string QualityTable(std::span<const TaskResult> results);
 
 // One line per cell. Columns: task, method, ratio, setting, codec, origin, score, low, high,
-// samples, minus_full, minus_full_low, minus_full_high. Ends in a line feed.
+// samples, minus_full, minus_full_low, minus_full_high. The full cache minus itself is exactly 0.
+// No line feed behind the last line.
 std::string QualityCsv(std::span<const TaskResult> results);
 
 // {"version": 1, "model": ..., "seed": ..., "document_bytes": ..., "text": {...}, "tasks": [...],
 // "methods": [...], "rows": [one object per cell with the columns of the CSV], "comparisons":
-// [...], "lossless_from": [...], "needle_depth": [...]}
+// [...], "lossless_from": [...], "needle_depth": [...]}. A task's "correlation" is the
+// IntraclassCorrelation behind its intervals.
 std::string QualityJson(const QualityRun& run);
 
 }  // namespace kvtier

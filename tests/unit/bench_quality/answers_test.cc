@@ -119,7 +119,7 @@ TEST(AnswersFileTest, MergesCellsAndRefusesContradictions) {
   EXPECT_THAT(MergeAnswers(more, all), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
-TEST(QualityReportTest, ComparesAndFindsWhereTheLossBegins) {
+TEST(QualityReportTest, ComparesSampleBySample) {
   const QualityRun run = MakeRun();
   const std::vector<Comparison> comparisons = Compare(run.tasks);
   ASSERT_THAT(comparisons, SizeIs(3));
@@ -130,10 +130,52 @@ TEST(QualityReportTest, ComparesAndFindsWhereTheLossBegins) {
   EXPECT_EQ(comparisons[1].difference.value, -0.25);
   EXPECT_EQ(comparisons[2].a, "snapkv at 0.9");
   EXPECT_EQ(comparisons[2].difference.value, -0.75);
+}
 
-  EXPECT_EQ(LosslessFrom(run.tasks[0], "kvzip", /*points=*/0.5), *Ratio::FromDouble(0.3));
-  EXPECT_EQ(LosslessFrom(run.tasks[0], "kvzip", /*points=*/0.02),
-            std::nullopt);  // Too few samples.
+TEST(QualityReportTest, FindsWhereNothingIsLost) {
+  // 300 documents of two samples; SnapKV loses whole documents.
+  constexpr uint32_t kDocuments = 300;
+  TaskResult task;
+  task.task = &AllTasks()[0];
+  task.documents = kDocuments;
+  std::vector<uint8_t> one_in_three;
+  for (uint32_t d = 0; d < kDocuments; ++d) {
+    task.document.insert(task.document.end(), 2, d);
+    one_in_three.insert(one_in_three.end(), 2, d % 3 == 0 ? 1 : 0);
+  }
+  const std::vector<uint8_t> all(task.document.size(), 1);
+  task.depth.assign(all.size(), 0.5);
+  task.cells = {MakeCell("full", 1, Setting::kShared, all),
+                MakeCell("kvzip", 0.1, Setting::kShared, one_in_three),
+                MakeCell("kvzip", 0.3, Setting::kShared, all),
+                MakeCell("kvzip", 0.9, Setting::kShared, all)};
+  const Ratio from = *Ratio::FromDouble(0.3);
+  EXPECT_EQ(LosslessFrom(task, "kvzip", /*points=*/0.02), from);
+  // The two samples of a document are alike: 300 draws, 1.968 / 302 on either side; 600 would
+  // give 0.0033.
+  EXPECT_EQ(LosslessFrom(task, "kvzip", /*points=*/0.0066), from);
+  EXPECT_EQ(LosslessFrom(task, "kvzip", /*points=*/0.0064), std::nullopt);
+  EXPECT_EQ(LosslessFrom(task, "snapkv", /*points=*/0.02), std::nullopt);
+}
+
+// Needles of one depth are few per document, but those there are count as alike all the same.
+TEST(QualityReportTest, IntervalsOfDepthsAreWidened) {
+  QualityRun run = MakeRun();
+  TaskResult& task = run.tasks[0];
+  task.documents = 20;
+  task.document.clear();
+  task.cells.clear();
+  std::vector<uint8_t> right;
+  for (uint32_t d = 0; d < task.documents; ++d) {
+    task.document.insert(task.document.end(), 4, d);
+    right.insert(right.end(), 4, d % 2 == 0 ? 1 : 0);
+  }
+  task.depth.assign(right.size(), 0.1);
+  task.cells = {MakeCell("full", 1, Setting::kShared, right)};
+  const nlohmann::json row = nlohmann::json::parse(QualityJson(run))["needle_depth"][0];
+  EXPECT_EQ(row["samples"], 80);
+  EXPECT_LT(row["low"], 0.3);  // Wilson's of 40 out of 80 begins at 0.39.
+  EXPECT_GT(row["high"], 0.7);
 }
 
 TEST(QualityReportTest, WritesARowPerCellInCsvAndJson) {
@@ -143,7 +185,9 @@ TEST(QualityReportTest, WritesARowPerCellInCsvAndJson) {
                              "minus_full,minus_full_low,minus_full_high\n"));
   EXPECT_THAT(csv, HasSubstr("needle,snapkv,0.9,shared,raw,selected,0.25,"));
   EXPECT_THAT(csv, HasSubstr("needle,kvzip,0.3,shared,int4,bands,0.75,"));
-  EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 9);
+  // A header and eight rows; whoever writes the file ends the last line.
+  EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 8);
+  EXPECT_NE(csv.back(), '\n');
 
   const nlohmann::json json = nlohmann::json::parse(QualityJson(run));
   ASSERT_EQ(json["rows"].size(), 8u);
@@ -153,6 +197,8 @@ TEST(QualityReportTest, WritesARowPerCellInCsvAndJson) {
     EXPECT_GE(row["high"].get<double>(), row["score"].get<double>());
   }
   EXPECT_EQ(json["tasks"][0]["samples"], 4);
+  EXPECT_GE(json["tasks"][0]["correlation"], 0.0);
+  EXPECT_LE(json["tasks"][0]["correlation"], 1.0);
   EXPECT_EQ(json["needle_depth"][0]["depth_from"], 0.0);
   EXPECT_THAT(QualityTable(run.tasks), HasSubstr("kvzip int4"));
 }
