@@ -34,7 +34,11 @@ bool IsPlainWeightFileName(const std::string& name) {
 absl::StatusOr<CheckpointIndex> ReadIndex(const fs::path& path) {
   std::ifstream in(path, std::ios::binary);
   if (!in) return absl::NotFoundError(absl::StrCat(path.string(), ": cannot be read"));
-  std::string text(limits::kSafetensorsHeaderBytesMax + 1, '\0');
+  std::error_code error;
+  const uintmax_t size = fs::file_size(path, error);
+  if (error) return absl::NotFoundError(absl::StrCat(path.string(), ": ", error.message()));
+  // One byte more than the limit shows that it is passed, whatever the size.
+  std::string text(std::min<uintmax_t>(size, limits::kSafetensorsHeaderBytesMax + 1), '\0');
   in.read(text.data(), static_cast<std::streamsize>(text.size()));
   text.resize(static_cast<size_t>(in.gcount()));
   return CheckpointIndex::Parse(text);

@@ -120,9 +120,9 @@ class Attender {
   bool IsFew(const Part& part) const {
     return part.queries <= kFewQueries && dim_ % kKernelPad == 0;
   }
-  // A few queries are bound by reading keys, not by products: always in fp32.
+  // A few queries (decoding) are bound by reading keys, not by products: always in fp32.
   const CpuKernels& KernelsOf(const Part& part) const {
-    return IsFew(part) ? resources_.kernels : resources_.ProductsWith(args_.tail.dtype);
+    return split_ || IsFew(part) ? resources_.kernels : resources_.ProductsWith(args_.tail.dtype);
   }
   void StartTile(const Part& part, Tile& tile) const;
 

@@ -2,10 +2,11 @@
 // blocked over rows and keys with vector code chosen for the machine at run time, all spread over a
 // small pool of threads that the backend owns.
 //
-// Activations and sums are fp32. Products of linear layers take both factors in bf16 where the
-// checkpoint's weights are bf16 and the machine has AVX512-BF16 (CpuCompute), and in fp32
-// elsewhere; there 16-bit weights and KV rows are expanded exactly. A row's result does not depend
-// on how many threads there are.
+// Activations and sums are fp32. On machines with AVX512-BF16 (CpuCompute) products take both
+// factors in bf16 where one of them is stored so: linear layers where the checkpoint's weights are
+// bf16, attention and scoring where the cache is (decoding excepted, which is bound by reading).
+// Elsewhere products are fp32, and 16-bit weights and rows are expanded exactly. A row's result
+// does not depend on how many threads there are.
 #ifndef KVTIER_COMPRESSOR_CPU_BACKEND_H_
 #define KVTIER_COMPRESSOR_CPU_BACKEND_H_
 
@@ -18,7 +19,7 @@ namespace kvtier {
 
 // The factors of products; sums are fp32 always.
 enum class CpuCompute {
-  kAuto,  // bf16 where weights are bf16 and the machine has the instructions, else fp32.
+  kAuto,  // bf16 where weights or cache are and the machine has the instructions, else fp32.
   kF32,   // fp32 everywhere: for comparisons with fp32 results.
   kBf16,  // As kAuto; no backend where the machine has no bf16 products.
 };

@@ -81,13 +81,14 @@ absl::Status ReadPlaces(const StoredBands& stored, uint32_t layer, uint32_t head
                         std::span<uint32_t> places) {
   const Manifest& m = *stored.manifest;
   const bool first_token_first = PutsFirstTokenFirst(m.selection());
+  const uint64_t protected_tokens = m.protected_tokens();  // Parses the recipe: not per row.
   for (uint32_t band = 0; band < stored.band_count; ++band) {
     KVTIER_ASSIGN_OR_RETURN(const HeadRows rows, ReadRows(stored, band, layer, head));
     KVTIER_ASSIGN_OR_RETURN(const std::vector<uint32_t> positions, ReadPositions(rows));
     for (uint32_t row = 0; row < rows.rows; ++row) {
       const uint32_t position = positions[row];
-      if (position < m.protected_tokens()) continue;
-      uint32_t& place = places[position - m.protected_tokens()];
+      if (position < protected_tokens) continue;
+      uint32_t& place = places[position - protected_tokens];
       if (place != kMissing) {
         return absl::DataLossError(absl::StrCat("re-banding: layer ", layer, " head ", head,
                                                 " position ", position, " is in bands ",
@@ -192,13 +193,20 @@ uint64_t RebandPlan::PrefixBytes(uint32_t band_count) const {
 absl::StatusOr<Rebander> Rebander::Create(StoredBands stored) {
   KVTIER_RETURN_IF_ERROR(CheckStored(stored));
   const Manifest& m = *stored.manifest;
+  // The pairs follow from the geometry, not from the rows that came: a few bytes can claim many.
+  if (m.scored_pairs() > limits::kRebandPairsMax) {
+    return absl::ResourceExhaustedError(absl::StrCat("re-banding: the object ranks ",
+                                                     m.scored_pairs(), " pairs, at most ",
+                                                     limits::kRebandPairsMax));
+  }
+  const uint64_t ranked_tokens = m.ranked_tokens();
   std::vector<uint32_t> places(m.scored_pairs(), kMissing);
   uint64_t begin = 0;
   for (uint32_t layer = 0; layer < m.geometry.layer_count(); ++layer) {
     if (m.geometry.layers[layer] != LayerKind::kGlobal) continue;
-    for (uint32_t head = 0; head < m.geometry.kv_heads; ++head, begin += m.ranked_tokens()) {
+    for (uint32_t head = 0; head < m.geometry.kv_heads; ++head, begin += ranked_tokens) {
       KVTIER_RETURN_IF_ERROR(
-          ReadPlaces(stored, layer, head, std::span(places).subspan(begin, m.ranked_tokens())));
+          ReadPlaces(stored, layer, head, std::span(places).subspan(begin, ranked_tokens)));
     }
   }
   return Rebander(std::move(stored), std::move(places));
@@ -417,7 +425,7 @@ void Rebander::Describe(RebandPlan& plan) const {
     for (uint32_t head = 0; head < m.geometry.kv_heads; ++head) {
       std::array<BandRows, limits::kBandsMax + 1> rows{};
       const uint32_t unranked = static_cast<uint32_t>(
-          scored ? m.protected_tokens()
+          scored ? protected_tokens()
                  : m.segment(BandIndex(0), LayerIndex(layer)).heads[head].rows);
       const uint64_t window_begin = scored ? 0 : m.logical_length() - unranked;
       for (uint32_t i = 0; i < unranked; ++i) {
@@ -425,7 +433,7 @@ void Rebander::Describe(RebandPlan& plan) const {
       }
       for (uint64_t token = 0; scored && token < tokens(); ++token, ++pair) {
         const uint32_t place = places_[pair];
-        rows[plan.band[pair]].Add(static_cast<uint32_t>(m.protected_tokens() + token));
+        rows[plan.band[pair]].Add(static_cast<uint32_t>(protected_tokens() + token));
         if (place == kMissing) continue;
         const double share = std::exp(double{ScoreOf(place)});
         stored_mass[BandOf(place)] += share;
@@ -538,8 +546,8 @@ absl::StatusOr<CompressedObject> Rebander::Pack(const RebandPlan& plan) const {
     std::vector<std::vector<std::vector<MovedRow>>> moved;  // [kv_heads][bands]
     for (uint32_t head = 0; head < geometry.kv_heads; ++head) {
       const auto band_of = [&](uint64_t position) -> size_t {
-        if (!scored || position < m.protected_tokens()) return 0;
-        return plan.band[first_pair + position - m.protected_tokens()];
+        if (!scored || position < protected_tokens()) return 0;
+        return plan.band[first_pair + position - protected_tokens()];
       };
       KVTIER_ASSIGN_OR_RETURN(auto rows, SortRows(stored_, layer, head, bands, band_of));
       moved.push_back(std::move(rows));

@@ -61,6 +61,7 @@ class Rebander {
   // Verifies every byte.
   //   INVALID_ARGUMENT  no band, or segments that are not those of the bands
   //   DATA_LOSS         as VerifySegmentContent; or a row that two bands hold
+  //   RESOURCE_EXHAUSTED more than limits::kRebandPairsMax pairs
   static absl::StatusOr<Rebander> Create(StoredBands stored);
 
   const Manifest& manifest() const { return *stored_.manifest; }
@@ -89,11 +90,15 @@ class Rebander {
 
  private:
   Rebander(StoredBands stored, std::vector<uint32_t> places)
-      : stored_(std::move(stored)), places_(std::move(places)) {}
+      : stored_(std::move(stored)),
+        places_(std::move(places)),
+        tokens_(stored_.manifest->ranked_tokens()),
+        protected_tokens_(stored_.manifest->protected_tokens()) {}
 
   uint64_t scored_layers() const { return manifest().geometry.scored_layer_count(); }
   uint64_t kv_heads() const { return manifest().geometry.kv_heads; }
-  uint64_t tokens() const { return manifest().ranked_tokens(); }
+  uint64_t tokens() const { return tokens_; }
+  uint64_t protected_tokens() const { return protected_tokens_; }
 
   // Bands by one order over all pairs.
   std::vector<uint8_t> CutAll(std::span<const uint64_t> rank_ends) const;
@@ -111,6 +116,8 @@ class Rebander {
 
   StoredBands stored_;
   std::vector<uint32_t> places_;  // [scored layers, kv_heads, ranked tokens]; see rebanding.cc
+  uint64_t tokens_;               // Ranked ones; kept, since the manifest parses its recipe.
+  uint64_t protected_tokens_;
 };
 
 // The plain twin of Rebander::Plan: reads every row, sorts them all, counts. The same bands.

@@ -30,7 +30,9 @@ absl::Status WriteSafetensors(const std::string& path,
                       {"data_offsets", {offset, offset + entry.bytes.size()}}};
     offset += entry.bytes.size();
   }
-  std::string text = header.dump();
+  // Names may come from folders and manifests: what is not UTF-8 is replaced, not thrown.
+  std::string text =
+      header.dump(-1, ' ', /*ensure_ascii=*/true, nlohmann::json::error_handler_t::replace);
   text.append((8 - text.size() % 8) % 8, ' ');  // Data starts aligned.
   std::string prefix;
   ByteWriter(&prefix).WriteU64(text.size());

@@ -52,7 +52,8 @@ absl::StatusOr<std::vector<uint32_t>> ReadTokenIds(const std::string& path) {
   for (const nlohmann::json& id : json) {
     if (!id.is_number_unsigned() || id.get<uint64_t>() > UINT32_MAX) {
       return absl::InvalidArgumentError(
-          absl::StrCat(expected, "; element ", ids.size(), " is ", id.dump()));
+          absl::StrCat(expected, "; element ", ids.size(), " is ",
+                       id.is_number() ? id.dump() : absl::StrCat("of type ", id.type_name())));
     }
     ids.push_back(id.get<uint32_t>());
   }

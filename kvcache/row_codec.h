@@ -15,7 +15,8 @@
 //
 // Error, against the fp32 value of the element: |x' - x| <= (1/2 + 2^-16) scale + 2^-22 max |x|.
 // The second term is the rounding of fp32 itself. The scale follows from the row's range, see
-// ErrorBound(). A row of equal elements that an fp16 can hold comes back exactly.
+// ErrorBound(). In int4 a row of equal elements that an
+// fp16 can hold comes back exactly.
 //
 // These are the readable versions; compressor/cpu_kernels.h reads the same bytes faster and is
 // tested against them. Immutable; any thread may call.

@@ -83,6 +83,12 @@ absl::Status Run(const ServerOptions& server_options) {
   }
   options.pipeline.recipe = recipe.ToString();
   KVTIER_ASSIGN_OR_RETURN(options.head_scores, LoadHeadScoresOf(models));
+  // Better now than at every request that names no recipe.
+  for (const Model* model : models) {
+    if (recipe.scorer != Scorer::kHead || options.head_scores.contains(model->name())) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("--recipe=head, but no file of --head_scores is of model ", model->name()));
+  }
   options.queue.pool_threads = absl::GetFlag(FLAGS_compressions_max);
   options.queue.queue_max = absl::GetFlag(FLAGS_queue_max);
   options.queue.memory_bytes_max = absl::GetFlag(FLAGS_memory_budget_mib) * limits::kMiB;

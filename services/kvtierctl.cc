@@ -26,9 +26,12 @@ struct Command {
 
 constexpr Command kCommands[] = {
     {"compress", Compress, "compress a context and store it",
-     "file token_ids model system_ids recipe durability min_ratio fidelity compressor timeout json",
+     "file token_ids model system_ids recipe codec durability min_ratio fidelity compressor "
+     "timeout "
+     "json",
      "kvtierctl compress (--file DOC | --token_ids FILE) [--model M] [--system_ids FILE]\n"
-     "                   [--durability host|disk] [--min_ratio R] [--fidelity N] [--json]\n\n"
+     "                   [--recipe R] [--codec raw|int8|int4] [--durability host|disk]\n"
+     "                   [--min_ratio R] [--fidelity N] [--json]\n\n"
      "Sends a context to the compressor, shows progress on stderr, prints the key and a table of\n"
      "ratios. --file takes text and needs a model whose vocabulary is bytes (see 'kvtierctl\n"
      "models'); any model takes --token_ids: a JSON array of ids, or raw u32 in a file *.u32.\n"

@@ -251,6 +251,8 @@ TEST_P(BackendConformanceTest, AttentionHandlesOddSizes) {
             .group = 4, .dim = 64, .rows = 1, .spans = {{6000}, {100}}, .dtype = DType::kBf16},
         AttentionCase{
             .group = 2, .dim = 31, .rows = 150, .spans = {{129}, {7, 300}}, .dtype = DType::kBf16},
+        AttentionCase{
+            .group = 7, .dim = 64, .rows = 1, .spans = {{3000}, {100}}, .dtype = DType::kBf16},
         AttentionCase{.group = 2, .dim = 32, .rows = 5, .spans = {{2048, 2048}, {2047, 1, 1}}}}) {
     c.bf16_products = GetParam().bf16_products;
     SCOPED_TRACE(c.ToString());

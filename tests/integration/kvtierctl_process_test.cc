@@ -133,6 +133,30 @@ TEST_F(CtlTest, NamesAServerThatDoesNotAnswer) {
   EXPECT_THAT(outcome.err, HasSubstr("UNAVAILABLE"));
 }
 
+TEST_F(CtlTest, CompressesWithACodecThatIsPartOfTheKey) {
+  StartStore();
+  StartCompressor();
+  StartWorker();
+  const std::string raw = CompressText();
+  std::set<std::string> keys{raw};
+  for (const std::string codec : {"int8", "int4"}) {
+    SCOPED_TRACE(codec);
+    const Outcome made =
+        Run("compress", {"--json", "--codec", codec, "--file", Write("text", kText)});
+    ASSERT_EQ(made.exit_code, 0) << made.err;
+    const std::string key = made.json().value("key", "");
+    EXPECT_TRUE(keys.insert(key).second) << "another codec is another key";
+    const Outcome stat = Run("stat", {"--json", key});
+    ASSERT_EQ(stat.exit_code, 0) << stat.err;
+    EXPECT_EQ(stat.json().value("recipe", ""), "kvzip/1;codec=" + codec);
+    const Outcome asked = Run("ask", {"--key", key, "--ratio=0.3", "--question=red"});
+    EXPECT_EQ(asked.exit_code, 0) << asked.err;
+  }
+  const Outcome unknown = Run("compress", {"--codec=int3", "--file", Write("text", kText)});
+  EXPECT_EQ(unknown.exit_code, 2);
+  EXPECT_THAT(unknown.err, AllOf(HasSubstr("int3"), HasSubstr("int4")));
+}
+
 TEST_F(CtlTest, CompressesTextAndIdsToOneKey) {
   StartStore();
   StartCompressor();

@@ -87,6 +87,13 @@ TEST_F(RecipesTest, RefusalsNameWhatIsKnownAndWhatIsMissing) {
   EXPECT_EQ(result.object().recipe(), "uniform/1");
 }
 
+TEST_F(RecipesTest, HeadRecipeWithoutScoresStopsTheServerAtOnce) {
+  StartStore();
+  EXPECT_FALSE(ServerProcess::Start("kvtier-compressor", {"--model=" + model_, "--recipe=head",
+                                                          "--store=" + store_->address()})
+                   .ok());
+}
+
 TEST_F(RecipesTest, HeadScoresOfAnotherModelStopTheServerAtOnce) {
   const std::string scores = MakeHeadScores();
   StartStore();

@@ -138,7 +138,7 @@ TEST_P(RowCodecTest, TheBoundIsHalfAStepOfTheRange) {
   EXPECT_GE(codec().ErrorBound(-2, 2), step / 2);
 }
 
-TEST_P(RowCodecTest, ConstantRowsThatAHalfHoldsComeBackExactly) {
+TEST_P(RowCodecTest, ConstantRowsThatAHalfHoldsComeBackExactlyInInt4) {
   for (const float constant :
        {0.0f, -0.0f, 1.0f, -0.375f, 65504.0f, -65504.0f, 0x1p-24f, 1023.5f}) {
     const std::vector<float> row(32, constant);
