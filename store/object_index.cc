@@ -14,16 +14,10 @@ ObjectIndex::ObjectPtr ObjectIndex::FindUpload(const UploadId& upload) const {
   return found == uploads_.end() ? nullptr : found->second;
 }
 
-ObjectIndex::ObjectPtr ObjectIndex::Insert(ObjectPtr object) {
-  const bool is_new = uploads_.emplace(object->upload(), object).second;
-  KVTIER_CHECK(is_new) << "upload " << object->upload().ToHex() << " is sealed already";
-  ObjectPtr& slot = objects_[Name{object->tenant, object->manifest->key}];
-  std::swap(slot, object);
-  if (object != nullptr) {
-    object->retired = true;
-    RemoveFromHost(object);
-  }
-  return object;
+void ObjectIndex::Insert(const ObjectPtr& object) {
+  const bool is_new = uploads_.emplace(object->upload(), object).second &&
+                      objects_.emplace(Name{object->tenant, object->manifest->key}, object).second;
+  KVTIER_CHECK(is_new) << "upload " << object->upload().ToHex() << " or its key is known already";
 }
 
 void ObjectIndex::Retire(const ObjectPtr& object) {

@@ -56,9 +56,8 @@ class ObjectIndex {
   ObjectPtr Find(const TenantId& tenant, const Key& key) const;
   ObjectPtr FindUpload(const UploadId& upload) const;
 
-  // Makes `object` current for its key; returns the one it replaces, retired, or null.
-  // REQUIRES: no upload of its id is known.
-  ObjectPtr Insert(ObjectPtr object);
+  // Makes `object` current for its key. REQUIRES: the key finds none; no upload of its id is known.
+  void Insert(const ObjectPtr& object);
   // Its key no longer finds it; its upload id does, until Forget. Fine if it is retired already.
   void Retire(const ObjectPtr& object);
   // REQUIRES: retired.

@@ -71,8 +71,9 @@ absl::Status TieredStoreImpl::Recover() {
   counters_.checksum_failures += found.records_lost;
   MutexLock lock(&mutex_);
   for (const SealedObject& object : sealed) {
-    index_.Insert(std::make_shared<ObjectState>(object.tenant, object.manifest, object.sealed_at,
-                                                Durability::kDisk, object.resident_bands));
+    Insert(std::make_shared<ObjectState>(object.tenant, object.manifest, object.sealed_at,
+                                         Durability::kDisk, object.resident_bands),
+           ChangeCause::kRecovered);
   }
   KVTIER_LOG(INFO) << "recovered " << sealed.size() << " objects, removed " << found.orphans_removed
                    << " unfinished uploads, lost " << found.records_lost << " records";
@@ -139,9 +140,7 @@ absl::Status TieredStoreImpl::Delete(const TenantId& tenant, const Key& key) {
     }
     KVTIER_SYNC_POINT("store.delete.after_record");
     MutexLock lock(&mutex_);
-    object->band_limit = 0;
-    index_.Retire(object);
-    garbage_.insert(object);
+    Lower(object, 0, ChangeCause::kRequested);
   }
   Trim();
   KVTIER_SYNC_POINT("store.delete.after_segments");
@@ -166,12 +165,7 @@ absl::Status TieredStoreImpl::DropBands(const TenantId& tenant, const Key& key,
       KVTIER_RETURN_IF_ERROR(disk_->LowerResidency(object->upload(), band_count));
     }
     MutexLock lock(&mutex_);
-    const uint32_t resident = ResidentBands(*object);  // A loss may have come in between.
-    if (band_count < resident) {
-      counters_.bands_dropped += resident - band_count;
-      object->band_limit = band_count;
-    }
-    garbage_.insert(object);
+    Lower(object, band_count, ChangeCause::kRequested);
   }
   Trim();
   return absl::OkStatus();

@@ -1,6 +1,7 @@
-// The implementation of TieredStore, in three files: tiered_store.cc (start-up, the index, giving
-// up), tiered_store_put.cc (uploads and making room), tiered_store_read.cc (pins, reads, losses).
-// Private to store/.
+// The implementation of TieredStore, in five files: tiered_store.cc (start-up, the index, giving
+// up), tiered_store_life.cc (every change of what is served), tiered_store_put.cc (uploads),
+// tiered_store_room.cc (making room), tiered_store_read.cc (pins, reads, losses). Private to
+// store/.
 //
 // How it stays correct without a lock around disk work:
 //   1. Where bands are is asked of the tiers, never remembered here. What is decided about an
@@ -29,6 +30,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "base/mutex.h"
+#include "store/object_change.h"
 #include "store/object_index.h"
 #include "store/tiered_store.h"
 #include "store/turns.h"
@@ -95,6 +97,17 @@ class TieredStoreImpl final : public TieredStore {
   // next time.
   void Trim() ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // --- tiered_store_life.cc: the only ways in which what new readers see of an object changes.
+  // Makes a new object current, in place of one of the same key.
+  void Insert(const ObjectPtr& object, ChangeCause cause) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // New readers see at most the first `band_count` bands from now on (0: its key does not find it);
+  // Trim removes the bytes when nobody pins them. REQUIRES, unless the cause is kLoss: what a crash
+  // brings back has been lowered first.
+  void Lower(const ObjectPtr& object, uint32_t band_count, ChangeCause cause)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Called once for each change, by the two above: whoever must know is told here.
+  void OnChange(const ObjectChange& change) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   // --- tiered_store_put.cc
   // Null if there is none of this id; INVALID_ARGUMENT if it is of another object.
   absl::StatusOr<std::shared_ptr<Upload>> FindOpen(const TenantId& tenant, const Manifest& manifest,
@@ -121,6 +134,8 @@ class TieredStoreImpl final : public TieredStore {
   absl::Status PutHostBand(const Manifest& manifest, BandIndex band,
                            const std::vector<SegmentRef>& segments, const ObjectPtr& own,
                            OnFullDisk on_full_disk);
+
+  // --- tiered_store_room.cc
   // Makes `bytes` of the host budget free, taking them from the top of the coldest objects.
   // RESOURCE_EXHAUSTED names the limit.
   absl::Status MakeRoom(uint64_t bytes, const ObjectPtr& own, OnFullDisk on_full_disk)

@@ -173,11 +173,7 @@ void TieredStoreImpl::Lose(const ObjectPtr& object, BandIndex band) {
   const uint32_t keep = band.value();
   {
     MutexLock lock(&mutex_);
-    const uint32_t resident = ResidentBands(*object);
-    if (keep < resident) counters_.bands_lost += resident - keep;
-    object->band_limit = std::min(object->band_limit, keep);
-    if (keep == 0) index_.Retire(object);
-    garbage_.insert(object);  // In case the removal below fails.
+    Lower(object, keep, ChangeCause::kLoss);
   }
   // At once, pinned or not: nobody can read them.
   absl::Status removed = host_->DropBands(object->upload(), keep);
@@ -267,12 +263,8 @@ absl::Status TieredStoreImpl::RepairDiskCopy(const ObjectPtr& object, BandIndex 
   bool has_lost = false;
   {
     MutexLock lock(&mutex_);
-    const uint32_t resident = ResidentBands(*object);
-    if (in_host < resident) {
-      has_lost = true;
-      counters_.bands_lost += resident - in_host;
-      object->band_limit = std::min(object->band_limit, in_host);
-    }
+    has_lost = in_host < ResidentBands(*object);
+    if (has_lost) Lower(object, in_host, ChangeCause::kLoss);
   }
   KVTIER_RETURN_IF_ERROR(disk_->DropBands(object->upload(), band.value()));
   KVTIER_RETURN_IF_ERROR(EnsureOnDisk(object));
