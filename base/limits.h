@@ -79,8 +79,12 @@ inline constexpr uint64_t kFrameBytesMax = 1 * kMiB;
 // Any message that is not a frame: a manifest plus a million token ids fit.
 inline constexpr uint64_t kControlMessageBytesMax = 16 * kMiB;
 inline constexpr uint32_t kTenantBytesMax = 128;
-// Contexts in one Lookup.
+// Prompts in one Lookup, and token blocks of one of them: the longest context in blocks of 64.
 inline constexpr uint32_t kLookupBatchMax = 256;
+inline constexpr uint32_t kLookupBlocksMax = kContextTokensMax / 64;
+// Stored contexts that one prompt's answer is chosen from. More can only match when that many
+// stored ones are prefixes of each other, or differ behind the same last full block.
+inline constexpr uint32_t kLookupCandidatesMax = 64;
 // Objects in one page of List.
 inline constexpr uint32_t kListPageMax = 1000;
 // Events kept for replay by a Watch that reconnects; older ones force a new List.

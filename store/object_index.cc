@@ -1,5 +1,6 @@
 #include "store/object_index.h"
 
+#include "base/limits.h"
 #include "base/log.h"
 
 namespace kvtier {
@@ -18,11 +19,13 @@ void ObjectIndex::Insert(const ObjectPtr& object) {
   const bool is_new = uploads_.emplace(object->upload(), object).second &&
                       objects_.emplace(Name{object->tenant, object->manifest->key}, object).second;
   KVTIER_CHECK(is_new) << "upload " << object->upload().ToHex() << " or its key is known already";
+  AddPrefix(*object);
 }
 
 void ObjectIndex::Retire(const ObjectPtr& object) {
   if (object->retired) return;
   object->retired = true;
+  RemovePrefix(*object);
   RemoveFromHost(object);
   objects_.erase(Name{object->tenant, object->manifest->key});
 }
@@ -42,6 +45,26 @@ std::vector<ObjectIndex::ObjectPtr> ObjectIndex::List(const TenantId& tenant,
     listed.push_back(at->second);
   }
   return listed;
+}
+
+namespace {
+
+PrefixMatch PrefixOf(const ObjectState& object) {
+  static_assert(limits::kContextTokensMax <= UINT32_MAX);
+  return {.context_tokens = static_cast<uint32_t>(object.manifest->context_tokens),
+          .upload = object.upload()};
+}
+
+}  // namespace
+
+void ObjectIndex::AddPrefix(const ObjectState& object) {
+  const TokenBlockHash& hash = object.manifest->last_block_hash;
+  if (!hash.IsZero()) prefixes_.Insert(object.tenant, hash, PrefixOf(object));
+}
+
+void ObjectIndex::RemovePrefix(const ObjectState& object) {
+  const TokenBlockHash& hash = object.manifest->last_block_hash;
+  if (!hash.IsZero()) prefixes_.Remove(object.tenant, hash, PrefixOf(object));
 }
 
 void ObjectIndex::Touch(const ObjectPtr& object) {

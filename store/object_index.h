@@ -1,5 +1,6 @@
 // Which uploads a store knows: the current one of each (tenant, key), and those that were replaced
-// or deleted while somebody still reads them. Also the order in which host memory is given up.
+// or deleted while somebody still reads them. Also the order in which host memory is given up, and
+// the upkeep of a PrefixIndex: it holds the current ones that can be found by prefix.
 // Not thread-safe: TieredStore's mutex guards it and every ObjectState in it.
 #ifndef KVTIER_STORE_OBJECT_INDEX_H_
 #define KVTIER_STORE_OBJECT_INDEX_H_
@@ -16,6 +17,7 @@
 #include "absl/time/time.h"
 #include "kvcache/ids.h"
 #include "kvcache/manifest.h"
+#include "store/prefix_index.h"
 #include "store/tiered_store.h"
 
 namespace kvtier {
@@ -52,6 +54,9 @@ class ObjectIndex {
  public:
   using ObjectPtr = std::shared_ptr<ObjectState>;
 
+  // `prefixes` outlives this.
+  explicit ObjectIndex(PrefixIndex& prefixes) : prefixes_(prefixes) {}
+
   // Null when there is none.
   ObjectPtr Find(const TenantId& tenant, const Key& key) const;
   ObjectPtr FindUpload(const UploadId& upload) const;
@@ -79,6 +84,10 @@ class ObjectIndex {
  private:
   using Name = std::pair<TenantId, Key>;
 
+  void AddPrefix(const ObjectState& object);
+  void RemovePrefix(const ObjectState& object);
+
+  PrefixIndex& prefixes_;
   std::map<Name, ObjectPtr> objects_;  // Current ones; ordered, because List is.
   absl::flat_hash_map<UploadId, ObjectPtr> uploads_;
   std::list<ObjectPtr> in_host_;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/limits.h"
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "base/sync_point.h"
@@ -121,6 +122,28 @@ std::vector<ObjectStat> TieredStoreImpl::List(const TenantId& tenant,
   MutexLock lock(&mutex_);
   for (const ObjectPtr& object : index_.List(tenant, after, limit)) {
     stats.push_back(StatOf(*object));
+  }
+  return stats;
+}
+
+std::vector<ObjectStat> TieredStoreImpl::FindPrefixes(const TenantId& tenant,
+                                                      const PrefixQuery& prompt, Ratio min_ratio,
+                                                      size_t candidates_max) {
+  std::vector<ObjectStat> stats;
+  const std::vector<PrefixMatch> matches =
+      prefixes_.Find(tenant, prompt, limits::kLookupCandidatesMax);
+  if (matches.empty()) return stats;
+  MutexLock lock(&mutex_);
+  for (const PrefixMatch& match : matches) {
+    if (stats.size() == candidates_max) break;
+    const ObjectPtr object = index_.FindUpload(match.upload);
+    if (object == nullptr || object->retired) continue;  // Gone since we looked.
+    ObjectStat stat = StatOf(*object);
+    if (stat.resident_bands == 0 ||
+        object->manifest->bands[stat.resident_bands - 1].edge < min_ratio) {
+      continue;
+    }
+    stats.push_back(std::move(stat));
   }
   return stats;
 }

@@ -27,6 +27,7 @@
 #include "kvcache/compressed_object.h"
 #include "kvcache/transport.h"
 #include "store/durable_tier.h"
+#include "store/prefix_index.h"
 #include "store/upload.h"
 
 namespace kvtier {
@@ -128,6 +129,12 @@ class TieredStore {
       const TenantId& tenant, const Key& key, const std::optional<UploadId>& upload) = 0;
   // Like Pin, without pinning or counting a request.
   virtual absl::StatusOr<ObjectStat> Stat(const TenantId& tenant, const Key& key) = 0;
+
+  // Objects that may be prefixes of a prompt, longest first, at most `candidates_max`; the caller
+  // confirms one by its key. Only such that are resident to at least `min_ratio`. Counts nothing:
+  // a prompt is no request for an object yet.
+  virtual std::vector<ObjectStat> FindPrefixes(const TenantId& tenant, const PrefixQuery& prompt,
+                                               Ratio min_ratio, size_t candidates_max) = 0;
 
   // Removes the object; current readers finish. NOT_FOUND when there is none.
   virtual absl::Status Delete(const TenantId& tenant, const Key& key) = 0;

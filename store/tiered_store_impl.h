@@ -56,6 +56,8 @@ class TieredStoreImpl final : public TieredStore {
   absl::StatusOr<std::unique_ptr<PinnedObject>> Pin(const TenantId& tenant, const Key& key,
                                                     const std::optional<UploadId>& upload) override;
   absl::StatusOr<ObjectStat> Stat(const TenantId& tenant, const Key& key) override;
+  std::vector<ObjectStat> FindPrefixes(const TenantId& tenant, const PrefixQuery& prompt,
+                                       Ratio min_ratio, size_t candidates_max) override;
   absl::Status Delete(const TenantId& tenant, const Key& key) override;
   absl::Status DropBands(const TenantId& tenant, const Key& key, uint32_t band_count) override;
   std::vector<ObjectStat> List(const TenantId& tenant, const std::optional<Key>& after,
@@ -172,8 +174,9 @@ class TieredStoreImpl final : public TieredStore {
   StoreCounters counters_;
   Turns turns_;
 
+  PrefixIndex prefixes_;  // Kept by index_; searched without mutex_.
   mutable Mutex mutex_;
-  ObjectIndex index_ ABSL_GUARDED_BY(mutex_);
+  ObjectIndex index_ ABSL_GUARDED_BY(mutex_){prefixes_};
   std::map<UploadId, OpenUpload> uploads_ ABSL_GUARDED_BY(mutex_);
   uint64_t upload_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t pin_count_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -109,7 +109,8 @@ CompressedObject MakeTestObject(const TestObjectOptions& options) {
   const absl::StatusOr<BandEdges> edges = BandEdges::Parse(options.edges);
   KVTIER_CHECK_OK(edges);
   auto manifest = std::make_shared<Manifest>();
-  manifest->key = MakeId<Key>(options.seed, 1);
+  manifest->key = options.key.IsZero() ? MakeId<Key>(options.seed, 1) : options.key;
+  manifest->last_block_hash = options.last_block_hash;
   manifest->upload_id = MakeId<UploadId>(options.seed, 2 + options.upload_seed);
   manifest->model_name = "test-model";
   manifest->model_digest = MakeId<Digest>(7, 7);

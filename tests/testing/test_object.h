@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kvcache/compressed_object.h"
+#include "kvcache/ids.h"
 
 namespace kvtier {
 
@@ -23,6 +24,8 @@ struct TestObjectOptions {
   std::string edges = "0.1,0.2,0.3,0.4,0.6,1";
   uint64_t seed = 1;         // Names the key.
   uint64_t upload_seed = 0;  // With `seed`, names the upload and makes the content.
+  Key key = {};              // Not zero: the key.
+  TokenBlockHash last_block_hash = {};
 };
 
 // Dies if the options make no valid object.
