@@ -90,6 +90,15 @@ inline constexpr uint32_t kListPageMax = 1000;
 // Events kept for replay by a Watch that reconnects; older ones force a new List.
 inline constexpr uint32_t kWatchReplayEventsMax = 65536;
 inline constexpr uint32_t kWatchersMax = 256;
+// Of one tenant, so that it cannot keep all others out.
+inline constexpr uint32_t kWatchersPerTenantMax = 64;
+// Tenants with a quota of their own: each is a label value of a metric.
+inline constexpr uint32_t kTenantQuotasMax = 256;
+// The longest time to live that can be asked for; longer: none.
+inline constexpr absl::Duration kTtlMax = absl::Hours(24 * 365 * 100);
+// How often expired objects are looked for. They are misses before that; it is their bytes that
+// wait.
+inline constexpr absl::Duration kExpirySweepInterval = absl::Seconds(1);
 
 // --- Store
 // ----------------------------------------------------------------------------------------

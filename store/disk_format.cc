@@ -1,5 +1,6 @@
 #include "store/disk_format.h"
 
+#include <limits>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -17,6 +18,8 @@ namespace {
 constexpr absl::string_view kFormatPrefix = "kvtier store format ";
 constexpr size_t kPartKeyBytes = UploadId::kSize + 3 * sizeof(uint32_t);
 constexpr size_t kCrcBytes = sizeof(uint32_t);
+constexpr uint32_t kPinnedFlag = 1;
+constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 
 // Big endian, so that keys sort by number.
 void AppendBigEndian(uint32_t value, std::string* out) {
@@ -155,19 +158,55 @@ absl::StatusOr<uint32_t> DecodeResidencyRecord(const UploadId& upload, absl::str
   return LoadLittleEndian<uint32_t>(AsBytes(body).data());
 }
 
+std::string EncodeAttributesRecord(const UploadId& upload, const ObjectAttributes& attributes) {
+  std::string value;
+  ByteWriter writer(&value);
+  writer.WriteU32(kAttributesRecordVersion);
+  writer.WriteU32(attributes.pinned ? kPinnedFlag : 0);
+  writer.WriteI64(attributes.expires_at == absl::InfiniteFuture()
+                      ? kNever
+                      : absl::ToUnixNanos(attributes.expires_at));
+  AppendCrc(upload.AsStringView(), &value);
+  return value;
+}
+
+absl::StatusOr<ObjectAttributes> DecodeAttributesRecord(const UploadId& upload,
+                                                        absl::string_view value) {
+  KVTIER_ASSIGN_OR_RETURN(const absl::string_view body, CheckCrc(upload.AsStringView(), value));
+  const auto parse = [&]() -> absl::StatusOr<ObjectAttributes> {
+    ByteReader reader(AsBytes(body));
+    KVTIER_ASSIGN_OR_RETURN(const uint32_t version, reader.ReadU32());
+    if (version != kAttributesRecordVersion) {
+      return absl::DataLossError(absl::StrCat("attributes record of version ", version));
+    }
+    KVTIER_ASSIGN_OR_RETURN(const uint32_t flags, reader.ReadU32());
+    KVTIER_ASSIGN_OR_RETURN(const int64_t expires_at_ns, reader.ReadI64());
+    KVTIER_RETURN_IF_ERROR(reader.ExpectEnd());
+    if ((flags & ~kPinnedFlag) != 0) return absl::DataLossError("attributes record: unknown flags");
+    return ObjectAttributes{.pinned = (flags & kPinnedFlag) != 0,
+                            .expires_at = expires_at_ns == kNever
+                                              ? absl::InfiniteFuture()
+                                              : absl::FromUnixNanos(expires_at_ns)};
+  };
+  absl::StatusOr<ObjectAttributes> attributes = parse();
+  if (!attributes.ok()) return absl::DataLossError(attributes.status().message());
+  return attributes;
+}
+
 std::string EncodeFormatFile() { return absl::StrCat(kFormatPrefix, kStoreFormatVersion, "\n"); }
 
-absl::Status CheckFormatFile(absl::string_view text) {
+absl::StatusOr<uint32_t> ParseFormatFile(absl::string_view text) {
   uint32_t version = 0;
   if (!absl::ConsumePrefix(&text, kFormatPrefix) || !absl::ConsumeSuffix(&text, "\n") ||
       !absl::SimpleAtoi(text, &version)) {
     return absl::FailedPreconditionError("the FORMAT file is not one of a kvtier store");
   }
-  if (version != kStoreFormatVersion) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "store of format ", version, ", this build reads format ", kStoreFormatVersion));
+  if (version < kOldestStoreFormatVersion || version > kStoreFormatVersion) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("store of format ", version, ", this build reads formats ",
+                     kOldestStoreFormatVersion, " to ", kStoreFormatVersion));
   }
-  return absl::OkStatus();
+  return version;
 }
 
 }  // namespace kvtier::disk_format

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "store/object_stat.h"
 #include "store/tier.h"
 
 namespace kvtier {
@@ -20,6 +21,7 @@ struct SealedObject {
   std::shared_ptr<const Manifest> manifest;
   uint32_t resident_bands = 0;
   absl::Time sealed_at;
+  ObjectAttributes attributes;
 };
 
 // What the tier found damaged or left over, since it was opened.
@@ -48,8 +50,16 @@ class DurableTier : public Tier {
   virtual absl::Status LowerResidency(const UploadId& upload, uint32_t band_count) = 0;
   // Removes the record of (tenant, key) if it is of `upload`, then the upload's segments.
   virtual absl::Status Unseal(const TenantId& tenant, const Key& key, const UploadId& upload) = 0;
+  // Makes `attributes` durable for an upload. They may come before its Seal, so that it is never
+  // sealed without them; they go with its record, and with an upload that is never sealed at the
+  // next start.
+  //   RESOURCE_EXHAUSTED, UNAVAILABLE  the old ones stand
+  //   FAILED_PRECONDITION              no band of the upload is here
+  virtual absl::Status SetAttributes(const UploadId& upload,
+                                     const ObjectAttributes& attributes) = 0;
   // Start-up: every sealed object whose record is intact, after deleting segments no record names
-  // and bands above a residency record. Records that fail their checksum are counted and removed.
+  // and bands above a residency record. Records that fail their checksum are counted and removed
+  // (an object whose attributes fail theirs is there, with none).
   // When some records cannot be read at all, what was read is served and nothing is deleted: the
   // rest may be named by the records behind the damage.
   // REQUIRES: called once, before any other method.

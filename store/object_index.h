@@ -41,6 +41,7 @@ class ObjectState {
   Durability durability;
   // Bands that new readers may see. Only ever lowered: when bands are given up or lost.
   uint32_t band_limit;
+  ObjectAttributes attributes;
   uint32_t pin_count = 0;
   bool retired = false;   // Replaced, deleted or lost: no longer found by its key.
   bool trimming = false;  // Somebody is removing its bytes now.

@@ -1,5 +1,6 @@
 #include "store/rocksdb_database.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <exception>
@@ -104,11 +105,14 @@ rocksdb::ColumnFamilyOptions MakeRecordsOptions() {
 
 struct RocksDbDatabase::Handle {
   std::unique_ptr<rocksdb::DB> db;
-  std::vector<rocksdb::ColumnFamilyHandle*> families;  // The default one, then as in Family.
+  // The default one, then as in Family, without those at the end that the folder does not have.
+  std::vector<rocksdb::ColumnFamilyHandle*> families;
   bool read_only = false;
 
+  // Null only if read_only: a store of an older format lacks the latest families.
   rocksdb::ColumnFamilyHandle* family(Family of) const {
-    return families[1 + static_cast<size_t>(of)];
+    const size_t index = 1 + static_cast<size_t>(of);
+    return index < families.size() ? families[index] : nullptr;
   }
 
   ~Handle() {
@@ -190,13 +194,24 @@ bool RocksDbDatabase::HasDirectWrites() {
 
 absl::StatusOr<std::unique_ptr<RocksDbDatabase::Handle>> RocksDbDatabase::OpenHandle(
     bool read_only) {
-  const std::vector<rocksdb::ColumnFamilyDescriptor> families = {
+  std::vector<rocksdb::ColumnFamilyDescriptor> families = {
       {rocksdb::kDefaultColumnFamilyName, MakeRecordsOptions()},
       {"segments", MakeSegmentsOptions()},
       {"objects", MakeRecordsOptions()},
       {"residency", MakeRecordsOptions()},
+      {"attributes", MakeRecordsOptions()},
   };
   rocksdb::DBOptions options = MakeDbOptions(env_);
+  if (read_only) {
+    // Nothing is made then. If they cannot be listed, opening says why.
+    std::vector<std::string> names;
+    const absl::Status listed = Rocks(absl::StrCat("list ", folder_), [&] {
+      return rocksdb::DB::ListColumnFamilies(options, folder_, &names);
+    });
+    while (listed.ok() && std::ranges::count(names, families.back().name) == 0) {
+      families.pop_back();
+    }
+  }
   auto handle = std::make_unique<Handle>();
   handle->read_only = read_only;
   const auto open = [&] {
@@ -345,9 +360,11 @@ absl::Status RocksDbDatabase::VisitRecords(
     Family family, absl::FunctionRef<void(absl::string_view, absl::string_view)> visit) {
   const Access access(this);
   KVTIER_RETURN_IF_ERROR(access.status());
+  rocksdb::ColumnFamilyHandle* const from = access->family(family);
+  if (from == nullptr) return absl::OkStatus();
   return Rocks("read records", [&] {
     const std::unique_ptr<rocksdb::Iterator> records(
-        access->db->NewIterator(rocksdb::ReadOptions(), access->family(family)));
+        access->db->NewIterator(rocksdb::ReadOptions(), from));
     for (records->SeekToFirst(); records->Valid(); records->Next()) {
       visit(ToView(records->key()), ToView(records->value()));
     }

@@ -38,12 +38,13 @@ namespace kvtier {
 
 class RocksDbDatabase {
  public:
-  enum class Family { kSegments, kObjects, kResidency };
+  enum class Family { kSegments, kObjects, kResidency, kAttributes };
 
   enum class Mode { kReadWrite, kReadOnly };
 
-  // `env` (may be null: the default) outlives the database. kReadOnly changes nothing in the
-  // folder; whatever would write is then FAILED_PRECONDITION.
+  // `env` (may be null: the default) outlives the database. Families that an older build did not
+  // have are made, or, kReadOnly, are empty. kReadOnly changes nothing in the folder; whatever
+  // would write is then FAILED_PRECONDITION.
   // FAILED_PRECONDITION: in use by another process, or twice in this one.
   static absl::StatusOr<std::unique_ptr<RocksDbDatabase>> Open(std::string folder, Mode mode,
                                                                rocksdb::Env* env);

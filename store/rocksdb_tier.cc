@@ -59,6 +59,7 @@ class RocksDbTier final : public DurableTier {
                           absl::Time sealed_at) override;
   absl::Status LowerResidency(const UploadId& upload, uint32_t band_count) override;
   absl::Status Unseal(const TenantId& tenant, const Key& key, const UploadId& upload) override;
+  absl::Status SetAttributes(const UploadId& upload, const ObjectAttributes& attributes) override;
   absl::StatusOr<std::vector<SealedObject>> Recover() override;
   DurableCounters counters() override {
     MutexLock lock(&mutex_);
@@ -78,6 +79,7 @@ class RocksDbTier final : public DurableTier {
     uint64_t unreclaimed_bytes = 0;
     uint32_t recorded_bands = 0;
     std::optional<ObjectName> name;  // Whose object record it is or was.
+    bool has_attributes = false;     // There is an attributes record.
   };
 
   std::string StagingFolder() const { return options_.folder + "/staging"; }
@@ -87,7 +89,7 @@ class RocksDbTier final : public DurableTier {
   // Turns are per upload; Seal touches two but removes nothing of the replaced one.
   Turns::Turn TakeTurn(const UploadId& upload) { return turns_.Take(upload.ToHex()); }
 
-  absl::StatusOr<bool> HasFormat();
+  absl::StatusOr<uint32_t> FormatVersion();
   absl::Status WriteBandFile(const std::string& file, const Manifest& manifest, BandIndex band,
                              std::span<const SegmentRef> layers);
   absl::Status IngestStaged(const UploadId& upload);
@@ -133,8 +135,8 @@ absl::Status RocksDbTier::Open() {
     if (error) return absl::UnavailableError(absl::StrCat(options_.folder, ": ", error.message()));
   }
   // Before anything is written, the lock's file included.
-  KVTIER_ASSIGN_OR_RETURN(const bool has_format, HasFormat());
-  if (must_exist && !has_format) {
+  KVTIER_ASSIGN_OR_RETURN(const uint32_t format, FormatVersion());
+  if (must_exist && format == 0) {
     return absl::FailedPreconditionError(
         absl::StrCat(options_.folder, ": has no FORMAT file; not a kvtier store"));
   }
@@ -149,7 +151,8 @@ absl::Status RocksDbTier::Open() {
         database_, RocksDbDatabase::Open(database, RocksDbDatabase::Mode::kReadOnly, options_.env));
     return absl::OkStatus();
   }
-  if (!has_format) {
+  if (format != disk_format::kStoreFormatVersion) {
+    // First, also for an older store: from now on an older build must not write to it.
     KVTIER_RETURN_IF_ERROR(rocksdb_files::WriteAtomically(options_.env, options_.folder, "FORMAT",
                                                           disk_format::EncodeFormatFile()));
   }
@@ -161,17 +164,18 @@ absl::Status RocksDbTier::Open() {
 }
 
 // The format is a file of its own, so that another version is refused before RocksDB changes
-// anything. False: a new folder, which may become a store.
-absl::StatusOr<bool> RocksDbTier::HasFormat() {
+// anything. 0: a new folder, which may become a store.
+absl::StatusOr<uint32_t> RocksDbTier::FormatVersion() {
   const std::string file = options_.folder + "/FORMAT";
   KVTIER_ASSIGN_OR_RETURN(const bool has_format, rocksdb_files::Exists(options_.env, file));
   if (has_format) {
     KVTIER_ASSIGN_OR_RETURN(const std::string text, rocksdb_files::Read(options_.env, file));
-    const absl::Status ours = disk_format::CheckFormatFile(text);
-    if (ours.ok()) return true;
-    return absl::Status(ours.code(), absl::StrCat(options_.folder, ": ", ours.message()));
+    const absl::StatusOr<uint32_t> version = disk_format::ParseFormatFile(text);
+    if (version.ok()) return version;
+    return absl::Status(version.status().code(),
+                        absl::StrCat(options_.folder, ": ", version.status().message()));
   }
-  if (options_.must_exist || options_.read_only) return false;
+  if (options_.must_exist || options_.read_only) return 0;
   KVTIER_ASSIGN_OR_RETURN(const std::vector<std::string> names,
                           rocksdb_files::ListFolder(options_.env, options_.folder));
   for (const std::string& name : names) {
@@ -181,7 +185,7 @@ absl::StatusOr<bool> RocksDbTier::HasFormat() {
         absl::StrCat(options_.folder, ": is not empty (", name,
                      ") and has no FORMAT file; not a kvtier store, and not made one"));
   }
-  return false;
+  return 0;
 }
 
 // --- Bands in ------------------------------------------------------------------------------------
@@ -295,6 +299,30 @@ absl::Status RocksDbTier::SealPrefix(const TenantId& tenant, const Manifest& man
   return absl::OkStatus();
 }
 
+absl::Status RocksDbTier::SetAttributes(const UploadId& upload,
+                                        const ObjectAttributes& attributes) {
+  const Turns::Turn turn = TakeTurn(upload);
+  {
+    MutexLock lock(&mutex_);
+    const auto found = uploads_.find(upload);
+    if (found == uploads_.end()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("upload ", upload.ToHex(), ": no band of it is here to have attributes"));
+    }
+    if (!found->second.has_attributes && attributes == ObjectAttributes()) {
+      return absl::OkStatus();
+    }
+  }
+  const RecordChange change = {Family::kAttributes, std::string(upload.AsStringView()),
+                               disk_format::EncodeAttributesRecord(upload, attributes)};
+  KVTIER_SYNC_POINT("store.attributes.before_record");
+  KVTIER_RETURN_IF_ERROR(database_->WriteRecords({&change, 1}));
+  KVTIER_SYNC_POINT("store.attributes.after_record");
+  MutexLock lock(&mutex_);
+  uploads_[upload].has_attributes = true;
+  return absl::OkStatus();
+}
+
 // --- Segments out --------------------------------------------------------------------------------
 
 absl::StatusOr<SegmentRef> RocksDbTier::Get(const Manifest& manifest, BandIndex band,
@@ -368,10 +396,13 @@ TierUsage RocksDbTier::Usage() {
 
 absl::Status RocksDbTier::LowerRecord(const UploadId& upload, uint32_t band_count) {
   bool is_lower = true;
-  std::optional<ObjectName> named;  // The object record goes with the last band.
+  bool drops_attributes = false;  // They go with the last band, as does the object record.
+  std::optional<ObjectName> named;
   {
     MutexLock lock(&mutex_);
     const auto found = uploads_.find(upload);
+    drops_attributes = band_count == 0 && found != uploads_.end() && found->second.has_attributes;
+    if (drops_attributes) is_lower = false;
     if (found != uploads_.end() && found->second.recorded_bands > band_count) {
       is_lower = false;
       const std::optional<ObjectName>& name = found->second.name;
@@ -394,12 +425,14 @@ absl::Status RocksDbTier::LowerRecord(const UploadId& upload, uint32_t band_coun
       changes.push_back({Family::kObjects, disk_format::ObjectRecordKey(named->tenant, named->key),
                          std::nullopt});
     }
+    if (drops_attributes) changes.push_back({Family::kAttributes, key, std::nullopt});
   }
   KVTIER_SYNC_POINT("store.drop.before_record");
   KVTIER_RETURN_IF_ERROR(database_->WriteRecords(changes));
   KVTIER_SYNC_POINT("store.drop.after_record");
   MutexLock lock(&mutex_);
   uploads_[upload].recorded_bands = band_count;
+  if (drops_attributes) uploads_[upload].has_attributes = false;
   if (named.has_value()) current_.erase(*named);
   return absl::OkStatus();
 }
@@ -535,8 +568,23 @@ absl::StatusOr<RocksDbTier::SealedObjects> RocksDbTier::ScanRecords() {
     }
     sealed[upload] = SealedObject{std::move(record->name.tenant),
                                   std::make_shared<const Manifest>(std::move(record->manifest)),
-                                  bands->second, record->sealed_at};
+                                  bands->second, record->sealed_at, ObjectAttributes()};
   }));
+  KVTIER_RETURN_IF_ERROR(
+      VisitRecords(Family::kAttributes, [&](absl::string_view key, absl::string_view value) {
+        const absl::StatusOr<UploadId> upload = UploadId::FromBytes(key);
+        const absl::StatusOr<ObjectAttributes> attributes =
+            upload.ok() ? disk_format::DecodeAttributesRecord(*upload, value) : upload.status();
+        if (!attributes.ok()) {
+          return GiveUpRecord(Family::kAttributes, key, attributes.status(), &changes);
+        }
+        const auto object = sealed.find(*upload);
+        if (object != sealed.end()) {
+          object->second.attributes = *attributes;
+        } else {  // Of an upload that was not sealed after all, or has gone.
+          changes.push_back({Family::kAttributes, std::string(key), std::nullopt});
+        }
+      }));
   for (const auto& [upload, bands] : resident) {
     if (sealed.contains(upload)) continue;  // Its object was replaced, removed or lost.
     changes.push_back({Family::kResidency, std::string(upload.AsStringView()), std::nullopt});
@@ -606,6 +654,7 @@ absl::StatusOr<std::vector<SealedObject>> RocksDbTier::Recover() {
     state.reclaim_end = recorded[upload];
     state.recorded_bands = recorded[upload];
     state.name = ObjectName{object.tenant, object.manifest->key};
+    state.has_attributes = object.attributes != ObjectAttributes();
     current_[*state.name] = upload;
     if (object.resident_bands > 0) objects.push_back(std::move(object));
   }

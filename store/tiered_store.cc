@@ -106,6 +106,7 @@ ObjectStat TieredStoreImpl::StatOf(const ObjectState& object) const {
       .disk_bands = std::min(object.band_limit, DiskBands(object)),
       .durability = object.durability,
       .sealed_at = object.sealed_at,
+      .attributes = object.attributes,
   };
 }
 

@@ -27,23 +27,11 @@
 #include "kvcache/compressed_object.h"
 #include "kvcache/transport.h"
 #include "store/durable_tier.h"
+#include "store/object_stat.h"
 #include "store/prefix_index.h"
 #include "store/upload.h"
 
 namespace kvtier {
-
-// What an acknowledged object survives.
-enum class Durability { kHost, kDisk };  // Until the process ends; crash and restart.
-
-struct ObjectStat {
-  TenantId tenant;
-  std::shared_ptr<const Manifest> manifest;
-  uint32_t resident_bands = 0;  // In any tier.
-  uint32_t host_bands = 0;
-  uint32_t disk_bands = 0;
-  Durability durability = Durability::kHost;
-  absl::Time sealed_at;
-};
 
 // Counted since start. Invariant: requests == host_hits + disk_hits + misses + failures, each a
 // Pin() that was served wholly from host, partly or wholly from disk, not at all, or by an error. A

@@ -85,14 +85,39 @@ TEST(DiskFormatTest, ResidencyRecordsComeBackOrAreRefused) {
   }
 }
 
+TEST(DiskFormatTest, AttributesRecordsComeBackAndDamagedOnesAreRefused) {
+  const UploadId upload = *UploadId::FromHex("00112233445566778899aabbccddeeff");
+  for (const ObjectAttributes& attributes :
+       {ObjectAttributes(), ObjectAttributes{.pinned = true},
+        ObjectAttributes{.pinned = true, .expires_at = kSealedAt}}) {
+    const std::string value = EncodeAttributesRecord(upload, attributes);
+    EXPECT_THAT(DecodeAttributesRecord(upload, value), IsOkAndHolds(attributes));
+    for (size_t i = 0; i < value.size(); ++i) {
+      std::string damaged = value;
+      damaged[i] = static_cast<char>(damaged[i] ^ 0x10);
+      EXPECT_THAT(DecodeAttributesRecord(upload, damaged), StatusIs(absl::StatusCode::kDataLoss));
+      EXPECT_THAT(DecodeAttributesRecord(upload, value.substr(0, i)),
+                  StatusIs(absl::StatusCode::kDataLoss));
+    }
+    EXPECT_THAT(DecodeAttributesRecord(UploadId(), value), StatusIs(absl::StatusCode::kDataLoss));
+  }
+  // Golden: the layout on disk.
+  EXPECT_EQ(EncodeAttributesRecord(
+                upload, {.pinned = true, .expires_at = absl::FromUnixNanos(0x0102030405060708)})
+                .substr(0, 16),
+            std::string("\x01\0\0\0\x01\0\0\0\x08\x07\x06\x05\x04\x03\x02\x01", 16));
+}
+
 TEST(DiskFormatTest, OtherFormatsAreRefusedByName) {
-  KVTIER_EXPECT_OK(CheckFormatFile(EncodeFormatFile()));
-  EXPECT_THAT(CheckFormatFile("kvtier store format 2\n"),
-              StatusIs(absl::StatusCode::kFailedPrecondition, testing::HasSubstr("format 2")));
-  EXPECT_THAT(CheckFormatFile("kvtier store format 0\n"),
+  EXPECT_THAT(ParseFormatFile(EncodeFormatFile()), IsOkAndHolds(kStoreFormatVersion));
+  EXPECT_THAT(ParseFormatFile("kvtier store format 1\n"), IsOkAndHolds(1u));
+  EXPECT_THAT(ParseFormatFile("kvtier store format 3\n"),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       testing::HasSubstr("format 3, this build reads formats 1 to 2")));
+  EXPECT_THAT(ParseFormatFile("kvtier store format 0\n"),
               StatusIs(absl::StatusCode::kFailedPrecondition, testing::HasSubstr("format 0")));
   for (const char* text : {"", "kvtier store format 1", "kvtier store format one\n", "1\n"}) {
-    EXPECT_THAT(CheckFormatFile(text), StatusIs(absl::StatusCode::kFailedPrecondition)) << text;
+    EXPECT_THAT(ParseFormatFile(text), StatusIs(absl::StatusCode::kFailedPrecondition)) << text;
   }
 }
 

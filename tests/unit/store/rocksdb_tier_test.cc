@@ -3,6 +3,8 @@
 #include <filesystem>
 #include <map>
 
+#include <rocksdb/db.h>
+
 #include "base/status_matchers.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -113,6 +115,68 @@ TEST_F(RocksDbTierTest, UnsealRemovesTheCurrentUploadOnly) {
   EXPECT_EQ(tier_->BandCount(recomputed.manifest->upload_id), 3u);
   KVTIER_ASSERT_OK(tier_->Unseal(tenant_, object_.manifest->key, recomputed.manifest->upload_id));
   EXPECT_THAT(Open(), testing::IsEmpty());
+}
+
+TEST_F(RocksDbTierTest, AttributesLiveAsLongAsTheirUpload) {
+  const ObjectAttributes pinned{.pinned = true, .expires_at = kSealedAt + absl::Hours(1)};
+  Open();
+  EXPECT_THAT(tier_->SetAttributes(upload_, pinned),
+              StatusIs(absl::StatusCode::kFailedPrecondition, testing::HasSubstr("no band")));
+  PutBands(object_, 0, 3);
+  KVTIER_ASSERT_OK(tier_->SetAttributes(upload_, pinned));  // Before the object is sealed.
+  EXPECT_THAT(Open(), testing::IsEmpty());
+  PutBands(object_, 0, 3);
+  KVTIER_ASSERT_OK(Seal(object_));
+  EXPECT_EQ(Open()[0].attributes, ObjectAttributes());  // Not those of the attempt before.
+
+  KVTIER_ASSERT_OK(tier_->SetAttributes(upload_, pinned));
+  EXPECT_EQ(Open()[0].attributes, pinned);
+  KVTIER_ASSERT_OK(tier_->DropBands(upload_, 1));
+  EXPECT_EQ(Open()[0].attributes, pinned);
+  KVTIER_ASSERT_OK(tier_->SetAttributes(upload_, ObjectAttributes()));
+  EXPECT_EQ(Open()[0].attributes, ObjectAttributes());
+  KVTIER_ASSERT_OK(tier_->SetAttributes(upload_, pinned));
+
+  // They go with the object, and do not come back with a later one of the same upload id.
+  KVTIER_ASSERT_OK(tier_->DropBands(upload_, 0));
+  PutBands(object_, 0, 3);
+  KVTIER_ASSERT_OK(Seal(object_));
+  EXPECT_EQ(Open()[0].attributes, ObjectAttributes());
+}
+
+TEST_F(RocksDbTierTest, AStoreOfFormat1IsReadAndBecomesOneOfFormat2) {
+  Open();
+  PutBands(object_, 0, 3);
+  KVTIER_ASSERT_OK(Seal(object_));
+  tier_.reset();
+  {  // What format 1 did not have.
+    std::vector<rocksdb::ColumnFamilyDescriptor> families;
+    for (const char* name : {"default", "segments", "objects", "residency", "attributes"}) {
+      families.emplace_back(name, rocksdb::ColumnFamilyOptions());
+    }
+    std::vector<rocksdb::ColumnFamilyHandle*> handles;
+    rocksdb::DB* opened = nullptr;
+    ASSERT_TRUE(
+        rocksdb::DB::Open(rocksdb::DBOptions(), folder_ + "/db", families, &handles, &opened).ok());
+    const std::unique_ptr<rocksdb::DB> db(opened);
+    ASSERT_TRUE(db->DropColumnFamily(handles.back()).ok());
+    for (rocksdb::ColumnFamilyHandle* handle : handles) {
+      ASSERT_TRUE(db->DestroyColumnFamilyHandle(handle).ok());
+    }
+  }
+  WriteFile(folder_ + "/FORMAT", "kvtier store format 1\n");
+
+  // Read as it is.
+  KVTIER_ASSERT_OK_AND_ASSIGN(tier_, OpenRocksDbTier({.folder = folder_, .read_only = true}));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const std::vector<SealedObject> read, tier_->Recover());
+  ASSERT_EQ(read.size(), 1u);
+  EXPECT_EQ(*read[0].manifest, *object_.manifest);
+  EXPECT_EQ(ReadFile(folder_ + "/FORMAT"), "kvtier store format 1\n");
+
+  ASSERT_EQ(Open().size(), 1u);
+  EXPECT_EQ(ReadFile(folder_ + "/FORMAT"), "kvtier store format 2\n");
+  KVTIER_ASSERT_OK(tier_->SetAttributes(upload_, {.pinned = true}));
+  EXPECT_TRUE(Open()[0].attributes.pinned);
 }
 
 TEST_F(RocksDbTierTest, AnotherFormatIsRefusedByNameAndUntouched) {
