@@ -23,6 +23,12 @@ ABSL_FLAG(std::string, data_dir, "",
 ABSL_FLAG(uint64_t, host_budget_mib, 1024, "host memory for objects, in MiB");
 ABSL_FLAG(uint64_t, disk_budget_mib, 0,
           "disk space for objects, in MiB; 0: until the disk is full");
+ABSL_FLAG(std::string, eviction_policy, "gdsf",
+          "which bands go first when there is no room: gdsf (by value: cost to recompute x quality "
+          "lost / bytes freed x expected reuse) or lru");
+ABSL_FLAG(double, floor_ratio, 0.1,
+          "when there is no room, objects shrink to their first edge that reaches this ratio, and "
+          "go whole from there; in (0, 1]");
 
 namespace kvtier {
 namespace {
@@ -32,8 +38,9 @@ constexpr char kUsage[] =
     "  kvtier-store --data_dir /var/lib/kvtier --host_budget_mib 4096\n\n"
     "Objects live in host memory and, with --data_dir, on disk, where they survive crash and "
     "restart.\n"
-    "Under pressure the least important bands of the coldest objects go first. Clients call\n"
-    "kvtier.v1.StoreService, e.g. through 'kvtierctl ls'. SIGTERM drains; a second signal ends at "
+    "Under pressure the least important bands of the least valuable objects go first. Clients "
+    "call\nkvtier.v1.StoreService, e.g. through 'kvtierctl ls'. SIGTERM drains; a second signal "
+    "ends at "
     "once.";
 
 absl::Status Run(const ServerOptions& server_options) {
@@ -55,6 +62,8 @@ absl::Status Run(const ServerOptions& server_options) {
   }
   TieredStoreOptions store_options;
   store_options.host_budget_bytes = host_budget_mib * limits::kMiB;
+  store_options.eviction_policy = absl::GetFlag(FLAGS_eviction_policy);
+  store_options.floor_ratio = absl::GetFlag(FLAGS_floor_ratio);
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<TieredStore> store,
                           TieredStore::Create(store_options, std::move(disk), Clock::Real()));
   Metrics metrics;

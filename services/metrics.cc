@@ -91,13 +91,14 @@ class StoreCollectable final : public prometheus::Collectable {
             counters.uploads_refused);
     counter("kvtier_store_bands_demoted_total", "Bands that left host memory and stay on disk",
             counters.bands_demoted);
-    counter("kvtier_store_bands_dropped_total", "Bands given up by policy or request",
+    counter("kvtier_store_bands_dropped_total",
+            "Bands given up under pressure or by request, of objects that stay",
             counters.bands_dropped);
     counter("kvtier_store_bands_lost_total", "Bands given up because bytes failed their checksum",
             counters.bands_lost);
     counter("kvtier_store_checksum_failures_total", "Segments whose checksum was wrong when read",
             counters.checksum_failures);
-    counter("kvtier_store_objects_evicted_total", "Objects evicted whole",
+    counter("kvtier_store_objects_evicted_total", "Objects that went whole under pressure",
             counters.objects_evicted);
     gauge("kvtier_store_objects", "Sealed objects now", store_.object_count());
     const TierUsage host = store_.host_usage();

@@ -65,6 +65,9 @@ class DurableTier : public Tier {
   // REQUIRES: called once, before any other method.
   virtual absl::StatusOr<std::vector<SealedObject>> Recover() = 0;
 
+  // What PutBand of this band takes from the budget.
+  virtual uint64_t ChargeOf(const BandEntry& band) const = 0;
+
   virtual DurableCounters counters() = 0;
 };
 

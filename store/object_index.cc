@@ -26,7 +26,6 @@ void ObjectIndex::Retire(const ObjectPtr& object) {
   if (object->retired) return;
   object->retired = true;
   RemovePrefix(*object);
-  RemoveFromHost(object);
   objects_.erase(Name{object->tenant, object->manifest->key});
 }
 
@@ -67,21 +66,10 @@ void ObjectIndex::RemovePrefix(const ObjectState& object) {
   if (!hash.IsZero()) prefixes_.Remove(object.tenant, hash, PrefixOf(object));
 }
 
-void ObjectIndex::Touch(const ObjectPtr& object) {
-  if (object->in_host_.has_value()) {
-    in_host_.splice(in_host_.end(), in_host_, *object->in_host_);
-  }
-}
-
-void ObjectIndex::AddToHost(const ObjectPtr& object) {
-  if (object->in_host_.has_value()) return Touch(object);
-  object->in_host_ = in_host_.insert(in_host_.end(), object);
-}
-
-void ObjectIndex::RemoveFromHost(ObjectPtr object) {
-  if (!object->in_host_.has_value()) return;
-  in_host_.erase(*object->in_host_);
-  object->in_host_.reset();
+std::vector<ObjectIndex::ObjectPtr> ObjectIndex::All() const {
+  std::vector<ObjectPtr> all;
+  for (const auto& [name, object] : objects_) all.push_back(object);
+  return all;
 }
 
 }  // namespace kvtier

@@ -1,12 +1,11 @@
 // Which uploads a store knows: the current one of each (tenant, key), and those that were replaced
-// or deleted while somebody still reads them. Also the order in which host memory is given up, and
-// the upkeep of a PrefixIndex: it holds the current ones that can be found by prefix.
+// or deleted while somebody still reads them. Also the upkeep of a PrefixIndex: it holds the
+// current ones that can be found by prefix.
 // Not thread-safe: TieredStore's mutex guards it and every ObjectState in it.
 #ifndef KVTIER_STORE_OBJECT_INDEX_H_
 #define KVTIER_STORE_OBJECT_INDEX_H_
 
 #include <cstdint>
-#include <list>
 #include <map>
 #include <memory>
 #include <optional>
@@ -45,10 +44,6 @@ class ObjectState {
   uint32_t pin_count = 0;
   bool retired = false;   // Replaced, deleted or lost: no longer found by its key.
   bool trimming = false;  // Somebody is removing its bytes now.
-
- private:
-  friend class ObjectIndex;
-  std::optional<std::list<std::shared_ptr<ObjectState>>::iterator> in_host_;
 };
 
 class ObjectIndex {
@@ -72,15 +67,8 @@ class ObjectIndex {
   // In key order.
   std::vector<ObjectPtr> List(const TenantId& tenant, const std::optional<Key>& after,
                               size_t limit) const;
+  std::vector<ObjectPtr> All() const;
   size_t size() const { return objects_.size(); }
-
-  // Current objects with bands in host memory, least recently used first. Retired ones are pinned,
-  // and their record is gone: they wait in memory for their readers.
-  const std::list<ObjectPtr>& in_host() const { return in_host_; }
-  // Makes it the most recently used, if it is there (Touch) or in any case (AddToHost).
-  void Touch(const ObjectPtr& object);
-  void AddToHost(const ObjectPtr& object);
-  void RemoveFromHost(ObjectPtr object);  // By value: the list may own the last reference.
 
  private:
   using Name = std::pair<TenantId, Key>;
@@ -91,7 +79,6 @@ class ObjectIndex {
   PrefixIndex& prefixes_;
   std::map<Name, ObjectPtr> objects_;  // Current ones; ordered, because List is.
   absl::flat_hash_map<UploadId, ObjectPtr> uploads_;
-  std::list<ObjectPtr> in_host_;
 };
 
 }  // namespace kvtier

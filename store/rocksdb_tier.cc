@@ -61,6 +61,9 @@ class RocksDbTier final : public DurableTier {
   absl::Status Unseal(const TenantId& tenant, const Key& key, const UploadId& upload) override;
   absl::Status SetAttributes(const UploadId& upload, const ObjectAttributes& attributes) override;
   absl::StatusOr<std::vector<SealedObject>> Recover() override;
+  uint64_t ChargeOf(const BandEntry& band) const override {
+    return disk_format::BandChargeBytes(band);
+  }
   DurableCounters counters() override {
     MutexLock lock(&mutex_);
     return counters_;
@@ -198,7 +201,7 @@ absl::Status RocksDbTier::PutBand(const Manifest& manifest, BandIndex band,
   // A lingering file of this band would overlap the new one.
   KVTIER_RETURN_IF_ERROR(Reclaim(upload));
 
-  const uint64_t charge = disk_format::BandChargeBytes(manifest.bands[band.value()]);
+  const uint64_t charge = ChargeOf(manifest.bands[band.value()]);
   {
     MutexLock lock(&mutex_);
     const auto found = uploads_.find(upload);

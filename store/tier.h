@@ -28,6 +28,12 @@ struct TierUsage {
   uint64_t budget_bytes = 0;  // 0: unbounded.
 };
 
+// Whether `bytes` more fit.
+inline bool HasRoom(const TierUsage& usage, uint64_t bytes) {
+  return usage.budget_bytes == 0 ||
+         (usage.bytes <= usage.budget_bytes && bytes <= usage.budget_bytes - usage.bytes);
+}
+
 class Tier {
  public:
   virtual ~Tier() = default;

@@ -25,7 +25,20 @@ uint64_t MakeIncarnation() {
 absl::StatusOr<std::unique_ptr<TieredStore>> TieredStore::Create(TieredStoreOptions options,
                                                                  std::unique_ptr<DurableTier> disk,
                                                                  Clock& clock) {
-  auto store = std::make_unique<TieredStoreImpl>(options, std::move(disk), clock);
+  const absl::StatusOr<Ratio> floor = Ratio::FromDouble(options.floor_ratio);
+  if (!floor.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("floor_ratio: ", floor.status().message()));
+  }
+  KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<EvictionPolicy> host_policy,
+                          MakeEvictionPolicy(options.eviction_policy, clock));
+  KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<EvictionPolicy> disk_policy,
+                          MakeEvictionPolicy(options.eviction_policy, clock));
+  // Over a disk nothing is lost that leaves host memory.
+  TieredStoreImpl::Policies policies{
+      ObjectPolicy(std::move(host_policy), disk == nullptr ? std::optional(*floor) : std::nullopt),
+      ObjectPolicy(std::move(disk_policy), *floor)};
+  auto store =
+      std::make_unique<TieredStoreImpl>(options, std::move(policies), std::move(disk), clock);
   KVTIER_RETURN_IF_ERROR(store->Recover());
   return store;
 }
@@ -48,15 +61,17 @@ absl::StatusOr<ObjectStat> TieredStore::Put(const TenantId& tenant, const Compre
   return stat;
 }
 
-TieredStoreImpl::TieredStoreImpl(TieredStoreOptions options, std::unique_ptr<DurableTier> disk,
-                                 Clock& clock)
+TieredStoreImpl::TieredStoreImpl(TieredStoreOptions options, Policies policies,
+                                 std::unique_ptr<DurableTier> disk, Clock& clock)
     : options_(options),
       upload_bytes_max_(options.upload_bytes_max != 0 ? options.upload_bytes_max
                                                       : options.host_budget_bytes),
       incarnation_(MakeIncarnation()),
       clock_(clock),
       host_(MakeHostTier(options.host_budget_bytes)),
-      disk_(std::move(disk)) {}
+      disk_(std::move(disk)),
+      host_policy_(std::move(policies.host)),
+      disk_policy_(std::move(policies.disk)) {}
 
 TieredStoreImpl::~TieredStoreImpl() {
   Trim();
@@ -220,7 +235,6 @@ void TieredStoreImpl::Trim() {
     }
     MutexLock lock(&mutex_);
     object->trimming = false;
-    if (HostBands(*object) == 0) index_.RemoveFromHost(object);
     // Lowered further meanwhile: once more.
     if (keep != (object->retired ? 0 : object->band_limit)) {
       tried.erase(object);

@@ -8,6 +8,11 @@
 //      the old upload keep reading it, and its bytes go when the last of them is done.
 //   4. What was acknowledged with kDisk survives a crash until policy, visibly, gives it up.
 //
+// Under pressure (docs/adr/0010-degrade.md): bands leave host memory for the disk, least valuable
+// first; where that is full, or there is none, bands are given up for good from the top of the
+// least valuable objects; at its floor ratio an object goes whole. What somebody has pinned keeps
+// its bytes. Only when nothing may go, new work gets RESOURCE_EXHAUSTED.
+//
 // Thread-safe. No lock is held during disk work that another object's reader would need.
 #ifndef KVTIER_STORE_TIERED_STORE_H_
 #define KVTIER_STORE_TIERED_STORE_H_
@@ -40,10 +45,11 @@ struct StoreCounters {
   std::atomic<uint64_t> requests{0}, host_hits{0}, disk_hits{0}, misses{0}, failures{0};
   std::atomic<uint64_t> uploads_sealed{0}, uploads_refused{0};
   std::atomic<uint64_t> bands_demoted{0};  // Left host memory, still on disk.
-  std::atomic<uint64_t> bands_dropped{0};  // Gone for good, by policy or request.
+  std::atomic<uint64_t> bands_dropped{0};  // Gone for good, by pressure or request, while the
+                                           // object stays.
   std::atomic<uint64_t> bands_lost{0};     // Gone because bytes failed their checksum.
   std::atomic<uint64_t> checksum_failures{0};
-  std::atomic<uint64_t> objects_evicted{0};
+  std::atomic<uint64_t> objects_evicted{0};  // Gone whole, by pressure.
 };
 
 class ObjectState;  // Private to the implementation.
@@ -64,12 +70,19 @@ class PinnedObject {
 struct TieredStoreOptions {
   uint64_t host_budget_bytes = uint64_t{1} << 30;
   uint64_t upload_bytes_max = 0;  // Of all open uploads together. 0: the host budget.
+  // Which bands go first when there is no room, in host memory and on disk: "gdsf" or "lru"
+  // (store/eviction.h).
+  std::string eviction_policy = "gdsf";
+  // Pressure does not shrink an object below its first edge that reaches this, in (0, 1]: at that
+  // floor it goes whole.
+  double floor_ratio = 0.1;
 };
 
 class TieredStore {
  public:
   // Opens the store and recovers every sealed object. `disk` may be null: host memory only, and
   // kDisk is refused. `clock` must outlive the store.
+  //   INVALID_ARGUMENT  an option (named); and as DurableTier::Recover
   static absl::StatusOr<std::unique_ptr<TieredStore>> Create(TieredStoreOptions options,
                                                              std::unique_ptr<DurableTier> disk,
                                                              Clock& clock);
@@ -77,7 +90,8 @@ class TieredStore {
 
   // Begins an upload, or finds the one already begun with the same upload id (resume). If that
   // upload is sealed, nothing needs to be appended: FinishUpload says what is stored.
-  //   INVALID_ARGUMENT    manifest inconsistent; another manifest under the same upload id
+  //   INVALID_ARGUMENT    manifest inconsistent; another manifest, or another upload to replace,
+  //                       under the same upload id
   //   RESOURCE_EXHAUSTED  too many uploads, or larger than memory allows now. Uploads to which
   //                       nobody but the store holds a reference give way first, longest idle
   //                       first: those that failed must not keep others out
@@ -102,8 +116,11 @@ class TieredStore {
   // it. What is on disk is replaced on disk, also by an upload that asked for kHost.
   //   INVALID_ARGUMENT    bytes missing
   //   ABORTED             the upload that this one replaces is not the current one any more, or
-  //                       has lost bands meanwhile and ends below this one
-  //   RESOURCE_EXHAUSTED  no room; nothing is kept of the upload on disk
+  //                       has lost bands meanwhile and ends below this one. The upload is closed:
+  //                       it cannot be sealed any more
+  //   RESOURCE_EXHAUSTED  no room, also after giving up what may be given up of others; or the same
+  //                       upload was stored and removed, and somebody still reads it. Nothing is
+  //                       kept of the upload on disk
   //   NOT_FOUND           abandoned, or idle for longer than limits::kUploadIdleMax, or given way
   virtual absl::StatusOr<ObjectStat> FinishUpload(const std::shared_ptr<Upload>& upload) = 0;
   virtual void AbandonUpload(const TenantId& tenant, const UploadId& upload) = 0;
@@ -135,6 +152,10 @@ class TieredStore {
                                        size_t limit) = 0;
   // Reads everything resident of an object and checks every CRC and row. DATA_LOSS as Read does.
   virtual absl::Status Verify(const TenantId& tenant, const Key& key) = 0;
+
+  // For tests: INTERNAL naming what is broken of the invariants above, of the budgets, or of what
+  // the policies were told. REQUIRES: no other call is running; pins and open uploads are fine.
+  virtual absl::Status CheckInvariants() = 0;
 
   virtual const StoreCounters& counters() const = 0;
   virtual TierUsage host_usage() const = 0;

@@ -29,9 +29,11 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "base/mutex.h"
 #include "store/object_change.h"
 #include "store/object_index.h"
+#include "store/object_policy.h"
 #include "store/tiered_store.h"
 #include "store/turns.h"
 
@@ -41,7 +43,12 @@ class TieredStoreImpl final : public TieredStore {
  public:
   using ObjectPtr = ObjectIndex::ObjectPtr;
 
-  TieredStoreImpl(TieredStoreOptions options, std::unique_ptr<DurableTier> disk, Clock& clock);
+  struct Policies {
+    ObjectPolicy host;
+    ObjectPolicy disk;
+  };
+  TieredStoreImpl(TieredStoreOptions options, Policies policies, std::unique_ptr<DurableTier> disk,
+                  Clock& clock);
   ~TieredStoreImpl() override;
 
   absl::Status Recover() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -63,6 +70,8 @@ class TieredStoreImpl final : public TieredStore {
   std::vector<ObjectStat> List(const TenantId& tenant, const std::optional<Key>& after,
                                size_t limit) override;
   absl::Status Verify(const TenantId& tenant, const Key& key) override;
+
+  absl::Status CheckInvariants() override;
 
   const StoreCounters& counters() const override { return counters_; }
   TierUsage host_usage() const override { return host_->Usage(); }
@@ -87,6 +96,13 @@ class TieredStoreImpl final : public TieredStore {
     absl::Time seen_at;
   };
 
+  // What making room in host memory may cost, at most.
+  enum class RoomCost {
+    kNothing,     // Only what is on disk as well leaves host memory.
+    kDiskWrites,  // Also what must be written there first.
+    kQuality,     // Also bands that the disk has no room for: they are lost for good.
+  };
+
   // One turn per (tenant, key).
   static std::string TurnName(const TenantId& tenant, const Key& key);
 
@@ -109,11 +125,15 @@ class TieredStoreImpl final : public TieredStore {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Called once for each change, by the two above: whoever must know is told here.
   void OnChange(const ObjectChange& change) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Tells the policies what the tiers hold of it. To be called after bands have moved.
+  void TellPolicies(const ObjectPtr& object) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckObject(const ObjectState& object) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // --- tiered_store_put.cc
   // Null if there is none of this id; INVALID_ARGUMENT if it is of another object.
   absl::StatusOr<std::shared_ptr<Upload>> FindOpen(const TenantId& tenant, const Manifest& manifest,
-                                                   Durability durability)
+                                                   Durability durability,
+                                                   const std::optional<UploadId>& replaces)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Uploads that nobody is sending give way, longest idle first, into `closed`: their memory goes
   // after the lock.
@@ -129,25 +149,52 @@ class TieredStoreImpl final : public TieredStore {
   absl::Status StoreOnDisk(const OpenUpload& open, absl::Time sealed_at);
   // All bands, or nothing. `own` (may be null) is the current object of the same key.
   absl::Status StoreInHost(const OpenUpload& open, const ObjectPtr& own);
-  // As many bands as there is or can be made room for without giving anything up for good.
+  // As many bands as are worth what must leave host memory for them.
   void FillHost(const ObjectPtr& object, const std::vector<SegmentRef>& segments);
-  // Whether bands that the disk has no room for may be given up, or nothing at all is done then.
-  enum class OnFullDisk { kGiveUpBands, kRefuse };
   absl::Status PutHostBand(const Manifest& manifest, BandIndex band,
                            const std::vector<SegmentRef>& segments, const ObjectPtr& own,
-                           OnFullDisk on_full_disk);
+                           RoomCost most);
 
   // --- tiered_store_room.cc
-  // Makes `bytes` of the host budget free, taking them from the top of the coldest objects.
-  // RESOURCE_EXHAUSTED names the limit.
-  absl::Status MakeRoom(uint64_t bytes, const ObjectPtr& own, OnFullDisk on_full_disk)
+  struct Victim {
+    ObjectPtr object;
+    std::optional<Turns::Turn> turn;  // Nothing if the caller holds it.
+  };
+  // The next victim that `may_go` and whose turn is free, or that is `own` (may be null), whose
+  // turn the caller holds.
+  std::optional<Victim> NextVictim(ObjectPolicy& policy, const ObjectPtr& own,
+                                   absl::FunctionRef<bool(const ObjectState&)> may_go)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  using ObjectSet = std::set<const ObjectState*>;
+  std::optional<Victim> NextHostVictim(const ObjectPtr& own, RoomCost most,
+                                       const ObjectSet& passed_over) ABSL_LOCKS_EXCLUDED(mutex_);
+  std::optional<Victim> NextDiskVictim(const ObjectSet& passed_over) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Whether bands of it may be lost for good: nobody reads them.
+  static bool MayGiveUp(const ObjectState& object) { return object.pin_count == 0; }
+  bool MayLeaveHost(const ObjectState& object, RoomCost most) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  // Makes `bytes` of the host budget free, taking them from the top of the least valuable objects,
+  // those that are read only when no other is left. `own` (may be null): whose turn the caller
+  // holds. RESOURCE_EXHAUSTED names the limit.
+  absl::Status MakeRoom(uint64_t bytes, const ObjectPtr& own, RoomCost most)
       ABSL_LOCKS_EXCLUDED(mutex_);
   // Takes the top band of `victim` out of host memory. REQUIRES: its turn.
-  absl::Status DemoteTopBand(const ObjectPtr& victim, OnFullDisk on_full_disk)
-      ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status DemoteTopBand(const ObjectPtr& victim, RoomCost most) ABSL_LOCKS_EXCLUDED(mutex_);
   // Makes every resident band be on disk, sealed. REQUIRES: its turn; host memory holds what the
   // disk lacks.
   absl::Status EnsureOnDisk(const ObjectPtr& object) ABSL_LOCKS_EXCLUDED(mutex_);
+  // What EnsureOnDisk would take from the disk's budget.
+  uint64_t BytesNotOnDisk(const ObjectPtr& object) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Calls `store`, which puts `bytes` on disk or leaves nothing there, after and, while the disk
+  // refuses, again after making room.
+  absl::Status StoreMakingRoom(uint64_t bytes, absl::FunctionRef<absl::Status()> store)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Makes `bytes` of the disk's budget free by giving bands up for good. `disk_is_full`: it refuses
+  // although the budget has room, so at least that much must go.
+  absl::Status MakeDiskRoom(uint64_t bytes, bool disk_is_full) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Gives up the top band of `victim` for good, or all of them at its floor. REQUIRES: its turn.
+  // RESOURCE_EXHAUSTED: somebody reads it.
   absl::Status GiveUpTopBand(const ObjectPtr& victim) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // --- tiered_store_read.cc
@@ -160,6 +207,7 @@ class TieredStoreImpl final : public TieredStore {
   // Bands from `band` on have no intact copy: gives them up everywhere, and counts.
   void Lose(const ObjectPtr& object, BandIndex band) ABSL_LOCKS_EXCLUDED(mutex_);
   void Unpin(const ObjectPtr& object) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Keeps a band that was read from disk in host memory if it is worth what must go for it.
   void Promote(const ObjectPtr& object, BandIndex band, const std::vector<SegmentRef>& layers)
       ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status VerifySegmentCopies(const ObjectPtr& object, BandIndex band, LayerIndex layer);
@@ -181,6 +229,8 @@ class TieredStoreImpl final : public TieredStore {
   uint64_t upload_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t pin_count_ ABSL_GUARDED_BY(mutex_) = 0;
   std::set<ObjectPtr> garbage_ ABSL_GUARDED_BY(mutex_);
+  ObjectPolicy host_policy_ ABSL_GUARDED_BY(mutex_);
+  ObjectPolicy disk_policy_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvtier

@@ -1,6 +1,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "base/status_macros.h"
 #include "store/tiered_store_impl.h"
 
 namespace kvtier {
@@ -10,6 +13,7 @@ void TieredStoreImpl::Insert(const ObjectPtr& object, ChangeCause cause) {
     Lower(old, 0, ChangeCause::kReplaced);
   }
   index_.Insert(object);
+  TellPolicies(object);
   OnChange({*object, 0, ResidentBands(*object), cause});
 }
 
@@ -22,6 +26,11 @@ void TieredStoreImpl::Lower(const ObjectPtr& object, uint32_t band_count, Change
   }
   if (band_count == 0) index_.Retire(object);
   garbage_.insert(object);
+  if (band_count == 0 && cause == ChangeCause::kRequested) {
+    host_policy_.Remove(object);
+    disk_policy_.Remove(object);
+  }
+  TellPolicies(object);
   if (cause == ChangeCause::kLoss && band_count < before) {
     counters_.bands_lost += before - band_count;  // Of a retired one too: readers miss them.
   }
@@ -49,6 +58,59 @@ void TieredStoreImpl::OnChange(const ObjectChange& change) {
     case ChangeCause::kLoss:
       break;
   }
+}
+
+void TieredStoreImpl::TellPolicies(const ObjectPtr& object) {
+  KVTIER_DCHECK(CheckObject(*object).ok()) << CheckObject(*object).message();
+  const auto held = [&](uint32_t band_count) {
+    return object->retired ? 0 : std::min(object->band_limit, band_count);
+  };
+  host_policy_.Hold(object, held(HostBands(*object)));
+  disk_policy_.Hold(object, held(DiskBands(*object)));
+}
+
+// Each tier keeps a prefix (tier.h), so the larger of the two is what is resident.
+absl::Status TieredStoreImpl::CheckObject(const ObjectState& object) const {
+  if (object.retired || std::max(HostBands(object), DiskBands(object)) >= object.band_limit) {
+    return absl::OkStatus();
+  }
+  return absl::InternalError(absl::StrCat("upload ", object.upload().ToHex(), " serves ",
+                                          object.band_limit, " bands, but host memory has ",
+                                          HostBands(object), " and the disk ", DiskBands(object)));
+}
+
+absl::Status TieredStoreImpl::CheckInvariants() {
+  MutexLock lock(&mutex_);
+  size_t in_host = 0, on_disk = 0;
+  for (const ObjectPtr& object : index_.All()) {
+    KVTIER_RETURN_IF_ERROR(CheckObject(*object));
+    const uint32_t host = std::min(object->band_limit, HostBands(*object));
+    const uint32_t disk = std::min(object->band_limit, DiskBands(*object));
+    if (host_policy_.held_bands(*object) != host || disk_policy_.held_bands(*object) != disk) {
+      return absl::InternalError(absl::StrCat(
+          "upload ", object->upload().ToHex(), ": the policies were told ",
+          host_policy_.held_bands(*object), " bands in host memory and ",
+          disk_policy_.held_bands(*object), " on disk; there are ", host, " and ", disk));
+    }
+    if (object->pin_count == 0 && !garbage_.contains(object) &&
+        std::max(HostBands(*object), DiskBands(*object)) > object->band_limit) {
+      return absl::InternalError(
+          absl::StrCat("upload ", object->upload().ToHex(), " keeps bands that nobody can read"));
+    }
+    in_host += host > 0 ? 1 : 0;
+    on_disk += disk > 0 ? 1 : 0;
+  }
+  if (host_policy_.held_count() != in_host || disk_policy_.held_count() != on_disk) {
+    return absl::InternalError("the policies hold objects that are not stored");
+  }
+  for (const auto& [name, usage] : {std::pair("host memory", host_->Usage()),
+                                    std::pair("disk", disk_usage().value_or(TierUsage()))}) {
+    if (usage.budget_bytes != 0 && usage.bytes > usage.budget_bytes) {
+      return absl::InternalError(absl::StrCat(name, ": ", usage.bytes,
+                                              " bytes in use, the budget is ", usage.budget_bytes));
+    }
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace kvtier

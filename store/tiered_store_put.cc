@@ -26,9 +26,9 @@ uint32_t BandCountOf(const Manifest& manifest) {
 
 // --- Uploads that are open -----------------------------------------------------------------------
 
-absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::FindOpen(const TenantId& tenant,
-                                                                  const Manifest& manifest,
-                                                                  Durability durability) {
+absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::FindOpen(
+    const TenantId& tenant, const Manifest& manifest, Durability durability,
+    const std::optional<UploadId>& replaces) {
   const auto mismatch = [&] {
     return absl::InvalidArgumentError(
         absl::StrCat("upload id ", manifest.upload_id.ToHex(), " names another object already"));
@@ -41,6 +41,14 @@ absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::FindOpen(const TenantId
   if (found == uploads_.end()) return nullptr;
   OpenUpload& open = found->second;
   if (open.tenant != tenant || *open.upload->manifest() != manifest) return mismatch();
+  if (open.replaces != replaces) {
+    const auto name = [](const std::optional<UploadId>& id) {
+      return id.has_value() ? id->ToHex() : std::string("none");
+    };
+    return absl::InvalidArgumentError(absl::StrCat("upload ", manifest.upload_id.ToHex(),
+                                                   " was begun to replace ", name(open.replaces),
+                                                   ", not ", name(replaces)));
+  }
   if (durability == Durability::kDisk) open.durability = durability;
   open.seen_at = clock_.Now();
   return open.upload;
@@ -117,7 +125,8 @@ absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::StartUpload(
     std::vector<std::shared_ptr<Upload>> closed;
     MutexLock lock(&mutex_);
     CloseIdleUploads();
-    KVTIER_ASSIGN_OR_RETURN(std::shared_ptr<Upload> open, FindOpen(tenant, *manifest, durability));
+    KVTIER_ASSIGN_OR_RETURN(std::shared_ptr<Upload> open,
+                            FindOpen(tenant, *manifest, durability, replaces));
     if (open != nullptr) return open;
     KVTIER_RETURN_IF_ERROR(MakeRoomForUpload(*manifest, &closed));
     upload_bytes_ += manifest->total_bytes();  // Reserved while we allocate.
@@ -125,7 +134,7 @@ absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::StartUpload(
   absl::StatusOr<std::shared_ptr<Upload>> upload = Upload::Create(manifest);
 
   MutexLock lock(&mutex_);
-  absl::StatusOr<std::shared_ptr<Upload>> raced = FindOpen(tenant, *manifest, durability);
+  absl::StatusOr<std::shared_ptr<Upload>> raced = FindOpen(tenant, *manifest, durability, replaces);
   if (!upload.ok() || !raced.ok() || *raced != nullptr) {
     upload_bytes_ -= manifest->total_bytes();
     return upload.ok() ? raced : upload;
@@ -180,6 +189,10 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::FinishUpload(const std::shared_ptr<U
     {
       MutexLock lock(&mutex_);
       if (const ObjectPtr sealed = index_.FindUpload(manifest.upload_id)) {
+        if (sealed->retired) {
+          return absl::ResourceExhaustedError(absl::StrCat(
+              "upload ", manifest.upload_id.ToHex(), " was stored and removed, and is still read"));
+        }
         CloseUpload(manifest.upload_id);
         return StatOf(*sealed);
       }
@@ -223,6 +236,10 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::FinishUpload(const std::shared_ptr<U
     return reaches ? KeepStored(stored, open) : Publish(open, open.durability);
   }();
   if (!finished.ok()) ++counters_.uploads_refused;
+  if (absl::IsAborted(finished.status())) {
+    MutexLock lock(&mutex_);
+    CloseUpload(manifest.upload_id);
+  }
   Trim();
   return finished;
 }
@@ -230,7 +247,10 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::FinishUpload(const std::shared_ptr<U
 // What is stored reaches as far: a second computation of the same key brings nothing.
 absl::StatusOr<ObjectStat> TieredStoreImpl::KeepStored(const ObjectPtr& stored,
                                                        const OpenUpload& open) {
-  if (open.durability == Durability::kDisk) KVTIER_RETURN_IF_ERROR(EnsureOnDisk(stored));
+  if (open.durability == Durability::kDisk) {
+    KVTIER_RETURN_IF_ERROR(
+        StoreMakingRoom(BytesNotOnDisk(stored), [&] { return EnsureOnDisk(stored); }));
+  }
   MutexLock lock(&mutex_);
   if (open.durability == Durability::kDisk) stored->durability = Durability::kDisk;
   CloseUpload(open.upload->manifest()->upload_id);
@@ -249,7 +269,9 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::Publish(const OpenUpload& open, Dura
 
   const absl::Time sealed_at = clock_.Now();
   if (durability == Durability::kDisk) {
-    KVTIER_RETURN_IF_ERROR(StoreOnDisk(open, sealed_at));
+    uint64_t bytes = 0;
+    for (const BandEntry& band : manifest->bands) bytes += disk_->ChargeOf(band);
+    KVTIER_RETURN_IF_ERROR(StoreMakingRoom(bytes, [&] { return StoreOnDisk(open, sealed_at); }));
   } else {
     KVTIER_RETURN_IF_ERROR(StoreInHost(open, replaced));
   }
@@ -258,7 +280,6 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::Publish(const OpenUpload& open, Dura
   {
     MutexLock lock(&mutex_);
     Insert(object, ChangeCause::kPut);
-    if (durability == Durability::kHost) index_.AddToHost(object);
     CloseUpload(manifest->upload_id);
   }
   KVTIER_SYNC_POINT("store.put.after_publish");
@@ -296,9 +317,15 @@ absl::Status TieredStoreImpl::StoreOnDisk(const OpenUpload& open, absl::Time sea
 absl::Status TieredStoreImpl::StoreInHost(const OpenUpload& open, const ObjectPtr& own) {
   const Manifest& manifest = *open.upload->manifest();
   const std::vector<SegmentRef> segments = open.upload->segments();
+  const TierUsage usage = host_->Usage();
+  if (usage.budget_bytes != 0 && manifest.total_bytes() > usage.budget_bytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("an object of ", manifest.total_bytes(),
+                     " bytes; the host memory budget (host_budget_bytes) is ", usage.budget_bytes));
+  }
   absl::Status stored;
   for (uint32_t band = 0; stored.ok() && band < BandCountOf(manifest); ++band) {
-    stored = PutHostBand(manifest, BandIndex(band), segments, own, OnFullDisk::kGiveUpBands);
+    stored = PutHostBand(manifest, BandIndex(band), segments, own, RoomCost::kQuality);
   }
   if (!stored.ok()) host_->DropBands(manifest.upload_id, 0).IgnoreError();
   return stored;
@@ -306,9 +333,14 @@ absl::Status TieredStoreImpl::StoreInHost(const OpenUpload& open, const ObjectPt
 
 void TieredStoreImpl::FillHost(const ObjectPtr& object, const std::vector<SegmentRef>& segments) {
   const Manifest& manifest = *object->manifest;
-  for (uint32_t band = 0; band < BandCountOf(manifest); ++band) {
+  uint32_t admitted = BandCountOf(manifest);
+  if (!HasRoom(host_->Usage(), manifest.total_bytes())) {
+    MutexLock lock(&mutex_);
+    admitted = host_policy_.Admit(*object);
+  }
+  for (uint32_t band = 0; band < admitted; ++band) {
     // What is on disk already is not worth what others have nowhere else.
-    if (!PutHostBand(manifest, BandIndex(band), segments, /*own=*/nullptr, OnFullDisk::kRefuse)
+    if (!PutHostBand(manifest, BandIndex(band), segments, /*own=*/nullptr, RoomCost::kDiskWrites)
              .ok()) {
       break;
     }
@@ -316,17 +348,17 @@ void TieredStoreImpl::FillHost(const ObjectPtr& object, const std::vector<Segmen
   MutexLock lock(&mutex_);
   // Lost or deleted meanwhile: Trim takes what we have put.
   if (object->retired || object->band_limit < HostBands(*object)) garbage_.insert(object);
-  if (HostBands(*object) > 0 && !object->retired) index_.AddToHost(object);
+  TellPolicies(object);
 }
 
 absl::Status TieredStoreImpl::PutHostBand(const Manifest& manifest, BandIndex band,
                                           const std::vector<SegmentRef>& segments,
-                                          const ObjectPtr& own, OnFullDisk on_full_disk) {
+                                          const ObjectPtr& own, RoomCost most) {
   const uint64_t bytes = manifest.bands[band.value()].encoded_bytes();
   // Another Put may take the room that we made; a bounded number of times.
   absl::Status stored;
   for (int attempt = 0; attempt < 4; ++attempt) {
-    KVTIER_RETURN_IF_ERROR(MakeRoom(bytes, own, on_full_disk));
+    KVTIER_RETURN_IF_ERROR(MakeRoom(bytes, own, most));
     stored = host_->PutBand(manifest, band, LayersOf(manifest, band, segments));
     if (!absl::IsResourceExhausted(stored)) return stored;
   }

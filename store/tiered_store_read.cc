@@ -116,6 +116,8 @@ absl::StatusOr<std::unique_ptr<PinnedObject>> TieredStoreImpl::Pin(
     const TenantId& tenant, const Key& key, const std::optional<UploadId>& upload) {
   MutexLock lock(&mutex_);
   const ObjectPtr object = index_.Find(tenant, key);
+  host_policy_.Use(tenant, key);
+  disk_policy_.Use(tenant, key);
   const uint32_t resident = object == nullptr ? 0 : ResidentBands(*object);
   if (resident == 0) {
     ++counters_.misses;
@@ -130,7 +132,6 @@ absl::StatusOr<std::unique_ptr<PinnedObject>> TieredStoreImpl::Pin(
   }
   ++object->pin_count;
   ++pin_count_;
-  index_.Touch(object);
   return std::make_unique<PinnedObjectImpl>(*this, object, resident, /*is_counted=*/true);
 }
 
@@ -183,12 +184,21 @@ void TieredStoreImpl::Lose(const ObjectPtr& object, BandIndex band) {
 
 void TieredStoreImpl::Promote(const ObjectPtr& object, BandIndex band,
                               const std::vector<SegmentRef>& layers) {
-  MutexLock lock(&mutex_);
-  if (object->retired || band.value() >= object->band_limit || band.value() != HostBands(*object)) {
-    return;
+  const uint64_t bytes = object->manifest->bands[band.value()].encoded_bytes();
+  const auto is_next = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return !object->retired && band.value() < object->band_limit &&
+           band.value() == HostBands(*object);
+  };
+  if (!HasRoom(host_->Usage(), bytes)) {
+    {
+      MutexLock lock(&mutex_);
+      if (!is_next() || host_policy_.Admit(*object) <= band.value()) return;
+    }
+    if (!MakeRoom(bytes, /*own=*/nullptr, RoomCost::kNothing).ok()) return;
   }
-  // Refused when there is no free room: fine.
-  if (host_->PutBand(*object->manifest, band, layers).ok()) index_.AddToHost(object);
+  MutexLock lock(&mutex_);
+  if (!is_next()) return;
+  if (host_->PutBand(*object->manifest, band, layers).ok()) TellPolicies(object);
 }
 
 // --- Verify --------------------------------------------------------------------------------------
@@ -225,11 +235,18 @@ absl::Status TieredStoreImpl::VerifySegmentCopies(const ObjectPtr& object, BandI
     if (!intact.ok()) {
       ++counters_.checksum_failures;
       KVTIER_LOG(ERROR) << "host memory is damaged: " << intact.message();
-      if (DiskBands(*object) <= band.value()) {
+      const uint32_t on_disk = DiskBands(*object);
+      if (on_disk <= band.value()) {
         Lose(object, band);
         return intact;
       }
+      {
+        MutexLock lock(&mutex_);  // What only host memory has above it goes with it.
+        if (on_disk < ResidentBands(*object)) Lower(object, on_disk, ChangeCause::kLoss);
+      }
       KVTIER_RETURN_IF_ERROR(host_->DropBands(object->upload(), band.value()));
+      MutexLock lock(&mutex_);
+      TellPolicies(object);
       in_host = absl::NotFoundError("");
     }
   }

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -10,57 +9,89 @@
 
 namespace kvtier {
 
-absl::Status TieredStoreImpl::MakeRoom(uint64_t bytes, const ObjectPtr& own,
-                                       OnFullDisk on_full_disk) {
-  std::set<ObjectPtr> tried;
-  const auto has_room = [&](const TierUsage& usage) {
-    return usage.budget_bytes == 0 ||
-           (usage.bytes <= usage.budget_bytes && bytes <= usage.budget_bytes - usage.bytes);
+std::optional<TieredStoreImpl::Victim> TieredStoreImpl::NextVictim(
+    ObjectPolicy& policy, const ObjectPtr& own,
+    absl::FunctionRef<bool(const ObjectState&)> may_go) {
+  std::optional<Turns::Turn> turn;
+  const ObjectPtr object = policy.Next([&](const ObjectPtr& candidate) {
+    if (!may_go(*candidate)) return false;
+    if (candidate == own) return true;
+    std::optional<Turns::Turn> free =
+        turns_.TryTake(TurnName(candidate->tenant, candidate->manifest->key));
+    if (!free.has_value()) return false;
+    turn.emplace(*std::move(free));
+    return true;
+  });
+  if (object == nullptr) return std::nullopt;
+  return Victim{object, std::move(turn)};
+}
+
+// --- Host memory ---------------------------------------------------------------------------------
+
+bool TieredStoreImpl::MayLeaveHost(const ObjectState& object, RoomCost most) const {
+  if (disk_ == nullptr) return most == RoomCost::kQuality && MayGiveUp(object);
+  const uint32_t in_host = HostBands(object), on_disk = DiskBands(object);
+  // A reader pinned bands that have been given up since, and only host memory has them.
+  if (object.pin_count > 0 && in_host > std::max(object.band_limit, on_disk)) return false;
+  return in_host <= on_disk || most != RoomCost::kNothing;
+}
+
+std::optional<TieredStoreImpl::Victim> TieredStoreImpl::NextHostVictim(
+    const ObjectPtr& own, RoomCost most, const ObjectSet& passed_over) {
+  MutexLock lock(&mutex_);
+  const auto may_go = [&](const ObjectState& object) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return !passed_over.contains(&object) && MayLeaveHost(object, most);
   };
+  std::optional<Victim> unread = NextVictim(host_policy_, own, [&](const ObjectState& object) {
+    return object.pin_count == 0 && may_go(object);
+  });
+  if (unread.has_value() || most == RoomCost::kNothing) return unread;
+  // Readers fall back to the disk, and what they hold at that moment stays in use: better than to
+  // refuse.
+  return NextVictim(host_policy_, own, may_go);
+}
+
+absl::Status TieredStoreImpl::MakeRoom(uint64_t bytes, const ObjectPtr& own, RoomCost most) {
+  ObjectSet passed_over;
   for (;;) {
     const TierUsage usage = host_->Usage();
-    if (has_room(usage)) return absl::OkStatus();
-    ObjectPtr victim;
-    std::optional<Turns::Turn> turn;
-    if (disk_ != nullptr && bytes <= usage.budget_bytes) {
-      MutexLock lock(&mutex_);
-      for (const ObjectPtr& candidate : index_.in_host()) {
-        if (tried.contains(candidate)) continue;
-        // A reader pinned bands that have been given up since, and only host memory has them.
-        if (candidate->pin_count > 0 &&
-            HostBands(*candidate) > std::max(candidate->band_limit, DiskBands(*candidate))) {
-          continue;
-        }
-        if (candidate != own) {
-          std::optional<Turns::Turn> free =
-              turns_.TryTake(TurnName(candidate->tenant, candidate->manifest->key));
-          if (!free.has_value()) continue;
-          turn.emplace(*std::move(free));
-        }
-        victim = candidate;
-        break;
-      }
-    }
-    if (victim == nullptr) {
+    if (HasRoom(usage, bytes)) return absl::OkStatus();
+    const std::optional<Victim> victim =
+        bytes <= usage.budget_bytes ? NextHostVictim(own, most, passed_over) : std::nullopt;
+    if (!victim.has_value()) {
       return absl::ResourceExhaustedError(absl::StrCat(
           "host memory budget (host_budget_bytes) of ", usage.budget_bytes, " bytes: ", usage.bytes,
           " in use and not evictable now, ", bytes, " more needed"));
     }
-    const absl::Status demoted = DemoteTopBand(victim, on_full_disk);
-    if (!demoted.ok()) {
-      if (on_full_disk == OnFullDisk::kRefuse) return demoted;
-      KVTIER_LOG_EVERY_N_SEC(WARNING, 10) << "cannot demote: " << demoted.message();
-      tried.insert(victim);
+    const absl::Status left =
+        disk_ == nullptr ? GiveUpTopBand(victim->object) : DemoteTopBand(victim->object, most);
+    if (!left.ok()) {
+      KVTIER_LOG_EVERY_N_SEC(WARNING, 10) << "a band cannot leave host memory: " << left.message();
+      // If the disk takes nothing now, the next object fares no better.
+      if (disk_ != nullptr && most != RoomCost::kQuality) most = RoomCost::kNothing;
+    }
+    // It refuses, or a reader holds its bytes.
+    if (!left.ok() || host_->Usage().bytes >= usage.bytes) {
+      passed_over.insert(victim->object.get());
     }
   }
 }
 
-absl::Status TieredStoreImpl::DemoteTopBand(const ObjectPtr& victim, OnFullDisk on_full_disk) {
+absl::Status TieredStoreImpl::DemoteTopBand(const ObjectPtr& victim, RoomCost most) {
   const uint32_t host_bands = HostBands(*victim);
   if (host_bands > 0) {
-    const absl::Status on_disk = EnsureOnDisk(victim);
-    if (absl::IsResourceExhausted(on_disk) && on_full_disk == OnFullDisk::kGiveUpBands) {
-      return GiveUpTopBand(victim);
+    absl::Status on_disk = EnsureOnDisk(victim);
+    if (absl::IsResourceExhausted(on_disk) && most == RoomCost::kQuality) {
+      bool is_worth_it = false;
+      {
+        MutexLock lock(&mutex_);
+        is_worth_it = disk_policy_.Admit(*victim) >= ResidentBands(*victim);
+      }
+      if (is_worth_it) {
+        on_disk = StoreMakingRoom(BytesNotOnDisk(victim), [&] { return EnsureOnDisk(victim); });
+      }
+      // Quality goes before whole objects do (design.md section 2).
+      if (absl::IsResourceExhausted(on_disk)) return GiveUpTopBand(victim);
     }
     KVTIER_RETURN_IF_ERROR(on_disk);
     KVTIER_SYNC_POINT("store.demote.before_host_drop");
@@ -69,7 +100,7 @@ absl::Status TieredStoreImpl::DemoteTopBand(const ObjectPtr& victim, OnFullDisk 
     KVTIER_SYNC_POINT("store.demote.after_host_drop");
   }
   MutexLock lock(&mutex_);
-  if (HostBands(*victim) == 0) index_.RemoveFromHost(victim);
+  TellPolicies(victim);
   return absl::OkStatus();
 }
 
@@ -101,25 +132,106 @@ absl::Status TieredStoreImpl::EnsureOnDisk(const ObjectPtr& object) {
     if (!removed.ok()) {
       KVTIER_LOG(WARNING) << "segments of a failed demotion stay for now: " << removed.message();
     }
-    return stored;
+  } else {
+    KVTIER_SYNC_POINT("store.demote.after_disk");
   }
-  KVTIER_SYNC_POINT("store.demote.after_disk");
-  return absl::OkStatus();
+  MutexLock lock(&mutex_);
+  TellPolicies(object);
+  return stored;
 }
 
-// The disk is full too: quality goes before whole objects do (design.md section 2).
+uint64_t TieredStoreImpl::BytesNotOnDisk(const ObjectPtr& object) {
+  uint64_t bytes = 0;
+  MutexLock lock(&mutex_);
+  for (uint32_t band = DiskBands(*object); band < ResidentBands(*object); ++band) {
+    bytes += disk_->ChargeOf(object->manifest->bands[band]);
+  }
+  return bytes;
+}
+
+// --- The disk ------------------------------------------------------------------------------------
+
+absl::Status TieredStoreImpl::StoreMakingRoom(uint64_t bytes,
+                                              absl::FunctionRef<absl::Status()> store) {
+  constexpr int kAttempts = 4;  // Others may take the room that we make.
+  bool disk_is_full = false;
+  for (int attempt = 1;; ++attempt) {
+    KVTIER_RETURN_IF_ERROR(MakeDiskRoom(bytes, disk_is_full));
+    const bool has_budget = HasRoom(disk_->Usage(), bytes);
+    const absl::Status stored = store();
+    if (!absl::IsResourceExhausted(stored) || attempt == kAttempts) return stored;
+    disk_is_full = has_budget && HasRoom(disk_->Usage(), bytes);
+    KVTIER_LOG_EVERY_N_SEC(WARNING, 10) << "the disk refuses bands: " << stored.message();
+  }
+}
+
+std::optional<TieredStoreImpl::Victim> TieredStoreImpl::NextDiskVictim(
+    const ObjectSet& passed_over) {
+  MutexLock lock(&mutex_);
+  return NextVictim(disk_policy_, /*own=*/nullptr, [&](const ObjectState& object) {
+    return MayGiveUp(object) && !passed_over.contains(&object);
+  });
+}
+
+absl::Status TieredStoreImpl::MakeDiskRoom(uint64_t bytes, bool disk_is_full) {
+  ObjectSet passed_over;
+  uint64_t given_up_bytes = 0;
+  for (;;) {
+    const TierUsage usage = disk_->Usage();
+    if (HasRoom(usage, bytes) && (!disk_is_full || given_up_bytes >= bytes)) {
+      return absl::OkStatus();
+    }
+    const std::optional<Victim> victim = usage.budget_bytes == 0 || bytes <= usage.budget_bytes
+                                             ? NextDiskVictim(passed_over)
+                                             : std::nullopt;
+    // What has gone may do: only the disk itself knows.
+    if (!victim.has_value() && HasRoom(usage, bytes) && given_up_bytes > 0) {
+      return absl::OkStatus();
+    }
+    if (!victim.has_value()) {
+      return absl::ResourceExhaustedError(
+          disk_is_full
+              ? absl::StrCat("the disk is full, and no band may be given up now; ", bytes,
+                             " bytes needed")
+              : absl::StrCat("disk budget of ", usage.budget_bytes, " bytes: ", usage.bytes,
+                             " in use and not to be given up now, ", bytes, " more needed"));
+    }
+    const ObjectState& object = *victim->object;
+    const uint32_t before = DiskBands(object);
+    const absl::Status given_up = GiveUpTopBand(victim->object);
+    const uint32_t after = DiskBands(object);
+    for (uint32_t band = after; band < before; ++band) {
+      given_up_bytes += disk_->ChargeOf(object.manifest->bands[band]);
+    }
+    if (!given_up.ok()) {
+      KVTIER_LOG_EVERY_N_SEC(WARNING, 10) << "a band cannot be given up: " << given_up.message();
+      passed_over.insert(victim->object.get());
+    }
+  }
+}
+
 absl::Status TieredStoreImpl::GiveUpTopBand(const ObjectPtr& victim) {
   uint32_t keep = 0;
   {
     MutexLock lock(&mutex_);
-    const uint32_t resident = ResidentBands(*victim);
-    if (victim->pin_count > 0 || resident <= 1) {
-      return absl::ResourceExhaustedError("the disk is full");
+    if (!MayGiveUp(*victim)) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("upload ", victim->upload().ToHex(), " is being read"));
     }
-    keep = resident - 1;
+    keep = disk_policy_.Below(*victim, ResidentBands(*victim));
+  }
+  KVTIER_SYNC_POINT("store.give_up.before_record");
+  if (DiskBands(*victim) > keep) {
+    KVTIER_RETURN_IF_ERROR(disk_->LowerResidency(victim->upload(), keep));
+  }
+  KVTIER_SYNC_POINT("store.give_up.after_record");
+  {
+    MutexLock lock(&mutex_);
     Lower(victim, keep, ChangeCause::kPressure);
   }
-  return host_->DropBands(victim->upload(), keep);
+  Trim();
+  KVTIER_SYNC_POINT("store.give_up.after_bytes");
+  return absl::OkStatus();
 }
 
 }  // namespace kvtier

@@ -9,17 +9,33 @@
 
 namespace kvtier {
 
+namespace {
+
+absl::StatusOr<std::unique_ptr<DurableTier>> OpenDisk(const std::string& folder,
+                                                      uint64_t budget_bytes, rocksdb::Env* env) {
+  if (folder.empty()) return nullptr;
+  return OpenRocksDbTier({.folder = folder, .budget_bytes = budget_bytes, .env = env});
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<TieredStore>> OpenTestStore(const std::string& folder,
                                                            uint64_t host_budget_bytes, Clock& clock,
                                                            rocksdb::Env* env,
                                                            uint64_t disk_budget_bytes) {
-  std::unique_ptr<DurableTier> disk;
-  if (!folder.empty()) {
-    KVTIER_ASSIGN_OR_RETURN(
-        disk, OpenRocksDbTier({.folder = folder, .budget_bytes = disk_budget_bytes, .env = env}));
-  }
+  KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<DurableTier> disk,
+                          OpenDisk(folder, disk_budget_bytes, env));
   return TieredStore::Create({.host_budget_bytes = host_budget_bytes, .upload_bytes_max = 1 << 30},
                              std::move(disk), clock);
+}
+
+absl::StatusOr<std::unique_ptr<TieredStore>> OpenTestStore(const std::string& folder,
+                                                           const TieredStoreOptions& options,
+                                                           Clock& clock,
+                                                           uint64_t disk_budget_bytes) {
+  KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<DurableTier> disk,
+                          OpenDisk(folder, disk_budget_bytes, /*env=*/nullptr));
+  return TieredStore::Create(options, std::move(disk), clock);
 }
 
 absl::Status CheckPinned(PinnedObject& pinned, const CompressedObject& object, uint32_t bands) {

@@ -20,6 +20,11 @@ absl::StatusOr<std::unique_ptr<TieredStore>> OpenTestStore(const std::string& fo
                                                            uint64_t host_budget_bytes, Clock& clock,
                                                            rocksdb::Env* env = nullptr,
                                                            uint64_t disk_budget_bytes = 0);
+// The same with options of your own.
+absl::StatusOr<std::unique_ptr<TieredStore>> OpenTestStore(const std::string& folder,
+                                                           const TieredStoreOptions& options,
+                                                           Clock& clock,
+                                                           uint64_t disk_budget_bytes);
 
 // OK if the store serves exactly the first `bands` bands of this upload, byte for byte; bands of 0:
 // if it has no object of the key. Otherwise FAILED_PRECONDITION saying what differs, or the error

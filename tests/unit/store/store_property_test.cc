@@ -70,6 +70,7 @@ class StorePropertyTest : public testing::Test {
         EXPECT_EQ(stat.disk_bands, stat.resident_bands);
       }
     }
+    KVTIER_EXPECT_OK(store_->CheckInvariants());
     EXPECT_EQ(store_->object_count(), map_.size());
     const TierUsage usage = store_->host_usage();
     EXPECT_LE(usage.bytes, usage.budget_bytes);

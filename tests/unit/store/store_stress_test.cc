@@ -21,7 +21,9 @@ namespace {
 constexpr uint64_t kKeys = 4;
 constexpr uint64_t kUploads = 4;
 
-class StoreStressTest : public testing::TestWithParam<bool> {
+enum class Tiers { kHostAlone, kHostOverDisk, kHostOverSmallDisk };
+
+class StoreStressTest : public testing::TestWithParam<Tiers> {
  protected:
   StoreStressTest() {
     for (uint64_t key = 0; key < kKeys; ++key) {
@@ -31,12 +33,14 @@ class StoreStressTest : public testing::TestWithParam<bool> {
       }
     }
     const uint64_t object_bytes = objects_[0][0].manifest->total_bytes();
-    absl::StatusOr<std::unique_ptr<TieredStore>> store =
-        OpenTestStore(GetParam() ? dir_.File("store") : "", 2 * object_bytes, Clock::Real());
+    absl::StatusOr<std::unique_ptr<TieredStore>> store = OpenTestStore(
+        has_disk() ? dir_.File("store") : "", 2 * object_bytes, Clock::Real(),
+        /*env=*/nullptr, GetParam() == Tiers::kHostOverSmallDisk ? 4 * object_bytes : 0);
     KVTIER_CHECK_OK(store);
     store_ = *std::move(store);
   }
 
+  bool has_disk() const { return GetParam() != Tiers::kHostAlone; }
   const Key& KeyOf(uint64_t key) const { return objects_[key][0].manifest->key; }
 
   void Read(uint64_t key) {
@@ -73,7 +77,7 @@ class StoreStressTest : public testing::TestWithParam<bool> {
       default: {
         const CompressedObject& object = objects_[key][random() % kUploads];
         const Durability durability =
-            GetParam() && random() % 2 == 0 ? Durability::kDisk : Durability::kHost;
+            has_disk() && random() % 2 == 0 ? Durability::kDisk : Durability::kHost;
         const absl::Status put = store_->Put(tenant_, object, durability).status();
         // Two threads may send the same upload: one of them finds it gone, sealed by the other and
         // deleted by a third.
@@ -93,7 +97,7 @@ class StoreStressTest : public testing::TestWithParam<bool> {
 TEST_P(StoreStressTest, EveryByteIsRightWhileEverythingHappensAtOnce) {
   const uint64_t seed = TestSeed();
   SCOPED_TRACE(SeedTrace(seed));
-  const int rounds = GetParam() ? 60 : 400;
+  const int rounds = has_disk() ? 60 : 400;
   std::atomic<int> writers{2};
   std::vector<std::thread> threads;
   for (uint64_t writer = 0; writer < 2; ++writer) {
@@ -116,19 +120,24 @@ TEST_P(StoreStressTest, EveryByteIsRightWhileEverythingHappensAtOnce) {
             counters.host_hits + counters.disk_hits + counters.misses + counters.failures);
   EXPECT_EQ(counters.checksum_failures, 0u);
   EXPECT_EQ(counters.bands_lost, 0u);
+  KVTIER_EXPECT_OK(store_->CheckInvariants());
   for (uint64_t key = 0; key < kKeys; ++key) {
     store_->Delete(tenant_, KeyOf(key)).IgnoreError();
   }
   EXPECT_EQ(store_->object_count(), 0u);
   EXPECT_EQ(store_->host_usage().bytes, 0u);
-  if (GetParam()) {
+  if (has_disk()) {
     EXPECT_EQ(store_->disk_usage()->bytes, 0u);
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, StoreStressTest, testing::Bool(),
-                         [](const testing::TestParamInfo<bool>& with_disk) {
-                           return with_disk.param ? "HostOverDisk" : "HostAlone";
+INSTANTIATE_TEST_SUITE_P(Tiers, StoreStressTest,
+                         testing::Values(Tiers::kHostAlone, Tiers::kHostOverDisk,
+                                         Tiers::kHostOverSmallDisk),
+                         [](const testing::TestParamInfo<Tiers>& tiers) {
+                           return tiers.param == Tiers::kHostAlone      ? "HostAlone"
+                                  : tiers.param == Tiers::kHostOverDisk ? "HostOverDisk"
+                                                                        : "HostOverSmallDisk";
                          });
 
 }  // namespace

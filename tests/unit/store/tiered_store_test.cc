@@ -142,6 +142,16 @@ TEST_F(TieredStoreTest, RefusesAnInconsistentManifest) {
               StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
+TEST_F(TieredStoreTest, AResumedUploadReplacesWhatItWasBegunToReplace) {
+  const UploadId stored = b_.manifest->upload_id, other = Object(3).manifest->upload_id;
+  KVTIER_ASSERT_OK(store_->StartUpload(tenant_, a_.manifest, Durability::kDisk, stored));
+  KVTIER_EXPECT_OK(store_->StartUpload(tenant_, a_.manifest, Durability::kDisk, stored));
+  for (const std::optional<UploadId>& differs : {std::optional(other), std::optional<UploadId>()}) {
+    EXPECT_THAT(store_->StartUpload(tenant_, a_.manifest, Durability::kDisk, differs),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(stored.ToHex())));
+  }
+}
+
 TEST_F(TieredStoreTest, OpenUploadsAreBoundedAndIdleOnesGo) {
   std::vector<std::shared_ptr<Upload>> sending;
   for (uint64_t i = 0; i < limits::kUploadsMax; ++i) {
@@ -281,6 +291,10 @@ TEST_F(TieredStoreTest, BandsGivenUpWhileAnUploadWasMadeFromThemStayGivenUp) {
   KVTIER_ASSERT_OK(store_->DropBands(tenant_, old.manifest->key, 2));  // To 0.3.
   EXPECT_THAT(store_->FinishUpload(upload),
               StatusIs(absl::StatusCode::kAborted, HasSubstr("were given up meanwhile")));
+  EXPECT_THAT(store_->UploadedBytes(tenant_, whole.manifest->upload_id),
+              StatusIs(absl::StatusCode::kNotFound))
+      << "it can never be sealed, so it holds no memory";
+  EXPECT_THAT(store_->FinishUpload(upload), StatusIs(absl::StatusCode::kNotFound));
   KVTIER_EXPECT_OK(Check(old, 2));
   // What ends where the rest ends replaces it.
   CompressedObject rest = with_edges("0.05,0.3,1", 2);
@@ -391,18 +405,6 @@ TEST_F(TieredStoreTest, BandsLeaveHostFromTheTopOfTheColdestObjectOnceItIsOnDisk
     KVTIER_EXPECT_OK(Check(*object, kBands));
   }
   EXPECT_LE(store_->host_usage().bytes, store_->host_usage().budget_bytes);
-}
-
-TEST_F(TieredStoreTest, WithoutADiskHostMemoryIsALimit) {
-  Open(Bytes(a_) + Bytes(b_) / 2, /*with_disk=*/false);
-  KVTIER_ASSERT_OK(Put(a_, Durability::kHost));
-  EXPECT_THAT(Put(b_, Durability::kHost),
-              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("host_budget_bytes")));
-  KVTIER_EXPECT_OK(Check(b_, 0));
-  KVTIER_EXPECT_OK(Check(a_, kBands));
-  EXPECT_EQ(store_->host_usage().bytes, Bytes(a_));
-  KVTIER_ASSERT_OK(store_->Delete(tenant_, a_.manifest->key));
-  KVTIER_EXPECT_OK(Put(b_, Durability::kHost));
 }
 
 TEST_F(TieredStoreTest, AnObjectLargerThanHostMemoryIsServedFromDisk) {

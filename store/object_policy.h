@@ -1,0 +1,67 @@
+// An eviction policy over the objects of one tier: which of them gives room next. It is told what
+// the tier holds and moves nothing itself. Not thread-safe: TieredStore's mutex guards it.
+#ifndef KVTIER_STORE_OBJECT_POLICY_H_
+#define KVTIER_STORE_OBJECT_POLICY_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/functional/function_ref.h"
+#include "kvcache/bands.h"
+#include "kvcache/ids.h"
+#include "store/eviction.h"
+#include "store/object_index.h"
+
+namespace kvtier {
+
+class ObjectPolicy {
+ public:
+  using ObjectPtr = ObjectIndex::ObjectPtr;
+
+  // No object of the tier keeps fewer bands than reach `floor`, unless none. No value: what leaves
+  // the tier is not lost, so every band may go.
+  ObjectPolicy(std::unique_ptr<EvictionPolicy> policy, std::optional<Ratio> floor);
+
+  // The tier holds the first `band_count` bands of `object`. 0: none any more, by pressure or loss.
+  // Nothing happens if that is known.
+  void Hold(const ObjectPtr& object, uint32_t band_count);
+  // The tier holds none any more, and nobody will ask for it again.
+  void Remove(const ObjectPtr& object);
+  // Somebody asked for the key, whether the tier holds anything of it or not.
+  void Use(const TenantId& tenant, const Key& key);
+
+  // How many bands of an object are worth more than what would have to go for them.
+  uint32_t Admit(const ObjectState& object);
+  // Whose top band, or whole rest, goes next, passing over those for which `may_go` is false; null
+  // if none may. `may_go` is not asked again after it has said yes.
+  ObjectPtr Next(absl::FunctionRef<bool(const ObjectPtr&)> may_go);
+
+  // Bands after one step of shrinking: one fewer, or none at the floor.
+  uint32_t Below(const ObjectState& object, uint32_t band_count) const;
+
+  // Bands it was last told; 0 for an unknown one.
+  uint32_t held_bands(const ObjectState& object) const;
+  size_t held_count() const { return objects_.size(); }
+
+ private:
+  struct Held {
+    ObjectPtr object;
+    uint32_t band_count = 0;
+  };
+
+  uint32_t FloorOf(const ObjectState& object) const;
+  // The id under which the policy knows a name: a hash, or the next free one if another name that
+  // is held has it.
+  EvictionId IdOf(const TenantId& tenant, const Key& key) const;
+
+  std::unique_ptr<EvictionPolicy> policy_;
+  std::optional<Ratio> floor_;
+  absl::flat_hash_map<EvictionId, Held> held_;
+  absl::flat_hash_map<const ObjectState*, EvictionId> objects_;  // Those in held_.
+};
+
+}  // namespace kvtier
+
+#endif  // KVTIER_STORE_OBJECT_POLICY_H_
