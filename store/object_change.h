@@ -16,10 +16,11 @@ enum class ChangeCause {
   kRequested,  // Somebody asked for it: Delete, DropBands.
   kPressure,   // A budget, or the disk, is full.
   kLoss,       // Bytes failed their checksum and no intact copy is left.
+  kExpired,    // Its time to live is over.
 };
 
 struct ObjectChange {
-  const ObjectState& object;
+  ObjectState& object;
   uint32_t bands_before = 0;  // That a new reader saw. 0: it is new.
   uint32_t bands_after = 0;   // That a new reader sees now. 0: its key does not find it any more.
   ChangeCause cause = ChangeCause::kPut;

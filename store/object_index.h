@@ -17,6 +17,7 @@
 #include "kvcache/ids.h"
 #include "kvcache/manifest.h"
 #include "store/prefix_index.h"
+#include "store/tenant_ledger.h"
 #include "store/tiered_store.h"
 
 namespace kvtier {
@@ -41,6 +42,8 @@ class ObjectState {
   // Bands that new readers may see. Only ever lowered: when bands are given up or lost.
   uint32_t band_limit;
   ObjectAttributes attributes;
+  TenantUse accounted;           // What its tenant's account has for it ...
+  uint32_t accounted_bands = 0;  // ... for so many bands: those that watchers know of.
   uint32_t pin_count = 0;
   bool retired = false;   // Replaced, deleted or lost: no longer found by its key.
   bool trimming = false;  // Somebody is removing its bytes now.

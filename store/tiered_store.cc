@@ -20,6 +20,11 @@ uint64_t MakeIncarnation() {
   return uint64_t{random()} << 32 | random();
 }
 
+// Of all tenants together: half of where objects stay.
+uint64_t PinnedBytesMax(const TieredStoreOptions& options, DurableTier* disk) {
+  return (disk != nullptr ? disk->Usage().budget_bytes : options.host_budget_bytes) / 2;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<TieredStore>> TieredStore::Create(TieredStoreOptions options,
@@ -45,10 +50,11 @@ absl::StatusOr<std::unique_ptr<TieredStore>> TieredStore::Create(TieredStoreOpti
 
 absl::StatusOr<ObjectStat> TieredStore::Put(const TenantId& tenant, const CompressedObject& object,
                                             Durability durability,
-                                            const std::optional<UploadId>& replaces) {
+                                            const std::optional<UploadId>& replaces,
+                                            absl::Duration ttl) {
   const UploadId& id = object.manifest->upload_id;
   KVTIER_ASSIGN_OR_RETURN(const std::shared_ptr<Upload> upload,
-                          StartUpload(tenant, object.manifest, durability, replaces));
+                          StartUpload(tenant, object.manifest, durability, replaces, ttl));
   const absl::StatusOr<ObjectStat> stat = [&]() -> absl::StatusOr<ObjectStat> {
     uint64_t offset = 0;
     for (const SegmentRef& segment : object.segments) {
@@ -70,8 +76,11 @@ TieredStoreImpl::TieredStoreImpl(TieredStoreOptions options, Policies policies,
       clock_(clock),
       host_(MakeHostTier(options.host_budget_bytes)),
       disk_(std::move(disk)),
+      event_log_({}, clock),
       host_policy_(std::move(policies.host)),
-      disk_policy_(std::move(policies.disk)) {}
+      disk_policy_(std::move(policies.disk)),
+      floor_ratio_(*Ratio::FromDouble(options.floor_ratio)),
+      ledger_(options.tenant_quotas, PinnedBytesMax(options, disk_.get())) {}
 
 TieredStoreImpl::~TieredStoreImpl() {
   Trim();
@@ -87,9 +96,10 @@ absl::Status TieredStoreImpl::Recover() {
   counters_.checksum_failures += found.records_lost;
   MutexLock lock(&mutex_);
   for (const SealedObject& object : sealed) {
-    Insert(std::make_shared<ObjectState>(object.tenant, object.manifest, object.sealed_at,
-                                         Durability::kDisk, object.resident_bands),
-           ChangeCause::kRecovered);
+    const auto state = std::make_shared<ObjectState>(
+        object.tenant, object.manifest, object.sealed_at, Durability::kDisk, object.resident_bands);
+    state->attributes = object.attributes;
+    Insert(state, ChangeCause::kRecovered);
   }
   KVTIER_LOG(INFO) << "recovered " << sealed.size() << " objects, removed " << found.orphans_removed
                    << " unfinished uploads, lost " << found.records_lost << " records";
@@ -127,7 +137,7 @@ ObjectStat TieredStoreImpl::StatOf(const ObjectState& object) const {
 
 absl::StatusOr<ObjectStat> TieredStoreImpl::Stat(const TenantId& tenant, const Key& key) {
   MutexLock lock(&mutex_);
-  const ObjectPtr object = index_.Find(tenant, key);
+  const ObjectPtr object = FindLive(tenant, key);
   if (object == nullptr) return absl::NotFoundError("");
   return StatOf(*object);
 }
@@ -136,8 +146,16 @@ std::vector<ObjectStat> TieredStoreImpl::List(const TenantId& tenant,
                                               const std::optional<Key>& after, size_t limit) {
   std::vector<ObjectStat> stats;
   MutexLock lock(&mutex_);
-  for (const ObjectPtr& object : index_.List(tenant, after, limit)) {
-    stats.push_back(StatOf(*object));
+  // Whole pages, also where objects have expired: a short page says that it was the last one.
+  std::optional<Key> from = after;
+  while (stats.size() < limit) {
+    const size_t wanted = limit - stats.size();
+    const std::vector<ObjectPtr> objects = index_.List(tenant, from, wanted);
+    for (const ObjectPtr& object : objects) {
+      if (!IsExpired(*object)) stats.push_back(StatOf(*object));
+    }
+    if (objects.size() < wanted) break;
+    from = objects.back()->manifest->key;
   }
   return stats;
 }
@@ -153,7 +171,7 @@ std::vector<ObjectStat> TieredStoreImpl::FindPrefixes(const TenantId& tenant,
   for (const PrefixMatch& match : matches) {
     if (stats.size() == candidates_max) break;
     const ObjectPtr object = index_.FindUpload(match.upload);
-    if (object == nullptr || object->retired) continue;  // Gone since we looked.
+    if (object == nullptr || object->retired || IsExpired(*object)) continue;  // Gone since.
     ObjectStat stat = StatOf(*object);
     if (stat.resident_bands == 0 ||
         object->manifest->bands[stat.resident_bands - 1].edge < min_ratio) {
@@ -170,19 +188,24 @@ absl::Status TieredStoreImpl::Delete(const TenantId& tenant, const Key& key) {
     ObjectPtr object;
     {
       MutexLock lock(&mutex_);
-      object = index_.Find(tenant, key);
+      object = FindLive(tenant, key);
     }
     if (object == nullptr) return absl::NotFoundError("");
-    KVTIER_SYNC_POINT("store.delete.before_record");
-    if (DiskBands(*object) > 0) {
-      KVTIER_RETURN_IF_ERROR(disk_->LowerResidency(object->upload(), 0));
-    }
-    KVTIER_SYNC_POINT("store.delete.after_record");
-    MutexLock lock(&mutex_);
-    Lower(object, 0, ChangeCause::kRequested);
+    KVTIER_RETURN_IF_ERROR(RemoveWhole(object, ChangeCause::kRequested));
   }
   Trim();
   KVTIER_SYNC_POINT("store.delete.after_segments");
+  return absl::OkStatus();
+}
+
+absl::Status TieredStoreImpl::RemoveWhole(const ObjectPtr& object, ChangeCause cause) {
+  KVTIER_SYNC_POINT("store.delete.before_record");
+  if (DiskBands(*object) > 0) {
+    KVTIER_RETURN_IF_ERROR(disk_->LowerResidency(object->upload(), 0));
+  }
+  KVTIER_SYNC_POINT("store.delete.after_record");
+  MutexLock lock(&mutex_);
+  Lower(object, 0, cause);
   return absl::OkStatus();
 }
 
@@ -196,7 +219,7 @@ absl::Status TieredStoreImpl::DropBands(const TenantId& tenant, const Key& key,
     ObjectPtr object;
     {
       MutexLock lock(&mutex_);
-      object = index_.Find(tenant, key);
+      object = FindLive(tenant, key);
       if (object == nullptr) return absl::NotFoundError("");
       if (band_count >= ResidentBands(*object)) return absl::OkStatus();
     }

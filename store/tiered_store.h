@@ -33,7 +33,9 @@
 #include "kvcache/transport.h"
 #include "store/durable_tier.h"
 #include "store/object_stat.h"
+#include "store/object_watch.h"
 #include "store/prefix_index.h"
+#include "store/tenant_ledger.h"
 #include "store/upload.h"
 
 namespace kvtier {
@@ -50,6 +52,22 @@ struct StoreCounters {
   std::atomic<uint64_t> bands_lost{0};     // Gone because bytes failed their checksum.
   std::atomic<uint64_t> checksum_failures{0};
   std::atomic<uint64_t> objects_evicted{0};  // Gone whole, by pressure.
+  std::atomic<uint64_t> objects_expired{0};
+  std::atomic<uint64_t> quota_give_ups{
+      0};  // Steps in which a tenant gave up its own for its quota.
+  std::atomic<uint64_t> quota_refusals{0};
+};
+
+struct TenantStat {
+  TenantUse use;
+  uint64_t quota_bytes = 0;       // 0: none.
+  uint64_t pinned_bytes_max = 0;  // 0: no limit.
+};
+
+// What is not given stays.
+struct AttributeChange {
+  std::optional<bool> pinned = std::nullopt;
+  std::optional<absl::Time> expires_at = std::nullopt;
 };
 
 class ObjectState;  // Private to the implementation.
@@ -76,6 +94,8 @@ struct TieredStoreOptions {
   // Pressure does not shrink an object below its first edge that reaches this, in (0, 1]: at that
   // floor it goes whole.
   double floor_ratio = 0.1;
+  // What each tenant may use. Over it, the tenant's own objects go first.
+  TenantQuotas tenant_quotas = {};
 };
 
 class TieredStore {
@@ -96,11 +116,20 @@ class TieredStore {
   //                       nobody but the store holds a reference give way first, longest idle
   //                       first: those that failed must not keep others out
   //   FAILED_PRECONDITION kDisk asked of a store without disk
+  //   RESOURCE_EXHAUSTED  also: the tenant's quota is used up (named), and giving up bands of its
+  //                       own objects does not suffice
   // `replaces`: the stored upload that this one was made from (re-banding), and is to replace
-  // although that one may be whole.
+  // although that one may be whole. `ttl`: from sealing on; infinite: it never expires, or, where
+  // it replaces an upload, when that one would have. A resumed upload keeps what it began with.
   virtual absl::StatusOr<std::shared_ptr<Upload>> StartUpload(
       const TenantId& tenant, std::shared_ptr<const Manifest>, Durability durability,
-      const std::optional<UploadId>& replaces) = 0;
+      const std::optional<UploadId>& replaces, absl::Duration ttl) = 0;
+  absl::StatusOr<std::shared_ptr<Upload>> StartUpload(const TenantId& tenant,
+                                                      std::shared_ptr<const Manifest> manifest,
+                                                      Durability durability,
+                                                      const std::optional<UploadId>& replaces) {
+    return StartUpload(tenant, std::move(manifest), durability, replaces, absl::InfiniteDuration());
+  }
   absl::StatusOr<std::shared_ptr<Upload>> StartUpload(const TenantId& tenant,
                                                       std::shared_ptr<const Manifest> manifest,
                                                       Durability durability) {
@@ -127,7 +156,8 @@ class TieredStore {
   // Convenience for callers that hold a whole object: start, append everything, finish.
   absl::StatusOr<ObjectStat> Put(const TenantId& tenant, const CompressedObject& object,
                                  Durability durability,
-                                 const std::optional<UploadId>& replaces = std::nullopt);
+                                 const std::optional<UploadId>& replaces = std::nullopt,
+                                 absl::Duration ttl = absl::InfiniteDuration());
 
   // NOT_FOUND: a miss. ABORTED: `upload` is given and another one is current.
   virtual absl::StatusOr<std::unique_ptr<PinnedObject>> Pin(
@@ -147,6 +177,25 @@ class TieredStore {
   // band_count >= 1 (INVALID_ARGUMENT otherwise).
   virtual absl::Status DropBands(const TenantId& tenant, const Key& key, uint32_t band_count) = 0;
 
+  // Changes what is decided about an object. NOT_FOUND, ABORTED as Pin.
+  //   RESOURCE_EXHAUSTED  its tenant's pinned bytes, or those of all, would exceed their limit; or
+  //                       the disk is full. Nothing has changed
+  virtual absl::StatusOr<ObjectStat> SetAttributes(const TenantId& tenant, const Key& key,
+                                                   const std::optional<UploadId>& upload,
+                                                   const AttributeChange& change) = 0;
+  // Removes what has expired, which nobody finds any more; returns how many objects went. What
+  // cannot be removed now is tried again by the next call (ExpirySweeper makes it).
+  virtual uint64_t RemoveExpired() = 0;
+
+  // What happens to the tenant's objects after event number `after`, if that is known; otherwise,
+  // or without a number, a snapshot and what happens after it.
+  //   RESOURCE_EXHAUSTED  too many watches
+  //   UNAVAILABLE         StopWatches was called
+  virtual absl::StatusOr<std::unique_ptr<ObjectWatch>> Watch(
+      const TenantId& tenant, const std::optional<uint64_t>& after) = 0;
+  // Ends all watches (their Next says UNAVAILABLE), for good.
+  virtual void StopWatches() = 0;
+
   // Objects of a tenant in key order, after `after`, at most `limit`.
   virtual std::vector<ObjectStat> List(const TenantId& tenant, const std::optional<Key>& after,
                                        size_t limit) = 0;
@@ -161,8 +210,14 @@ class TieredStore {
   virtual TierUsage host_usage() const = 0;
   virtual std::optional<TierUsage> disk_usage() const = 0;
   virtual uint64_t object_count() const = 0;
-  // Random at every start: what UploadedBytes says holds within one incarnation.
+  // Random at every start: what UploadedBytes says, and numbers of events, hold within one
+  // incarnation.
   virtual uint64_t incarnation() const = 0;
+  virtual TenantStat StatOfTenant(const TenantId& tenant) const = 0;
+  // Of those with a quota of their own: a bounded number.
+  virtual std::vector<std::pair<TenantId, TenantStat>> StatOfConfiguredTenants() const = 0;
+  virtual uint32_t watch_count() const = 0;
+  virtual uint64_t watches_cut() const = 0;  // Ended because they fell behind.
 };
 
 }  // namespace kvtier

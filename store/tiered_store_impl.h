@@ -1,7 +1,8 @@
-// The implementation of TieredStore, in five files: tiered_store.cc (start-up, the index, giving
+// The implementation of TieredStore, in several files: tiered_store.cc (start-up, the index, giving
 // up), tiered_store_life.cc (every change of what is served), tiered_store_put.cc (uploads),
-// tiered_store_room.cc (making room), tiered_store_read.cc (pins, reads, losses). Private to
-// store/.
+// tiered_store_room.cc (making room), tiered_store_read.cc (pins, reads, losses),
+// tiered_store_attributes.cc (pinning, expiry), tiered_store_tenants.cc (accounts, quotas, events).
+// Private to store/.
 //
 // How it stays correct without a lock around disk work:
 //   1. Where bands are is asked of the tiers, never remembered here. What is decided about an
@@ -15,8 +16,8 @@
 //   4. Bytes go last: an ObjectState that serves fewer bands than the tiers hold is in garbage_
 //      until nobody pins it and Trim has removed the difference.
 //
-// Lock order: mutex_, then a tier's own. The host tier may be called under mutex_ (it only touches
-// memory), of the disk tier only BandCount and Usage.
+// Lock order: mutex_, then a tier's own or the event log's. The host tier may be called under
+// mutex_ (it only touches memory), of the disk tier only BandCount and Usage.
 #ifndef KVTIER_STORE_TIERED_STORE_IMPL_H_
 #define KVTIER_STORE_TIERED_STORE_IMPL_H_
 
@@ -31,9 +32,13 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/function_ref.h"
 #include "base/mutex.h"
+#include "store/event_log.h"
+#include "store/expiry_queue.h"
 #include "store/object_change.h"
 #include "store/object_index.h"
 #include "store/object_policy.h"
+#include "store/object_watch.h"
+#include "store/tenant_ledger.h"
 #include "store/tiered_store.h"
 #include "store/turns.h"
 
@@ -53,9 +58,11 @@ class TieredStoreImpl final : public TieredStore {
 
   absl::Status Recover() ABSL_LOCKS_EXCLUDED(mutex_);
 
-  absl::StatusOr<std::shared_ptr<Upload>> StartUpload(
-      const TenantId& tenant, std::shared_ptr<const Manifest> manifest, Durability durability,
-      const std::optional<UploadId>& replaces) override;
+  absl::StatusOr<std::shared_ptr<Upload>> StartUpload(const TenantId& tenant,
+                                                      std::shared_ptr<const Manifest> manifest,
+                                                      Durability durability,
+                                                      const std::optional<UploadId>& replaces,
+                                                      absl::Duration ttl) override;
   absl::StatusOr<uint64_t> UploadedBytes(const TenantId& tenant, const UploadId& upload) override;
   absl::StatusOr<ObjectStat> FinishUpload(const std::shared_ptr<Upload>& upload) override;
   void AbandonUpload(const TenantId& tenant, const UploadId& upload) override;
@@ -71,6 +78,14 @@ class TieredStoreImpl final : public TieredStore {
                                size_t limit) override;
   absl::Status Verify(const TenantId& tenant, const Key& key) override;
 
+  absl::StatusOr<ObjectStat> SetAttributes(const TenantId& tenant, const Key& key,
+                                           const std::optional<UploadId>& upload,
+                                           const AttributeChange& change) override;
+  uint64_t RemoveExpired() override;
+  absl::StatusOr<std::unique_ptr<ObjectWatch>> Watch(const TenantId& tenant,
+                                                     const std::optional<uint64_t>& after) override;
+  void StopWatches() override { event_log_.Close(); }
+
   absl::Status CheckInvariants() override;
 
   const StoreCounters& counters() const override { return counters_; }
@@ -83,15 +98,21 @@ class TieredStoreImpl final : public TieredStore {
     return index_.size();
   }
   uint64_t incarnation() const override { return incarnation_; }
+  TenantStat StatOfTenant(const TenantId& tenant) const override;
+  std::vector<std::pair<TenantId, TenantStat>> StatOfConfiguredTenants() const override;
+  uint32_t watch_count() const override { return event_log_.watcher_count(); }
+  uint64_t watches_cut() const override { return event_log_.watchers_cut(); }
 
  private:
   friend class PinnedObjectImpl;
+  class Watching;
 
   struct OpenUpload {
     std::shared_ptr<Upload> upload;
     TenantId tenant;
     Durability durability;
     std::optional<UploadId> replaces;
+    absl::Duration ttl = absl::InfiniteDuration();
     uint64_t seen_bytes = 0;  // Progress when we last looked, and when that was.
     absl::Time seen_at;
   };
@@ -129,6 +150,32 @@ class TieredStoreImpl final : public TieredStore {
   void TellPolicies(const ObjectPtr& object) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status CheckObject(const ObjectState& object) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
+  // Removes what is on disk of the record, and all of it from new readers. REQUIRES: its turn.
+  absl::Status RemoveWhole(const ObjectPtr& object, ChangeCause cause) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // --- tiered_store_attributes.cc
+  // An expired object is a miss, whoever asks; its bytes go with the next RemoveExpired.
+  bool IsExpired(const ObjectState& object) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Null if there is none, or it has expired.
+  ObjectPtr FindLive(const TenantId& tenant, const Key& key) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // In memory alone, at once: nothing of it is given up while its record is written. REQUIRES: its
+  // turn.
+  void Decide(ObjectState& object, const ObjectAttributes& attributes)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Puts on disk what has been decided, if the object is there; if that fails it is as `before`.
+  // REQUIRES: its turn.
+  absl::Status RecordOrUndo(const ObjectPtr& object, const ObjectAttributes& before)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Makes it live until `expires_at`, if it does not live longer. REQUIRES: its turn.
+  absl::Status Prolong(const ObjectPtr& object, absl::Time expires_at) ABSL_LOCKS_EXCLUDED(mutex_);
+  // What is in memory of them, on disk. REQUIRES: its turn; a band of it is on disk.
+  absl::Status RecordAttributes(const ObjectPtr& object) ABSL_LOCKS_EXCLUDED(mutex_);
+  // RESOURCE_EXHAUSTED: it replaces a pinned object, and pinning it would exceed the limit.
+  absl::StatusOr<ObjectAttributes> AttributesOfNew(const OpenUpload& open,
+                                                   absl::Time sealed_at) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   // --- tiered_store_put.cc
   // Null if there is none of this id; INVALID_ARGUMENT if it is of another object.
   absl::StatusOr<std::shared_ptr<Upload>> FindOpen(const TenantId& tenant, const Manifest& manifest,
@@ -146,7 +193,8 @@ class TieredStoreImpl final : public TieredStore {
   absl::StatusOr<ObjectStat> KeepStored(const ObjectPtr& stored, const OpenUpload& open);
   absl::StatusOr<ObjectStat> Publish(const OpenUpload& open, Durability durability);
   // All bands, sealed, or nothing.
-  absl::Status StoreOnDisk(const OpenUpload& open, absl::Time sealed_at);
+  absl::Status StoreOnDisk(const OpenUpload& open, absl::Time sealed_at,
+                           const ObjectAttributes& attributes);
   // All bands, or nothing. `own` (may be null) is the current object of the same key.
   absl::Status StoreInHost(const OpenUpload& open, const ObjectPtr& own);
   // As many bands as are worth what must leave host memory for them.
@@ -169,8 +217,10 @@ class TieredStoreImpl final : public TieredStore {
   std::optional<Victim> NextHostVictim(const ObjectPtr& own, RoomCost most,
                                        const ObjectSet& passed_over) ABSL_LOCKS_EXCLUDED(mutex_);
   std::optional<Victim> NextDiskVictim(const ObjectSet& passed_over) ABSL_LOCKS_EXCLUDED(mutex_);
-  // Whether bands of it may be lost for good: nobody reads them.
-  static bool MayGiveUp(const ObjectState& object) { return object.pin_count == 0; }
+  // Whether bands of it may be lost for good: nobody reads them, and its tenant has not pinned it.
+  static bool MayGiveUp(const ObjectState& object) {
+    return object.pin_count == 0 && !object.attributes.pinned;
+  }
   bool MayLeaveHost(const ObjectState& object, RoomCost most) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -197,6 +247,32 @@ class TieredStoreImpl final : public TieredStore {
   // RESOURCE_EXHAUSTED: somebody reads it.
   absl::Status GiveUpTopBand(const ObjectPtr& victim) ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // --- tiered_store_tenants.cc
+  // Brings the account of its tenant up to date with so many bands. Every change of bands goes
+  // through it.
+  void Account(ObjectState& object, uint32_t bands) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ReserveUploadBytes(const TenantId& tenant, uint64_t bytes)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ReleaseUploadBytes(const TenantId& tenant, uint64_t bytes)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void TellQuotaPolicy(const ObjectPtr& object, uint32_t bands)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // What the tenant must give up before an upload may begin. RESOURCE_EXHAUSTED: it is larger than
+  // the quota.
+  absl::StatusOr<uint64_t> QuotaExcess(const TenantId& tenant, const Manifest& manifest) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Nothing: there is no excess (any more). RESOURCE_EXHAUSTED: nothing of the tenant may go.
+  absl::StatusOr<std::optional<Victim>> NextQuotaVictim(const TenantId& tenant,
+                                                        const Manifest& manifest,
+                                                        const ObjectSet& passed_over)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Gives up bands of the tenant's own objects until there is no excess. RESOURCE_EXHAUSTED: that
+  // does not suffice, since the rest is pinned or read.
+  absl::Status MakeRoomInQuota(const TenantId& tenant, const Manifest& manifest)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Accounts for a change, and tells those who watch.
+  void Announce(const ObjectChange& change) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   // --- tiered_store_read.cc
   struct ReadResult {
     SegmentRef segment;
@@ -222,6 +298,7 @@ class TieredStoreImpl final : public TieredStore {
   StoreCounters counters_;
   Turns turns_;
 
+  EventLog event_log_;    // Appended to under mutex_ only, so that a snapshot has a number.
   PrefixIndex prefixes_;  // Kept by index_; searched without mutex_.
   mutable Mutex mutex_;
   ObjectIndex index_ ABSL_GUARDED_BY(mutex_){prefixes_};
@@ -231,6 +308,11 @@ class TieredStoreImpl final : public TieredStore {
   std::set<ObjectPtr> garbage_ ABSL_GUARDED_BY(mutex_);
   ObjectPolicy host_policy_ ABSL_GUARDED_BY(mutex_);
   ObjectPolicy disk_policy_ ABSL_GUARDED_BY(mutex_);
+  const Ratio floor_ratio_;
+  TenantLedger ledger_ ABSL_GUARDED_BY(mutex_);
+  // Of every tenant with a quota and objects: over what is resident, in whatever tier.
+  std::map<TenantId, ObjectPolicy> quota_policies_ ABSL_GUARDED_BY(mutex_);
+  ExpiryQueue expiring_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvtier

@@ -26,7 +26,9 @@ void TieredStoreImpl::Lower(const ObjectPtr& object, uint32_t band_count, Change
   }
   if (band_count == 0) index_.Retire(object);
   garbage_.insert(object);
-  if (band_count == 0 && cause == ChangeCause::kRequested) {
+  // What its tenant wanted gone says nothing about whether it is worth its room.
+  const bool is_unwanted = cause == ChangeCause::kRequested || cause == ChangeCause::kExpired;
+  if (band_count == 0 && is_unwanted) {
     host_policy_.Remove(object);
     disk_policy_.Remove(object);
   }
@@ -40,6 +42,7 @@ void TieredStoreImpl::Lower(const ObjectPtr& object, uint32_t band_count, Change
 }
 
 void TieredStoreImpl::OnChange(const ObjectChange& change) {
+  Announce(change);
   switch (change.cause) {
     case ChangeCause::kPut:
       ++counters_.uploads_sealed;
@@ -52,6 +55,9 @@ void TieredStoreImpl::OnChange(const ObjectChange& change) {
       } else if (change.cause == ChangeCause::kPressure) {
         ++counters_.objects_evicted;
       }
+      break;
+    case ChangeCause::kExpired:
+      ++counters_.objects_expired;
       break;
     case ChangeCause::kRecovered:
     case ChangeCause::kReplaced:
@@ -67,6 +73,7 @@ void TieredStoreImpl::TellPolicies(const ObjectPtr& object) {
   };
   host_policy_.Hold(object, held(HostBands(*object)));
   disk_policy_.Hold(object, held(DiskBands(*object)));
+  TellQuotaPolicy(object, held(std::max(HostBands(*object), DiskBands(*object))));
 }
 
 // Each tier keeps a prefix (tier.h), so the larger of the two is what is resident.
@@ -82,6 +89,7 @@ absl::Status TieredStoreImpl::CheckObject(const ObjectState& object) const {
 absl::Status TieredStoreImpl::CheckInvariants() {
   MutexLock lock(&mutex_);
   size_t in_host = 0, on_disk = 0;
+  std::map<TenantId, uint64_t> used;
   for (const ObjectPtr& object : index_.All()) {
     KVTIER_RETURN_IF_ERROR(CheckObject(*object));
     const uint32_t host = std::min(object->band_limit, HostBands(*object));
@@ -97,8 +105,21 @@ absl::Status TieredStoreImpl::CheckInvariants() {
       return absl::InternalError(
           absl::StrCat("upload ", object->upload().ToHex(), " keeps bands that nobody can read"));
     }
+    if (object->accounted_bands != std::max(host, disk)) {
+      return absl::InternalError(
+          absl::StrCat("upload ", object->upload().ToHex(), ": its tenant's ", "account has ",
+                       object->accounted_bands, " bands of ", std::max(host, disk)));
+    }
+    used[object->tenant] += object->accounted.resident_bytes;
     in_host += host > 0 ? 1 : 0;
     on_disk += disk > 0 ? 1 : 0;
+  }
+  for (const auto& [tenant, bytes] : used) {
+    if (ledger_.UseOf(tenant).resident_bytes != bytes) {
+      return absl::InternalError(absl::StrCat("tenant ", tenant.name(), " uses ", bytes,
+                                              " bytes; its account has ",
+                                              ledger_.UseOf(tenant).resident_bytes));
+    }
   }
   if (host_policy_.held_count() != in_host || disk_policy_.held_count() != on_disk) {
     return absl::InternalError("the policies hold objects that are not stored");

@@ -72,7 +72,7 @@ void TieredStoreImpl::CloseIdleUploads() {
 void TieredStoreImpl::CloseUpload(const UploadId& upload) {
   const auto found = uploads_.find(upload);
   if (found == uploads_.end()) return;
-  upload_bytes_ -= found->second.upload->manifest()->total_bytes();
+  ReleaseUploadBytes(found->second.tenant, found->second.upload->manifest()->total_bytes());
   uploads_.erase(found);
 }
 
@@ -115,31 +115,48 @@ absl::Status TieredStoreImpl::MakeRoomForUpload(const Manifest& manifest,
 
 absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::StartUpload(
     const TenantId& tenant, std::shared_ptr<const Manifest> manifest, Durability durability,
-    const std::optional<UploadId>& replaces) {
+    const std::optional<UploadId>& replaces, absl::Duration ttl) {
   KVTIER_RETURN_IF_ERROR(manifest->Validate());
+  if (ttl <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a time to live of ", absl::FormatDuration(ttl)));
+  }
   if (durability == Durability::kDisk && disk_ == nullptr) {
     return absl::FailedPreconditionError("durability DISK: this store has no disk");
   }
   const UploadId id = manifest->upload_id;
-  {
-    std::vector<std::shared_ptr<Upload>> closed;
-    MutexLock lock(&mutex_);
-    CloseIdleUploads();
-    KVTIER_ASSIGN_OR_RETURN(std::shared_ptr<Upload> open,
-                            FindOpen(tenant, *manifest, durability, replaces));
-    if (open != nullptr) return open;
-    KVTIER_RETURN_IF_ERROR(MakeRoomForUpload(*manifest, &closed));
-    upload_bytes_ += manifest->total_bytes();  // Reserved while we allocate.
+  for (;;) {
+    {
+      std::vector<std::shared_ptr<Upload>> closed;
+      MutexLock lock(&mutex_);
+      CloseIdleUploads();
+      KVTIER_ASSIGN_OR_RETURN(std::shared_ptr<Upload> open,
+                              FindOpen(tenant, *manifest, durability, replaces));
+      if (open != nullptr) return open;
+      const absl::StatusOr<uint64_t> excess = QuotaExcess(tenant, *manifest);
+      if (!excess.ok()) {
+        ++counters_.quota_refusals;
+        return excess.status();
+      }
+      if (*excess == 0) {
+        KVTIER_RETURN_IF_ERROR(MakeRoomForUpload(*manifest, &closed));
+        ReserveUploadBytes(tenant, manifest->total_bytes());  // While we allocate.
+        break;
+      }
+    }
+    // Another upload of the tenant may take what this frees; then the tenant gives up more, and in
+    // the end there is nothing left.
+    KVTIER_RETURN_IF_ERROR(MakeRoomInQuota(tenant, *manifest));
   }
   absl::StatusOr<std::shared_ptr<Upload>> upload = Upload::Create(manifest);
 
   MutexLock lock(&mutex_);
   absl::StatusOr<std::shared_ptr<Upload>> raced = FindOpen(tenant, *manifest, durability, replaces);
   if (!upload.ok() || !raced.ok() || *raced != nullptr) {
-    upload_bytes_ -= manifest->total_bytes();
+    ReleaseUploadBytes(tenant, manifest->total_bytes());
     return upload.ok() ? raced : upload;
   }
-  uploads_[id] = OpenUpload{*upload, tenant, durability, replaces, 0, clock_.Now()};
+  uploads_[id] = OpenUpload{*upload, tenant, durability, replaces, ttl, 0, clock_.Now()};
   return upload;
 }
 
@@ -202,7 +219,7 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::FinishUpload(const std::shared_ptr<U
             absl::StrCat("upload ", manifest.upload_id.ToHex(), " is not open"));
       }
       open = found->second;
-      stored = index_.Find(tenant, manifest.key);
+      stored = FindLive(tenant, manifest.key);
     }
     if (!open.upload->complete()) {
       return absl::InvalidArgumentError(
@@ -251,6 +268,7 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::KeepStored(const ObjectPtr& stored,
     KVTIER_RETURN_IF_ERROR(
         StoreMakingRoom(BytesNotOnDisk(stored), [&] { return EnsureOnDisk(stored); }));
   }
+  KVTIER_RETURN_IF_ERROR(Prolong(stored, clock_.Now() + open.ttl));
   MutexLock lock(&mutex_);
   if (open.durability == Durability::kDisk) stored->durability = Durability::kDisk;
   CloseUpload(open.upload->manifest()->upload_id);
@@ -259,19 +277,22 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::KeepStored(const ObjectPtr& stored,
 
 absl::StatusOr<ObjectStat> TieredStoreImpl::Publish(const OpenUpload& open, Durability durability) {
   const std::shared_ptr<const Manifest>& manifest = open.upload->manifest();
+  const absl::Time sealed_at = clock_.Now();
   ObjectPtr replaced;
+  ObjectAttributes attributes;
   {
     MutexLock lock(&mutex_);
     replaced = index_.Find(open.tenant, manifest->key);
+    KVTIER_ASSIGN_OR_RETURN(attributes, AttributesOfNew(open, sealed_at));
   }
   // What is on disk is replaced on disk, or a crash would bring the old one back.
   if (replaced != nullptr && DiskBands(*replaced) > 0) durability = Durability::kDisk;
 
-  const absl::Time sealed_at = clock_.Now();
   if (durability == Durability::kDisk) {
     uint64_t bytes = 0;
     for (const BandEntry& band : manifest->bands) bytes += disk_->ChargeOf(band);
-    KVTIER_RETURN_IF_ERROR(StoreMakingRoom(bytes, [&] { return StoreOnDisk(open, sealed_at); }));
+    KVTIER_RETURN_IF_ERROR(
+        StoreMakingRoom(bytes, [&] { return StoreOnDisk(open, sealed_at, attributes); }));
   } else {
     KVTIER_RETURN_IF_ERROR(StoreInHost(open, replaced));
   }
@@ -279,6 +300,7 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::Publish(const OpenUpload& open, Dura
                                                     BandCountOf(*manifest));
   {
     MutexLock lock(&mutex_);
+    object->attributes = attributes;
     Insert(object, ChangeCause::kPut);
     CloseUpload(manifest->upload_id);
   }
@@ -291,7 +313,8 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::Publish(const OpenUpload& open, Dura
   return StatOf(*object);
 }
 
-absl::Status TieredStoreImpl::StoreOnDisk(const OpenUpload& open, absl::Time sealed_at) {
+absl::Status TieredStoreImpl::StoreOnDisk(const OpenUpload& open, absl::Time sealed_at,
+                                          const ObjectAttributes& attributes) {
   const Manifest& manifest = *open.upload->manifest();
   const std::vector<SegmentRef> segments = open.upload->segments();
   KVTIER_SYNC_POINT("store.put.before_disk");
@@ -302,6 +325,8 @@ absl::Status TieredStoreImpl::StoreOnDisk(const OpenUpload& open, absl::Time sea
     stored =
         disk_->PutBand(manifest, BandIndex(band), LayersOf(manifest, BandIndex(band), segments));
   }
+  // First: it must never be sealed without them.
+  if (stored.ok()) stored = disk_->SetAttributes(manifest.upload_id, attributes);
   if (stored.ok()) stored = disk_->Seal(open.tenant, manifest, sealed_at);
   if (!stored.ok()) {
     const absl::Status removed = disk_->DropBands(manifest.upload_id, 0);

@@ -115,9 +115,12 @@ void PinnedObjectImpl::Collect(BandIndex band, LayerIndex layer, const SegmentRe
 absl::StatusOr<std::unique_ptr<PinnedObject>> TieredStoreImpl::Pin(
     const TenantId& tenant, const Key& key, const std::optional<UploadId>& upload) {
   MutexLock lock(&mutex_);
-  const ObjectPtr object = index_.Find(tenant, key);
+  const ObjectPtr object = FindLive(tenant, key);
   host_policy_.Use(tenant, key);
   disk_policy_.Use(tenant, key);
+  if (const auto own = quota_policies_.find(tenant); own != quota_policies_.end()) {
+    own->second.Use(tenant, key);
+  }
   const uint32_t resident = object == nullptr ? 0 : ResidentBands(*object);
   if (resident == 0) {
     ++counters_.misses;
@@ -207,7 +210,7 @@ absl::Status TieredStoreImpl::Verify(const TenantId& tenant, const Key& key) {
   std::unique_ptr<PinnedObjectImpl> pinned;
   {
     MutexLock lock(&mutex_);
-    const ObjectPtr object = index_.Find(tenant, key);
+    const ObjectPtr object = FindLive(tenant, key);
     const uint32_t resident = object == nullptr ? 0 : ResidentBands(*object);
     if (resident == 0) return absl::NotFoundError("");
     ++object->pin_count;

@@ -124,6 +124,7 @@ absl::Status TieredStoreImpl::EnsureOnDisk(const ObjectPtr& object) {
     }
     stored = disk_->PutBand(manifest, BandIndex(band), layers);
   }
+  if (stored.ok()) stored = RecordAttributes(object);
   if (stored.ok()) {
     stored = disk_->SealPrefix(object->tenant, manifest, resident, object->sealed_at);
   }
