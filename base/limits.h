@@ -49,7 +49,7 @@ inline constexpr uint64_t kSegmentBytesMax = 8 * kGiB;
 inline constexpr uint64_t kObjectBytesMax = 1024 * kGiB;
 // Rows of one (layer, head): a row per token at most.
 inline constexpr uint32_t kRowsPerHeadMax = kContextTokensMax;
-// Re-banding keeps 4 bytes per pair: 8 GiB. 1M tokens of a 70B model have 671 million pairs.
+// Re-banding takes up to 9 bytes per pair: 18 GiB. 1M tokens of a 70B model: 671 million pairs.
 inline constexpr uint64_t kRebandPairsMax = uint64_t{1} << 31;
 // A canonical descriptor is its token ids (4 bytes each) plus a page of typed fields.
 inline constexpr uint64_t kKeyDescriptorBytesMax =

@@ -22,31 +22,6 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// A pair's place in the order, before ties: few enough values to count how many pairs have each.
-//   stored band << 17  |  (not a first token) << 16  |  place of the fp16 score, 0 for the largest
-constexpr uint32_t kScoreBits = 16;
-constexpr uint32_t kScoreMask = (1u << kScoreBits) - 1;
-constexpr uint32_t kBandShift = kScoreBits + 1;
-// Behind every pair that is here: no band.
-constexpr uint32_t kMissing = limits::kBandsMax << kBandShift;
-
-// Place of a score among all fp16 numbers, the largest first; -0 is +0.
-uint32_t ScorePlace(float16 score) {
-  const uint32_t bits = score.bits == 0x8000u ? 0u : score.bits;
-  const uint32_t ascending = (bits & 0x8000u) != 0 ? kScoreMask - bits : bits | 0x8000u;
-  return kScoreMask - ascending;
-}
-float ScoreOf(uint32_t place) {
-  const uint32_t ascending = kScoreMask - (place & kScoreMask);
-  const uint32_t bits = (ascending & 0x8000u) != 0 ? ascending & 0x7FFFu : kScoreMask - ascending;
-  return static_cast<float>(float16::FromBits(static_cast<uint16_t>(bits)));
-}
-uint32_t PlaceOf(uint32_t band, bool first_token, float16 score) {
-  return (band << kBandShift) | (first_token ? 0u : 1u << kScoreBits) | ScorePlace(score);
-}
-uint32_t BandOf(uint32_t place) { return place >> kBandShift; }
-bool IsFirstToken(uint32_t place) { return (place & (1u << kScoreBits)) == 0; }
-
 HeadRange AllHeads(const Geometry& geometry) { return {0, geometry.kv_heads}; }
 
 absl::Status CheckStored(const StoredBands& stored) {
@@ -89,10 +64,10 @@ absl::Status ReadPlaces(const StoredBands& stored, uint32_t layer, uint32_t head
       const uint32_t position = positions[row];
       if (position < protected_tokens) continue;
       uint32_t& place = places[position - protected_tokens];
-      if (place != kMissing) {
+      if (place != kNoPlace) {
         return absl::DataLossError(absl::StrCat("re-banding: layer ", layer, " head ", head,
                                                 " position ", position, " is in bands ",
-                                                BandOf(place), " and ", band));
+                                                BandOfPlace(place), " and ", band));
       }
       place = PlaceOf(band, first_token_first && position == 0, rows.log_scores[row]);
     }
@@ -116,12 +91,17 @@ std::vector<uint64_t> EndsOf(std::span<const Ratio> edges, const Manifest& manif
   return ends;
 }
 
-// Log of the sum of exp(scores).
-double LogSum(std::span<const double> scores) {
-  const double largest = *std::max_element(scores.begin(), scores.end());
-  double sum = 0;
-  for (const double score : scores) sum += std::exp(score - largest);
-  return largest + std::log(sum);
+// The log score of each band's last slab; +inf where a band has none.
+std::vector<float> SlabThresholds(std::span<const double> log_scores,
+                                  std::span<const uint64_t> ends) {
+  std::vector<float> thresholds(ends.size(), kInfinity);
+  for (size_t band = 0; band < ends.size(); ++band) {
+    const uint64_t end = std::min<uint64_t>(ends[band], log_scores.size());
+    if (end <= Begin(ends, band)) continue;
+    const double last = log_scores[end - 1];
+    thresholds[band] = static_cast<float>(std::isinf(last) ? 0.0 : last);  // First tokens: any.
+  }
+  return thresholds;
 }
 
 // What a new band gets of one head, counted by ascending position.
@@ -199,14 +179,16 @@ absl::StatusOr<Rebander> Rebander::Create(StoredBands stored) {
                                                      m.scored_pairs(), " pairs, at most ",
                                                      limits::kRebandPairsMax));
   }
-  const uint64_t ranked_tokens = m.ranked_tokens();
-  std::vector<uint32_t> places(m.scored_pairs(), kMissing);
+  PairPlaces places = {.layers = m.geometry.scored_layer_count(),
+                       .kv_heads = m.geometry.kv_heads,
+                       .tokens = m.ranked_tokens(),
+                       .of_pair = std::vector<uint32_t>(m.scored_pairs(), kNoPlace)};
   uint64_t begin = 0;
   for (uint32_t layer = 0; layer < m.geometry.layer_count(); ++layer) {
     if (m.geometry.layers[layer] != LayerKind::kGlobal) continue;
-    for (uint32_t head = 0; head < m.geometry.kv_heads; ++head, begin += ranked_tokens) {
+    for (uint32_t head = 0; head < m.geometry.kv_heads; ++head, begin += places.tokens) {
       KVTIER_RETURN_IF_ERROR(
-          ReadPlaces(stored, layer, head, std::span(places).subspan(begin, ranked_tokens)));
+          ReadPlaces(stored, layer, head, std::span(places.of_pair).subspan(begin, places.tokens)));
     }
   }
   return Rebander(std::move(stored), std::move(places));
@@ -214,114 +196,73 @@ absl::StatusOr<Rebander> Rebander::Create(StoredBands stored) {
 
 // --- Cutting -------------------------------------------------------------------------------------
 
-std::vector<uint8_t> Rebander::CutAll(std::span<const uint64_t> rank_ends) const {
-  // How many pairs come before those with a given place; then, in flat order, the next of them.
-  std::vector<uint64_t> rank(kMissing + 2);
-  for (const uint32_t place : places_) ++rank[place + 1];
-  for (size_t place = 1; place < rank.size(); ++place) rank[place] += rank[place - 1];
-  std::vector<uint8_t> bands(places_.size(), static_cast<uint8_t>(rank_ends.size()));
-  for (size_t i = 0; i < places_.size(); ++i) {
-    if (places_[i] != kMissing) bands[i] = BandOfRank(rank_ends, rank[places_[i]]++);
-  }
-  return bands;
+uint64_t Rebander::OrderEnd(SelectionRule rule, Ratio ratio) const {
+  const uint64_t pairs = KeptPairs(rule, ratio, places_.heads(), places_.tokens, places_.kv_heads);
+  if (rule == SelectionRule::kPerHead) return pairs == 0 ? 0 : pairs / places_.heads();
+  return rule == SelectionRule::kPerLayer ? pairs / places_.kv_heads : pairs;
 }
 
-std::vector<uint32_t> Rebander::SortedHead(uint64_t layer, uint64_t head) const {
-  const uint64_t begin = (layer * kv_heads() + head) * tokens();
-  std::vector<uint32_t> order;
-  for (uint64_t token = 0; token < tokens(); ++token) {
-    if (places_[begin + token] != kMissing) order.push_back(static_cast<uint32_t>(token));
+absl::Status Rebander::CheckHeads(const PairOrder& order, uint64_t rows) const {
+  for (uint64_t head = 0; head < places_.heads(); ++head) {
+    const auto ranks = std::span(order.ranks).subspan(head * places_.tokens, places_.tokens);
+    const auto here = static_cast<uint64_t>(
+        std::ranges::count_if(ranks, [](uint32_t rank) { return rank != kNoRank; }));
+    if (here >= rows) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "re-banding: scored layer ", head / places_.kv_heads, " head ", head % places_.kv_heads,
+        " would need its best ", rows, " rows, the bands that are here (to ratio ",
+        ratio().ToString(), ") have ", here));
   }
-  std::ranges::stable_sort(order, {}, [&](uint32_t token) { return places_[begin + token]; });
-  return order;
+  return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<uint8_t>> Rebander::CutHeads(std::span<const uint64_t> rows) const {
-  std::vector<uint8_t> bands(places_.size(), static_cast<uint8_t>(rows.size()));
-  for (uint64_t layer = 0; layer < scored_layers(); ++layer) {
-    for (uint64_t head = 0; head < kv_heads(); ++head) {
-      const std::vector<uint32_t> order = SortedHead(layer, head);
-      if (order.size() < rows.back()) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            "re-banding: scored layer ", layer, " head ", head, " would need its best ",
-            rows.back(), " rows, the bands that are here (to ratio ", ratio().ToString(), ") have ",
-            order.size()));
-      }
-      const uint64_t begin = (layer * kv_heads() + head) * tokens();
-      for (size_t rank = 0; rank < order.size(); ++rank) {
-        bands[begin + order[rank]] = BandOfRank(rows, rank);
-      }
-    }
-  }
-  return bands;
-}
-
-absl::StatusOr<std::vector<uint8_t>> Rebander::CutSlabs(std::span<const uint64_t> slabs,
-                                                        std::vector<float>& thresholds) const {
-  struct Slab {
-    double log_score;
-    uint64_t layer;
-    uint64_t index;
-  };
-  std::vector<Slab> order;
-  std::vector<std::vector<uint32_t>> heads;  // [scored layers * kv_heads]
-  std::vector<uint64_t> slabs_here;          // [scored layers]
-  std::vector<double> scores(kv_heads());
-  for (uint64_t layer = 0; layer < scored_layers(); ++layer) {
-    uint64_t here = tokens();
-    for (uint64_t head = 0; head < kv_heads(); ++head) {
-      heads.push_back(SortedHead(layer, head));
-      here = std::min<uint64_t>(here, heads.back().size());
-    }
-    slabs_here.push_back(here);
-    double previous = std::numeric_limits<double>::infinity();
-    for (uint64_t index = 0; index < here; ++index) {
-      bool first_tokens = false;
-      for (uint64_t head = 0; head < kv_heads(); ++head) {
-        const uint64_t row = layer * kv_heads() + head;
-        const uint32_t place = places_[row * tokens() + heads[row][index]];
-        scores[head] = ScoreOf(place);
-        first_tokens = IsFirstToken(place);  // Of one head, then of all: it is each one's best.
-      }
-      const double log_score = LogSum(scores);
-      // Each head's rows fall, so slabs do; rounding must not turn that round. First tokens come
-      // before their score.
-      if (!first_tokens) previous = std::min(previous, log_score);
-      order.push_back(
-          {first_tokens ? std::numeric_limits<double>::infinity() : previous, layer, index});
-    }
-  }
-  std::ranges::stable_sort(order, std::ranges::greater(), &Slab::log_score);
-
-  std::vector<uint8_t> bands(places_.size(), static_cast<uint8_t>(slabs.size()));
-  std::vector<uint64_t> taken(scored_layers());
-  thresholds.assign(slabs.size(), kInfinity);
-  const uint64_t wanted = std::min<uint64_t>(slabs.back(), order.size());
-  for (uint64_t rank = 0; rank < wanted; ++rank) {
-    const Slab& slab = order[rank];
-    const uint8_t band = BandOfRank(slabs, rank);
-    for (uint64_t head = 0; head < kv_heads(); ++head) {
-      const uint64_t row = slab.layer * kv_heads() + head;
-      bands[row * tokens() + heads[row][slab.index]] = band;
-    }
-    thresholds[band] = static_cast<float>(
-        std::isinf(slab.log_score) ? 0.0 : slab.log_score);  // Of first tokens alone: any number.
-    ++taken[slab.layer];
-  }
+absl::Status Rebander::CheckSlabs(const PairOrder& order, uint64_t slabs) const {
   // What is here of an object that was cut by slabs are the best ones. Of another, a layer that
   // gave all it has might have had better ones than those of other layers.
-  const bool cut_by_slabs = manifest().selection() == SelectionRule::kPerLayer;
-  for (uint64_t layer = 0; !cut_by_slabs && layer < scored_layers(); ++layer) {
-    if (taken[layer] < slabs_here[layer] || slabs_here[layer] == tokens()) continue;
+  if (manifest().selection() == SelectionRule::kPerLayer) return absl::OkStatus();
+  for (uint64_t layer = 0; layer < places_.layers; ++layer) {
+    uint64_t here = 0;  // Slabs of the layer: one row each in its first head.
+    uint64_t taken = 0;
+    const uint64_t begin = layer * places_.kv_heads * places_.tokens;
+    for (const uint32_t rank : std::span(order.ranks).subspan(begin, places_.tokens)) {
+      if (rank != kNoRank) ++here;
+      if (rank < slabs) ++taken;
+    }
+    if (taken < here || here == places_.tokens) continue;
     return absl::InvalidArgumentError(
-        absl::StrCat("re-banding: scored layer ", layer, " would need more than ",
-                     slabs_here[layer], " rows in every head, the bands that are here (to ratio ",
-                     ratio().ToString(), ") have no more"));
+        absl::StrCat("re-banding: scored layer ", layer, " would need more than ", here,
+                     " rows in every head, the bands that are here (to ratio ", ratio().ToString(),
+                     ") have no more"));
   }
-  return bands;
+  return absl::OkStatus();
+}
+
+absl::Status Rebander::Cut(const PairOrder& order, RebandPlan& plan) const {
+  std::vector<uint64_t> ends;
+  for (const Ratio edge : plan.edges) ends.push_back(OrderEnd(order.rule, edge));
+  if (order.rule == SelectionRule::kPerHead) {
+    KVTIER_RETURN_IF_ERROR(CheckHeads(order, ends.back()));
+  } else if (order.rule == SelectionRule::kPerLayer) {
+    KVTIER_RETURN_IF_ERROR(CheckSlabs(order, ends.back()));
+    plan.thresholds = SlabThresholds(order.slab_log_scores, ends);
+  }
+  plan.band.reserve(order.ranks.size());
+  for (const uint32_t rank : order.ranks) plan.band.push_back(BandOfRank(ends, rank));
+  return absl::OkStatus();
 }
 
 // --- Planning ------------------------------------------------------------------------------------
+
+absl::StatusOr<RebandPlan> Rebander::PlanBy(const PairOrder& order,
+                                            std::span<const Ratio> edges) const {
+  RebandPlan plan;
+  plan.key = manifest().key;
+  plan.recipe = manifest().recipe;
+  plan.edges = {edges.begin(), edges.end()};
+  KVTIER_RETURN_IF_ERROR(Cut(order, plan));
+  Describe(plan);
+  return plan;
+}
 
 absl::StatusOr<RebandPlan> Rebander::Plan(const BandEdges& edges) const {
   if (edges.last() > ratio()) {
@@ -329,58 +270,35 @@ absl::StatusOr<RebandPlan> Rebander::Plan(const BandEdges& edges) const {
         absl::StrCat("re-banding: the edges end at ", edges.last().ToString(),
                      ", the bands that are here at ", ratio().ToString()));
   }
-  RebandPlan plan;
-  plan.key = manifest().key;
-  plan.recipe = manifest().recipe;
-  plan.edges = {edges.edges().begin(), edges.edges().end()};
-  std::vector<uint64_t> ends = EndsOf(plan.edges, manifest());
-  switch (manifest().selection()) {
-    case SelectionRule::kExact:
-    case SelectionRule::kKvpress:
-    case SelectionRule::kWholeHeads:
-      plan.band = CutAll(ends);
-      break;
-    case SelectionRule::kPerHead: {
-      const uint64_t heads = scored_layers() * kv_heads();
-      for (uint64_t& end : ends) end = heads == 0 ? 0 : end / heads;
-      KVTIER_ASSIGN_OR_RETURN(plan.band, CutHeads(ends));
-      break;
-    }
-    case SelectionRule::kPerLayer:
-      for (uint64_t& end : ends) end /= kv_heads();
-      KVTIER_ASSIGN_OR_RETURN(plan.band, CutSlabs(ends, plan.thresholds));
-      break;
-  }
-  Describe(plan);
-  return plan;
+  return PlanBy(OrderPairs(places_, manifest().selection()), edges.edges());
 }
 
 absl::StatusOr<RebandPlan> Rebander::PlanWithin(uint64_t bytes_max) const {
-  const auto plan_to = [this](uint32_t millionths) -> absl::StatusOr<RebandPlan> {
-    KVTIER_ASSIGN_OR_RETURN(const Ratio ratio, Ratio::FromMillionths(millionths));
-    KVTIER_ASSIGN_OR_RETURN(const BandEdges edge, BandEdges::CreateTruncated({&ratio, 1}));
-    return Plan(edge);
+  // The order is made once; a ratio on the way is looked at for its bytes alone.
+  const PairOrder order = OrderPairs(places_, manifest().selection());
+  const auto bytes_up_to = [&](Ratio ratio) {
+    const uint64_t end = OrderEnd(order.rule, ratio);
+    return CountBytes(1, [&](uint64_t pair) { return order.ranks[pair] < end ? 0 : 1; })[0];
   };
-  KVTIER_ASSIGN_OR_RETURN(const RebandPlan least, plan_to(1));
-  if (least.PrefixBytes(1) > bytes_max) {
+  KVTIER_ASSIGN_OR_RETURN(Ratio fits, Ratio::FromMillionths(1));
+  const uint64_t least = bytes_up_to(fits);
+  if (least > bytes_max) {
     return absl::InvalidArgumentError(
-        absl::StrCat("re-banding: the least ratio takes ", least.PrefixBytes(1),
+        absl::StrCat("re-banding: the least ratio takes ", least,
                      " bytes (protected rows are in every band 0), the budget is ", bytes_max));
   }
-  KVTIER_ASSIGN_OR_RETURN(RebandPlan most, plan_to(ratio().millionths()));
-  if (most.PrefixBytes(1) <= bytes_max) return most;
+  const Ratio all = ratio();
+  if (bytes_up_to(all) <= bytes_max) return PlanBy(order, {&all, 1});
   // A band's bytes never fall when its ratio rises: `fits` does, `above` does not.
-  uint32_t fits = 1;
-  uint32_t above = ratio().millionths();
-  while (above - fits > 1) {
-    const uint32_t middle = fits + (above - fits) / 2;
-    KVTIER_ASSIGN_OR_RETURN(const RebandPlan plan, plan_to(middle));
-    (plan.PrefixBytes(1) <= bytes_max ? fits : above) = middle;
+  Ratio above = all;
+  while (above.millionths() - fits.millionths() > 1) {
+    KVTIER_ASSIGN_OR_RETURN(
+        const Ratio middle,
+        Ratio::FromMillionths(fits.millionths() + (above.millionths() - fits.millionths()) / 2));
+    (bytes_up_to(middle) <= bytes_max ? fits : above) = middle;
   }
-  KVTIER_ASSIGN_OR_RETURN(const Ratio found, Ratio::FromMillionths(fits));
-  const std::array<Ratio, 2> both = {found, ratio()};
-  KVTIER_ASSIGN_OR_RETURN(const BandEdges edges, BandEdges::CreateTruncated(both));
-  return Plan(edges);
+  const std::array<Ratio, 2> both = {fits, all};
+  return PlanBy(order, both);
 }
 
 absl::StatusOr<RebandPlan> Rebander::PlanRectangle(Ratio ratio, Rectangle rectangle) const {
@@ -397,53 +315,55 @@ absl::StatusOr<RebandPlan> Rebander::PlanRectangle(Ratio ratio, Rectangle rectan
   plan.recipe = recipe.ToString();
   KVTIER_ASSIGN_OR_RETURN(plan.key, DeriveKey(manifest().key, plan.recipe));
   plan.edges = {ratio};
-  if (rectangle == Rectangle::kObject) {
-    const std::array<uint64_t, 1> rows = {ratio.Of(tokens())};
-    KVTIER_ASSIGN_OR_RETURN(plan.band, CutHeads(rows));
-  } else {
-    const std::array<uint64_t, 1> slabs = {ratio.Of(scored_layers() * tokens())};
-    KVTIER_ASSIGN_OR_RETURN(plan.band, CutSlabs(slabs, plan.thresholds));
-  }
+  KVTIER_RETURN_IF_ERROR(Cut(OrderPairs(places_, recipe.selection()), plan));
   Describe(plan);
   return plan;
 }
 
 // --- What a manifest says of the bands -----------------------------------------------------------
 
-void Rebander::Describe(RebandPlan& plan) const {
+template <typename BandOfPair>
+std::vector<uint64_t> Rebander::CountBytes(size_t bands, BandOfPair band_of) const {
   const Manifest& m = manifest();
-  const size_t bands = plan.edges.size();
-  plan.band_bytes.assign(bands, 0);
   const CodecId codec = CodecOfRecipe(m.recipe);
-  // fp16 score mass by new and stored band. A new band that has all of a stored one takes the mass
-  // that the manifest has; parts of one share it as their fp16 scores do.
-  std::vector<std::array<double, limits::kBandsMax>> mass(bands);
-  std::array<double, limits::kBandsMax> stored_mass{};
+  std::vector<uint64_t> bytes(bands);
   uint64_t pair = 0;
   for (uint32_t layer = 0; layer < m.geometry.layer_count(); ++layer) {
     const bool scored = m.geometry.layers[layer] == LayerKind::kGlobal;
     for (uint32_t head = 0; head < m.geometry.kv_heads; ++head) {
       std::array<BandRows, limits::kBandsMax + 1> rows{};
       const uint32_t unranked = static_cast<uint32_t>(
-          scored ? protected_tokens()
-                 : m.segment(BandIndex(0), LayerIndex(layer)).heads[head].rows);
+          scored ? protected_tokens_ : m.segment(BandIndex(0), LayerIndex(layer)).heads[head].rows);
       const uint64_t window_begin = scored ? 0 : m.logical_length() - unranked;
       for (uint32_t i = 0; i < unranked; ++i) {
         rows[0].Add(static_cast<uint32_t>(window_begin + i));
       }
-      for (uint64_t token = 0; scored && token < tokens(); ++token, ++pair) {
-        const uint32_t place = places_[pair];
-        rows[plan.band[pair]].Add(static_cast<uint32_t>(protected_tokens() + token));
-        if (place == kMissing) continue;
-        const double share = std::exp(double{ScoreOf(place)});
-        stored_mass[BandOf(place)] += share;
-        if (plan.band[pair] < bands) mass[plan.band[pair]][BandOf(place)] += share;
+      for (uint64_t token = 0; scored && token < places_.tokens; ++token, ++pair) {
+        rows[band_of(pair)].Add(static_cast<uint32_t>(protected_tokens_ + token));
       }
       for (size_t band = 0; band < bands; ++band) {
-        plan.band_bytes[band] +=
+        bytes[band] +=
             LayOutHeadBlock(m.geometry, codec, rows[band].rows, rows[band].position_bytes).bytes;
       }
     }
+  }
+  return bytes;
+}
+
+void Rebander::Describe(RebandPlan& plan) const {
+  const Manifest& m = manifest();
+  const size_t bands = plan.edges.size();
+  plan.band_bytes = CountBytes(bands, [&](uint64_t pair) { return plan.band[pair]; });
+  // fp16 score mass by new and stored band. A new band that has all of a stored one takes the mass
+  // that the manifest has; parts of one share it as their fp16 scores do.
+  std::vector<std::array<double, limits::kBandsMax>> mass(bands);
+  std::array<double, limits::kBandsMax> stored_mass{};
+  for (uint64_t pair = 0; pair < places_.of_pair.size(); ++pair) {
+    const uint32_t place = places_.of_pair[pair];
+    if (place == kNoPlace) continue;
+    const double share = std::exp(double{ScoreOfPlace(place)});
+    stored_mass[BandOfPlace(place)] += share;
+    if (plan.band[pair] < bands) mass[plan.band[pair]][BandOfPlace(place)] += share;
   }
   plan.score_mass.assign(bands, 0);
   for (size_t band = 0; band < bands; ++band) {
@@ -464,13 +384,14 @@ std::vector<float> Rebander::Thresholds(const RebandPlan& plan) const {
   // The score of the last pair of each new band: of all pairs, or the lowest of each head's last.
   std::vector<float> last(plan.edges.size(), kInfinity);
   std::vector<uint32_t> last_place(plan.edges.size(), 0);
-  for (uint64_t pair = 0; pair < places_.size(); ++pair) {
+  for (uint64_t pair = 0; pair < places_.of_pair.size(); ++pair) {
     const uint8_t band = plan.band[pair];
-    if (band < last_place.size()) last_place[band] = std::max(last_place[band], places_[pair]);
-    if (each_head ? (pair + 1) % tokens() != 0 : pair + 1 < places_.size()) continue;
+    if (band < last_place.size())
+      last_place[band] = std::max(last_place[band], places_.of_pair[pair]);
+    if (each_head ? (pair + 1) % places_.tokens != 0 : pair + 1 < places_.of_pair.size()) continue;
     for (size_t b = 0; b < last.size(); ++b) {
       if (last_place[b] == 0) continue;  // Nothing of this head; 0 is a score no number has.
-      last[b] = std::min(last[b], ScoreOf(last_place[b]));
+      last[b] = std::min(last[b], ScoreOfPlace(last_place[b]));
       last_place[b] = 0;
     }
   }
@@ -482,7 +403,7 @@ std::vector<float> Rebander::Thresholds(const RebandPlan& plan) const {
   const std::vector<uint64_t> stored_ends =
       EndsOf(std::span<const Ratio>(m.edges()).first(stored_.band_count), m);
   const bool first_token_first = m.system_tokens == 0 && PutsFirstTokenFirst(m.selection());
-  const uint64_t first_tokens = first_token_first ? scored_layers() * kv_heads() : 0;
+  const uint64_t first_tokens = first_token_first ? places_.heads() : 0;
   for (size_t b = 0; b < last.size(); ++b) {
     if (Begin(ends, b) == ends[b]) continue;
     for (uint32_t s = 0; s < stored_.band_count; ++s) {
@@ -518,7 +439,7 @@ std::optional<Fidelity> Rebander::KeptFidelity(const RebandPlan& plan) const {
 // --- Packing -------------------------------------------------------------------------------------
 
 absl::StatusOr<CompressedObject> Rebander::Pack(const RebandPlan& plan) const {
-  KVTIER_CHECK_EQ(plan.band.size(), places_.size()) << "a plan of another Rebander";
+  KVTIER_CHECK_EQ(plan.band.size(), places_.of_pair.size()) << "a plan of another Rebander";
   const Manifest& m = manifest();
   const Geometry& geometry = m.geometry;
   const CodecId codec = CodecOfRecipe(m.recipe);
@@ -546,12 +467,12 @@ absl::StatusOr<CompressedObject> Rebander::Pack(const RebandPlan& plan) const {
     std::vector<std::vector<std::vector<MovedRow>>> moved;  // [kv_heads][bands]
     for (uint32_t head = 0; head < geometry.kv_heads; ++head) {
       const auto band_of = [&](uint64_t position) -> size_t {
-        if (!scored || position < protected_tokens()) return 0;
-        return plan.band[first_pair + position - protected_tokens()];
+        if (!scored || position < protected_tokens_) return 0;
+        return plan.band[first_pair + position - protected_tokens_];
       };
       KVTIER_ASSIGN_OR_RETURN(auto rows, SortRows(stored_, layer, head, bands, band_of));
       moved.push_back(std::move(rows));
-      if (scored) first_pair += tokens();
+      if (scored) first_pair += places_.tokens;
     }
     for (size_t b = 0; b < bands; ++b) {
       std::vector<uint32_t> rows;

@@ -16,9 +16,12 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "compressor/pair_order.h"
 #include "kvcache/bands.h"
 #include "kvcache/compressed_object.h"
 #include "kvcache/manifest.h"
@@ -54,8 +57,8 @@ struct RebandPlan {
 };
 
 // Immutable after Create; any thread may call. Holds the stored segments and 4 bytes per pair; a
-// plan takes 1 byte per pair, Pack the new object's bytes. Time is linear in rows, save for
-// rectangles, which sort the rows of each head.
+// plan takes 1 byte per pair (and 4 more while it is made), Pack the new object's bytes. Time is
+// linear in rows, save for rectangles, which sort the rows of each head.
 class Rebander {
  public:
   // Verifies every byte.
@@ -89,35 +92,33 @@ class Rebander {
   absl::StatusOr<CompressedObject> Pack(const RebandPlan& plan) const;
 
  private:
-  Rebander(StoredBands stored, std::vector<uint32_t> places)
+  Rebander(StoredBands stored, PairPlaces places)
       : stored_(std::move(stored)),
         places_(std::move(places)),
-        tokens_(stored_.manifest->ranked_tokens()),
         protected_tokens_(stored_.manifest->protected_tokens()) {}
 
-  uint64_t scored_layers() const { return manifest().geometry.scored_layer_count(); }
-  uint64_t kv_heads() const { return manifest().geometry.kv_heads; }
-  uint64_t tokens() const { return tokens_; }
-  uint64_t protected_tokens() const { return protected_tokens_; }
-
-  // Bands by one order over all pairs.
-  std::vector<uint8_t> CutAll(std::span<const uint64_t> rank_ends) const;
-  // Pairs of one (scored layer, head) in order, those that are here.
-  std::vector<uint32_t> SortedHead(uint64_t layer, uint64_t head) const;
-  // Bands of the best `rows` of every head.
-  absl::StatusOr<std::vector<uint8_t>> CutHeads(std::span<const uint64_t> rows) const;
-  // Bands of the best `slabs` slabs; `thresholds` gets each band's last slab's log score.
-  absl::StatusOr<std::vector<uint8_t>> CutSlabs(std::span<const uint64_t> slabs,
-                                                std::vector<float>& thresholds) const;
+  // One past the last rank, in the order of `rule`, of what `ratio` keeps.
+  uint64_t OrderEnd(SelectionRule rule, Ratio ratio) const;
+  // INVALID_ARGUMENT: a head has fewer than `rows` rows here.
+  absl::Status CheckHeads(const PairOrder& order, uint64_t rows) const;
+  // INVALID_ARGUMENT: the best `slabs` slabs may not all be here.
+  absl::Status CheckSlabs(const PairOrder& order, uint64_t slabs) const;
+  // Fills bands, of slabs also thresholds. REQUIRES: the plan has its edges.
+  absl::Status Cut(const PairOrder& order, RebandPlan& plan) const;
+  // Same key and recipe. REQUIRES: `order` is of the recipe's rule; edges up to ratio().
+  absl::StatusOr<RebandPlan> PlanBy(const PairOrder& order, std::span<const Ratio> edges) const;
+  // Encoded bytes of each of `bands` bands, when `band_of(pair)` says which one a pair is in;
+  // `bands`: in none. Visits pairs in flat order.
+  template <typename BandOfPair>
+  std::vector<uint64_t> CountBytes(size_t bands, BandOfPair band_of) const;
   // Fills bytes, score mass, and thresholds unless they are there.
   void Describe(RebandPlan& plan) const;
   std::vector<float> Thresholds(const RebandPlan& plan) const;
   std::optional<Fidelity> KeptFidelity(const RebandPlan& plan) const;
 
   StoredBands stored_;
-  std::vector<uint32_t> places_;  // [scored layers, kv_heads, ranked tokens]; see rebanding.cc
-  uint64_t tokens_;               // Ranked ones; kept, since the manifest parses its recipe.
-  uint64_t protected_tokens_;
+  PairPlaces places_;
+  uint64_t protected_tokens_;  // Kept, since the manifest parses its recipe.
 };
 
 // The plain twin of Rebander::Plan: reads every row, sorts them all, counts. The same bands.

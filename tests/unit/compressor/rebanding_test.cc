@@ -434,6 +434,47 @@ TEST(RectangleTest, OfALayerGivesMoreToTheLayerThatHasMore) {
   EXPECT_LE(mass(by_layer), object.manifest->bands[0].score_mass);
 }
 
+// The search counts bytes by the order that the recipe cuts; the plan's bands must be those.
+void ExpectBudgetsMet(const CompressedObject& object) {
+  const absl::StatusOr<Rebander> rebander = Rebander::Create(Whole(object));
+  KVTIER_ASSERT_OK(rebander);
+  const auto bytes_at = [&](uint32_t millionths) {
+    const Ratio ratio = Ratio::FromMillionths(millionths).value();
+    return rebander->Plan(BandEdges::CreateTruncated({&ratio, 1}).value())->PrefixBytes(1);
+  };
+  const uint64_t least = bytes_at(1);
+  const uint64_t most = bytes_at(Ratio::kOne);
+  ASSERT_LT(least, most);
+  for (const double share : {0.2, 0.5, 0.8}) {
+    const uint64_t budget =
+        least + static_cast<uint64_t>(share * static_cast<double>(most - least));
+    KVTIER_ASSERT_OK_AND_ASSIGN(const RebandPlan plan, rebander->PlanWithin(budget));
+    ASSERT_EQ(plan.edges.size(), 2u);
+    EXPECT_LE(plan.PrefixBytes(1), budget);
+    EXPECT_EQ(plan.PrefixBytes(1), bytes_at(plan.edges[0].millionths()));
+    EXPECT_GT(bytes_at(plan.edges[0].millionths() + 1), budget);
+  }
+}
+
+TEST(RebandingTest, ABudgetIsMetUnderEveryRecipe) {
+  for (const char* recipe :
+       {"kvzip/1", "uniform/1", "kvpress/1", "kvzip/1;codec=int4", "uniform/1;codec=int8"}) {
+    SCOPED_TRACE(recipe);
+    ObjectShape shape = TinyShape();
+    shape.geometry.layers = {LayerKind::kGlobal, LayerKind::kSliding, LayerKind::kGlobal};
+    shape.context_tokens = 50;
+    shape.window = 9;
+    shape.edges = BandEdges::Default();
+    shape.recipe = recipe;
+    ExpectBudgetsMet(MakeRandomObject(shape));
+  }
+  const CompressedObject object = Context(Shape{}).Pack(BandEdges::Default());
+  for (const Rectangle of : {Rectangle::kLayer, Rectangle::kObject}) {
+    SCOPED_TRACE(static_cast<int>(of));
+    ExpectBudgetsMet(CutRectangle(Whole(object), 1.0, of));
+  }
+}
+
 TEST(RectangleTest, RefusesWhatThePartDoesNotHave) {
   const CompressedObject object = Context(Shape{}).Pack(BandEdges::Default());
   KVTIER_ASSERT_OK_AND_ASSIGN(const Rebander part, Rebander::Create(Prefix(object, 3)));
