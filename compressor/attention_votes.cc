@@ -5,28 +5,14 @@
 #include <functional>
 
 #include "absl/strings/str_cat.h"
-#include "base/bytes.h"
 #include "base/status_macros.h"
+#include "compressor/activations.h"
 #include "compressor/cpu_kernels.h"
+#include "compressor/cpu_tiles.h"
 #include "compressor/dense_spans.h"
-#include "compressor/host_backend.h"
 
 namespace kvtier {
 namespace {
-
-int64_t RoundUpToPad(int64_t count) { return (count + kKernelPad - 1) / kKernelPad * kKernelPad; }
-
-absl::StatusOr<std::vector<float>> DownloadFloats(Backend& backend, TensorView from) {
-  std::vector<float> floats(static_cast<size_t>(from.rows * from.cols));
-  if (from.dtype == DType::kF32) {
-    KVTIER_RETURN_IF_ERROR(backend.Download(from, AsMutableBytes(std::span(floats))));
-    return floats;
-  }
-  std::vector<uint16_t> bits(floats.size());
-  KVTIER_RETURN_IF_ERROR(backend.Download(from, AsMutableBytes(std::span(bits))));
-  LoadFloats(AsBytes(std::span<const uint16_t>(bits)).data(), from.dtype, floats);
-  return floats;
-}
 
 // Appends the first `rows` keys of a head to `keys`, which is [*, head_dim].
 absl::Status AppendKeys(Backend& backend, const KvLayerView& layer, int64_t head, int64_t rows,
@@ -37,10 +23,10 @@ absl::Status AppendKeys(Backend& backend, const KvLayerView& layer, int64_t head
   view.dtype = layer.dtype;
   view.rows = layer.kv_heads * layer.capacity;
   view.cols = layer.head_dim;
-  KVTIER_ASSIGN_OR_RETURN(const std::vector<float> floats,
-                          DownloadFloats(backend, view.Rows(head * layer.capacity, rows)));
-  keys.insert(keys.end(), floats.begin(), floats.end());
-  return absl::OkStatus();
+  const size_t floats = static_cast<size_t>(rows * layer.head_dim);
+  keys.resize(keys.size() + floats);
+  return DownloadFloats(backend, view.Rows(head * layer.capacity, rows),
+                        std::span(keys).last(floats));
 }
 
 // All keys of a head that some row sees, [before_rows + tail_rows, head_dim].
@@ -123,8 +109,9 @@ absl::Status AddVotes(Backend& backend, TensorView q, const VoteKeys& keys, floa
   const int64_t dim = keys.tail.head_dim;
   const int64_t group = q.cols / dim / keys.tail.kv_heads;
   const int64_t columns = keys.before_rows + keys.tail_rows;
-  const int64_t stride = RoundUpToPad(columns);
-  KVTIER_ASSIGN_OR_RETURN(const std::vector<float> queries, DownloadFloats(backend, q));
+  const int64_t stride = PadUp(columns);
+  std::vector<float> queries(static_cast<size_t>(q.rows * q.cols));
+  KVTIER_RETURN_IF_ERROR(DownloadFloats(backend, q, queries));
   std::vector<float> transposed(dim * stride);
   std::vector<float> logits(std::min(kVoteRows, q.rows) * stride);
   std::vector<float> some_sums(columns);  // Of at most kVoteRows rows: fp32 is exact enough.
@@ -138,8 +125,8 @@ absl::Status AddVotes(Backend& backend, TensorView q, const VoteKeys& keys, floa
         // No row of this block sees more.
         const int64_t seen = keys.before_rows + keys.tail_rows - q.rows + begin + rows;
         kernels.multiply(&queries[begin * q.cols + (head * group + g) * dim], q.cols,
-                         transposed.data(), stride, logits.data(), stride, rows, RoundUpToPad(seen),
-                         dim, /*accumulate=*/false);
+                         transposed.data(), stride, logits.data(), stride, rows, PadUp(seen), dim,
+                         /*accumulate=*/false);
         std::fill(some_sums.begin(), some_sums.end(), 0.0f);
         for (int64_t i = 0; i < rows; ++i) {
           const std::span<float> row(&logits[i * stride], seen - rows + i + 1);
@@ -159,7 +146,8 @@ absl::Status AddVotesReference(Backend& backend, TensorView q, const VoteKeys& k
   const int64_t dim = keys.tail.head_dim;
   const int64_t group = q.cols / dim / keys.tail.kv_heads;
   const int64_t columns = keys.before_rows + keys.tail_rows;
-  KVTIER_ASSIGN_OR_RETURN(const std::vector<float> queries, DownloadFloats(backend, q));
+  std::vector<float> queries(static_cast<size_t>(q.rows * q.cols));
+  KVTIER_RETURN_IF_ERROR(DownloadFloats(backend, q, queries));
   for (int64_t head = 0; head < keys.tail.kv_heads; ++head) {
     KVTIER_ASSIGN_OR_RETURN(const std::vector<float> floats, HeadKeys(backend, keys, head));
     for (int64_t row = 0; row < q.rows * group; ++row) {
