@@ -11,6 +11,7 @@
 #include "base/aligned_bytes.h"
 #include "base/half.h"
 #include "base/status_macros.h"
+#include "kvcache/half_rounding.h"
 #include "kvcache/position_code.h"
 #include "kvcache/recipe.h"
 #include "kvcache/segment.h"
@@ -20,20 +21,15 @@ namespace {
 
 const float16 kProtectedScore(std::numeric_limits<float>::infinity());
 
-constexpr float kHalfMax = 65504.0f;
-
 float16 StoredScore(float log_score) { return float16(std::clamp(log_score, -kHalfMax, kHalfMax)); }
+
+// A band's threshold, finite as the rows' scores are: a score of 0 has none of its own.
+float StoredThreshold(float log_score) { return std::max(log_score, -kHalfMax); }
 
 // Rows that a sliding layer keeps of `length`: what later tokens can see.
 uint64_t SlidingRows(uint64_t length, int64_t window) {
   return window > 0 ? std::min(length, static_cast<uint64_t>(window)) : length;
 }
-
-// Where one head's rows go: [bands] positions, ascending.
-using BandPositions = std::vector<std::vector<uint32_t>>;
-
-// A band's threshold, finite as the rows' scores are: a score of 0 has none of its own.
-float StoredThreshold(float log_score) { return std::max(log_score, -kHalfMax); }
 
 absl::Status CheckInputs(const DenseCache& cache, const ScoreTable& scores,
                          const BandAssignment& assignment, const BandEdges& edges,
@@ -61,6 +57,9 @@ absl::Status CheckInputs(const DenseCache& cache, const ScoreTable& scores,
   }
   return absl::OkStatus();
 }
+
+// Where one head's rows go: [bands] positions, ascending.
+using BandPositions = std::vector<std::vector<uint32_t>>;
 
 // Rows of one head of a scored layer, protected ones first. `bands` is [ranked tokens].
 void SplitHead(std::span<const uint8_t> bands, uint64_t protected_tokens,
