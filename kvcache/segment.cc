@@ -144,19 +144,26 @@ absl::StatusOr<std::vector<uint32_t>> ReadPositions(const HeadRows& head) {
 }
 
 SegmentBuilder::SegmentBuilder(Geometry geometry, CodecId codec, std::vector<uint32_t> rows,
-                               AlignedBytes bytes)
+                               AlignedBytes bytes, AlignedBytes positions)
     : geometry_(std::move(geometry)),
       codec_(codec),
       rows_(std::move(rows)),
+      positions_(std::move(positions)),
       bytes_(std::move(bytes)) {
   offsets_.reserve(rows_.size());
+  first_rows_.reserve(rows_.size());
   uint64_t offset = 0;
+  uint64_t first_row = 0;
   for (uint32_t head = 0; head < rows_.size(); ++head) {
     offsets_.push_back(offset);
+    first_rows_.push_back(first_row);
     offset += LayOut(head).bytes;
+    first_row += rows_[head];
   }
-  if (StoresPlainPositions(codec_)) return;
-  for (uint32_t head_rows : rows_) positions_.emplace_back(head_rows);
+}
+
+std::span<uint32_t> SegmentBuilder::positions(uint32_t head) {
+  return positions_.As<uint32_t>().subspan(first_rows_[head], rows_[head]);
 }
 
 HeadBlockLayout SegmentBuilder::LayOut(uint32_t head) const {
@@ -171,7 +178,9 @@ absl::StatusOr<SegmentBuilder> SegmentBuilder::Create(const Geometry& geometry, 
                                                    " heads, the geometry has ", geometry.kv_heads));
   }
   uint64_t bytes = 0;
+  uint64_t all_rows = 0;
   for (uint32_t head_rows : rows) {
+    all_rows += head_rows;
     bytes += LayOutHeadBlock(geometry, codec, head_rows, head_rows * kPositionCodeBytesMax).bytes;
   }
   if (bytes > limits::kSegmentBytesMax) {
@@ -180,8 +189,11 @@ absl::StatusOr<SegmentBuilder> SegmentBuilder::Create(const Geometry& geometry, 
   }
   // Zeroed for the padding, and so that a row nobody wrote never carries another tenant's memory.
   KVTIER_ASSIGN_OR_RETURN(AlignedBytes memory, AlignedBytes::TryAllocate(bytes));
+  const uint64_t encoded_rows = StoresPlainPositions(codec) ? 0 : all_rows;
+  KVTIER_ASSIGN_OR_RETURN(AlignedBytes positions,
+                          AlignedBytes::TryAllocate(encoded_rows * sizeof(uint32_t)));
   return SegmentBuilder(geometry, codec, std::vector<uint32_t>(rows.begin(), rows.end()),
-                        std::move(memory));
+                        std::move(memory), std::move(positions));
 }
 
 HeadRowsMut SegmentBuilder::head(uint32_t head) {
@@ -194,7 +206,7 @@ HeadRowsMut SegmentBuilder::head(uint32_t head) {
   if (StoresPlainPositions(codec_)) {
     view.positions = {reinterpret_cast<uint32_t*>(block + at.positions), rows};
   } else {
-    view.positions = positions_[head];
+    view.positions = positions(head);
   }
   view.log_scores = {reinterpret_cast<float16*>(block + at.log_scores), rows};
   view.keys = block + at.keys;
@@ -206,10 +218,10 @@ HeadRowsMut SegmentBuilder::head(uint32_t head) {
   return view;
 }
 
-uint64_t SegmentBuilder::FinishBlock(uint32_t head, std::byte* block) const {
+uint64_t SegmentBuilder::FinishBlock(uint32_t head, std::byte* block) {
   const HeadBlockLayout at = LayOut(head);
   if (rows_[head] == 0 || StoresPlainPositions(codec_)) return at.bytes;
-  return at.positions + AlignUpSegment(EncodePositions(positions_[head], block + at.positions));
+  return at.positions + AlignUpSegment(EncodePositions(positions(head), block + at.positions));
 }
 
 SegmentBuilder::Sealed SegmentBuilder::Seal() && {

@@ -51,7 +51,8 @@ absl::StatusOr<std::vector<uint32_t>> ReadPositions(const HeadRows& head);
 class SegmentBuilder {
  public:
   // `rows` is [kv_heads]. INVALID_ARGUMENT when they do not fit the geometry or
-  // limits::kSegmentBytesMax; RESOURCE_EXHAUSTED when the memory cannot be had.
+  // limits::kSegmentBytesMax (with position codes of the longest kind); RESOURCE_EXHAUSTED when the
+  // memory cannot be had, that of positions to be encoded included.
   // REQUIRES: a known codec.
   static absl::StatusOr<SegmentBuilder> Create(const Geometry& geometry, CodecId codec,
                                                std::span<const uint32_t> rows);
@@ -71,17 +72,21 @@ class SegmentBuilder {
   Sealed Seal() &&;
 
  private:
-  SegmentBuilder(Geometry geometry, CodecId codec, std::vector<uint32_t> rows, AlignedBytes bytes);
+  SegmentBuilder(Geometry geometry, CodecId codec, std::vector<uint32_t> rows, AlignedBytes bytes,
+                 AlignedBytes positions);
+  // Of `head`, while the codec encodes them.
+  std::span<uint32_t> positions(uint32_t head);
   // The block as it is filled, with room for the longest position code.
   HeadBlockLayout LayOut(uint32_t head) const;
   // Writes the position code of `head` into its block; returns the block's final size.
-  uint64_t FinishBlock(uint32_t head, std::byte* block) const;
+  uint64_t FinishBlock(uint32_t head, std::byte* block);
 
   Geometry geometry_;
   CodecId codec_;
   std::vector<uint32_t> rows_;
   std::vector<uint64_t> offsets_;
-  std::vector<std::vector<uint32_t>> positions_;  // [kv_heads], if the codec encodes them.
+  std::vector<uint64_t> first_rows_;  // [kv_heads] rows of the heads before.
+  AlignedBytes positions_;            // u32 of all rows, head by head, if the codec encodes them.
   AlignedBytes bytes_;
 };
 
