@@ -46,9 +46,9 @@ class SafetensorsFile {
   virtual void Release(std::span<const std::byte> part) const = 0;
 };
 
-// The entries of a file's image in memory, which they point into. `name` is for messages. What Open
-// does after mapping; apart for fuzzing. Same errors.
-// `metadata` may be null.
+// What Open does after mapping, apart for fuzzing: the entries of a file's image in memory, which
+// they point into. `name` is for messages; `metadata`, unless null, gets what the header says under
+// __metadata__. INVALID_ARGUMENT as Open.
 absl::StatusOr<std::map<std::string, SafetensorsEntry>> ParseSafetensors(
     std::span<const std::byte> file, absl::string_view name,
     std::map<std::string, std::string>* metadata = nullptr);

@@ -41,7 +41,8 @@ uint64_t BandsBytes(uint64_t bands, uint64_t layers, uint64_t kv_heads) {
   return bands * (kBandHeaderBytes + layers * (kSegmentHeaderBytes + kv_heads * kHeadEntryBytes));
 }
 
-// The oldest version that can say all of `m`, so that readers of that age can read it.
+// The oldest version whose grammar can say all of `m`: its readers understand every field, if also
+// the codec and the recipe that `m` names.
 uint32_t VersionOf(const Manifest& m) {
   const bool whole = m.bands.empty() || m.bands.back().edge == Ratio();
   return whole && !m.fidelity.has_value() ? 1 : 2;

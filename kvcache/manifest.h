@@ -21,8 +21,10 @@
 
 namespace kvtier {
 
-// The newest that this build reads and writes. Older ones are read too, and what an older one can
-// say is written as that: version 2 is for objects that end below ratio 1 or carry Fidelity.
+// The newest that this build reads and writes. Older ones are read too, and what an older grammar
+// can say is written as that: version 2 is for objects that end below ratio 1 or carry Fidelity.
+// Codecs and recipes are words in version 1's grammar: a build that lacks one refuses the manifest
+// as INVALID_ARGUMENT, which names the codec or the count, not as a newer version.
 inline constexpr uint32_t kManifestFormatVersion = 2;
 
 // One KV head inside one segment.

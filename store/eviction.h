@@ -17,7 +17,10 @@
 //   2. The same calls at the same times give the same answers.
 //
 // Each call costs amortised O(log n) in the n objects that are present (Next: and O(log n) for each
-// object that `may_go` refuses); memory is O(n + remembered_max). Not thread-safe.
+// object that `may_go` refuses); memory is O(n + remembered_max). Two calls are longer than that:
+// under gdsf one insert, use or miss in at least n/4 values all n anew, O(n log n); and the first
+// call after a pause moves every object, remembered ones too, whose age has reached another bucket
+// (store/reuse_model.h), at most kAgeBuckets times. Not thread-safe.
 #ifndef KVTIER_STORE_EVICTION_H_
 #define KVTIER_STORE_EVICTION_H_
 
