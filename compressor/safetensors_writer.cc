@@ -1,16 +1,14 @@
 #include "compressor/safetensors_writer.h"
 
-#include <cerrno>
 #include <cstdint>
-#include <cstdio>
-#include <cstring>
-#include <fstream>
 #include <optional>
 
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "base/bytes.h"
+#include "base/status_macros.h"
+#include "base/whole_file.h"
 
 namespace kvtier {
 
@@ -37,18 +35,12 @@ absl::Status WriteSafetensors(const std::string& path,
   std::string prefix;
   ByteWriter(&prefix).WriteU64(text.size());
 
-  const std::string unfinished = path + ".part";
-  std::ofstream out(unfinished, std::ios::binary | std::ios::trunc);
-  out << prefix << text;
+  KVTIER_ASSIGN_OR_RETURN(WholeFile file, WholeFile::Create(path));
+  KVTIER_RETURN_IF_ERROR(file.Append(AsBytes(prefix + text)));
   for (const auto& [tensor, entry] : entries) {
-    out.write(reinterpret_cast<const char*>(entry.bytes.data()),
-              static_cast<std::streamsize>(entry.bytes.size()));
+    KVTIER_RETURN_IF_ERROR(file.Append(entry.bytes));
   }
-  out.close();
-  if (out && std::rename(unfinished.c_str(), path.c_str()) == 0) return absl::OkStatus();
-  const int error = errno;
-  std::remove(unfinished.c_str());
-  return absl::UnavailableError(absl::StrCat(path, ": cannot be written: ", std::strerror(error)));
+  return file.Commit();
 }
 
 }  // namespace kvtier

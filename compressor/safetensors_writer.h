@@ -12,10 +12,10 @@
 namespace kvtier {
 
 // Tensors lie in order of their names, the data starts 8-byte aligned. The file appears whole or
-// not at all: it is written under another name beside `path`, then renamed. `metadata` becomes the
-// header's __metadata__; values are UTF-8.
+// not at all, also after a power loss (base/whole_file.h). `metadata` becomes the header's
+// __metadata__; values are UTF-8.
 // INVALID_ARGUMENT: an entry whose bytes do not fit its dtype and shape (named).
-// UNAVAILABLE: the file system refused; nothing is left behind.
+// UNAVAILABLE: the file system refused, as WholeFile.
 absl::Status WriteSafetensors(const std::string& path,
                               const std::map<std::string, SafetensorsEntry>& entries,
                               const std::map<std::string, std::string>& metadata = {});
