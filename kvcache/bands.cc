@@ -102,12 +102,6 @@ absl::StatusOr<BandEdges> BandEdges::Parse(absl::string_view text) {
   return Create(edges.edges());
 }
 
-uint64_t BandEdges::RankBegin(BandIndex band, uint64_t pairs) const {
-  return band.value() == 0 ? 0 : edges_[band.value() - 1].Of(pairs);
-}
-
-uint64_t BandEdges::RankEnd(BandIndex band, uint64_t pairs) const { return edge(band).Of(pairs); }
-
 BandIndex BandEdges::BandOfRank(uint64_t rank, uint64_t pairs) const {
   KVTIER_CHECK(rank < last().Of(pairs));
   const auto band = std::partition_point(edges_.begin(), edges_.end(),

@@ -3,7 +3,7 @@
 // an integer and lose a pair.
 //
 //   BandEdges edges = BandEdges::Default();             // 0.1 0.2 0.3 0.4 0.6 1.0
-//   edges.RankEnd(BandIndex(2), 1000)                   // 300: bands 0..2 hold ranks [0, 300)
+//   edges.edge(BandIndex(2)).Of(1000)                   // 300: bands 0..2 hold ranks [0, 300)
 //   ChooseBands(edges, /*resident=*/6, want, least)     // how many bands serve a request
 #ifndef KVTIER_KVCACHE_BANDS_H_
 #define KVTIER_KVCACHE_BANDS_H_
@@ -61,10 +61,7 @@ class BandEdges {
   std::span<const Ratio> edges() const { return edges_; }
   Ratio last() const { return edges_.back(); }
   bool whole() const { return last() == Ratio(); }  // They end at 1.
-  // First rank of a band and one past its last, of `pairs` ranked pairs.
-  uint64_t RankBegin(BandIndex band, uint64_t pairs) const;
-  uint64_t RankEnd(BandIndex band, uint64_t pairs) const;
-  // The band that holds `rank`. REQUIRES: rank < last().Of(pairs).
+  // The band that holds `rank` of `pairs` ranked pairs. REQUIRES: rank < last().Of(pairs).
   BandIndex BandOfRank(uint64_t rank, uint64_t pairs) const;
   friend bool operator==(const BandEdges&, const BandEdges&) = default;
 

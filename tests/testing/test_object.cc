@@ -93,8 +93,8 @@ SegmentBuilder::Sealed MakeSegment(const Geometry& geometry,
 
 // Threshold and score mass of a band, from the ranks it holds.
 void Summarise(const BandEdges& edges, uint64_t pairs, BandIndex band, BandEntry* entry) {
-  const uint64_t begin = edges.RankBegin(band, pairs);
-  const uint64_t end = edges.RankEnd(band, pairs);
+  const uint64_t begin = band.value() == 0 ? 0 : edges.edge(BandIndex(band.value() - 1)).Of(pairs);
+  const uint64_t end = edges.edge(band).Of(pairs);
   entry->edge = edges.edge(band);
   entry->threshold =
       begin == end ? std::numeric_limits<float>::infinity() : LogScore(end - 1, pairs);

@@ -42,7 +42,7 @@ TEST(RandomEvictionTest, KeepsExactlyKOfEveryKindOfSeed) {
     uint64_t kept = 0;
     for (uint32_t b = 0; b < 6; ++b) {
       for (uint64_t count : counts[b]) kept += count;
-      EXPECT_EQ(kept, BandEdges::Default().RankEnd(BandIndex(b), 3 * 4 * 101));
+      EXPECT_EQ(kept, BandEdges::Default().edge(BandIndex(b)).Of(3 * 4 * 101));
     }
   }
 }
@@ -98,7 +98,7 @@ TEST(SnapKvTest, KeepsTheSameNumberInEveryLayerAndExactlyKInAll) {
       kept += counts[b][layer];
       per_layer[layer] += counts[b][layer];
     }
-    EXPECT_EQ(kept, BandEdges::Default().RankEnd(BandIndex(b), scores.pairs()));
+    EXPECT_EQ(kept, BandEdges::Default().edge(BandIndex(b)).Of(scores.pairs()));
     EXPECT_LE(*std::max_element(per_layer.begin(), per_layer.end()) -
                   *std::min_element(per_layer.begin(), per_layer.end()),
               1u);

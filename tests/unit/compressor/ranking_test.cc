@@ -131,7 +131,7 @@ TEST(RankingTest, KeepsExactlyKUnderMassiveTies) {
     const BandEdges edges = BandEdges::Default();
     const BandAssignment assignment = Assign(scores, edges);
     for (uint32_t b = 0; b < edges.size(); ++b) {
-      EXPECT_EQ(PairsUpToBand(assignment, b).size(), edges.RankEnd(BandIndex(b), scores.pairs()));
+      EXPECT_EQ(PairsUpToBand(assignment, b).size(), edges.edge(BandIndex(b)).Of(scores.pairs()));
     }
   }
 }

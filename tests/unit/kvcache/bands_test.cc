@@ -76,9 +76,7 @@ TEST(BandEdgesTest, DefaultsAreThoseOfTheDesign) {
   const BandEdges edges = BandEdges::Default();
   EXPECT_EQ(edges, BandEdges::Parse("0.1,0.2,0.3,0.4,0.6,1.0").value());
   ASSERT_EQ(edges.size(), 6u);
-  EXPECT_EQ(edges.RankEnd(BandIndex(2), 1000), 300u);
-  EXPECT_EQ(edges.RankBegin(BandIndex(0), 1000), 0u);
-  EXPECT_EQ(edges.RankBegin(BandIndex(5), 1000), 600u);
+  EXPECT_EQ(edges.edge(BandIndex(2)).Of(1000), 300u);
 }
 
 TEST(BandEdgesTest, RefusesWhatDoesNotRiseToOne) {
@@ -102,8 +100,7 @@ TEST(BandEdgesTest, RefusesWhatDoesNotRiseToOne) {
 void ExpectPartition(const BandEdges& edges, uint64_t pairs) {
   uint64_t rank = 0;
   for (uint32_t b = 0; b < edges.size(); ++b) {
-    ASSERT_EQ(edges.RankBegin(BandIndex(b), pairs), rank);
-    const uint64_t end = edges.RankEnd(BandIndex(b), pairs);
+    const uint64_t end = edges.edge(BandIndex(b)).Of(pairs);
     ASSERT_GE(end, rank);
     for (; rank < end; ++rank) ASSERT_EQ(edges.BandOfRank(rank, pairs), BandIndex(b));
   }
