@@ -3,7 +3,8 @@
 //   INSTANTIATE_TEST_SUITE_P(Cpu, BackendConformanceTest,
 //                            ::testing::Values(BackendCase{"cpu", [] { return MakeCpuBackend();
 //                            }}), BackendCaseName);
-// Memory goes through Allocate, Upload and Download only, so that devices run it too.
+// with all of backend_conformance*.cc among its sources. Memory goes through Allocate, Upload and
+// Download only, so that devices run it too.
 #ifndef KVTIER_TESTS_CONFORMANCE_BACKEND_CONFORMANCE_H_
 #define KVTIER_TESTS_CONFORMANCE_BACKEND_CONFORMANCE_H_
 
