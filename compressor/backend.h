@@ -170,6 +170,10 @@ class Backend {
   // table outlives the result.
   virtual absl::StatusOr<std::unique_ptr<LinearWeights>> ShareLinear(const TensorView& table) = 0;
 
+  // Back again from whatever packing: [out, in] row-major into host memory, each value exactly the
+  // one that products use. INVALID_ARGUMENT: another size, weights of another backend.
+  virtual absl::Status ReadLinear(const LinearWeights& weights, std::span<float> to) = 0;
+
   // Dense operations. x and y are activations.
   // Rows of `table` ([vocabulary, hidden], any dtype), times `scale`.
   virtual absl::Status Embed(std::span<const uint32_t> ids, const TensorView& table, float scale,

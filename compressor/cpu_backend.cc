@@ -47,6 +47,12 @@ class CpuBackend final : public HostBackend {
     return ShareCpuTable(table);
   }
 
+  absl::Status RunReadLinear(const LinearWeights& weights, std::span<float> to) override {
+    if (!IsCpuTable(weights)) return ReadOnednnLinear(weights, to);
+    ReadCpuTable(weights, to);
+    return absl::OkStatus();
+  }
+
   absl::Status RunLinear(TensorView x, const LinearWeights& weights, TensorView y) override {
     if (IsCpuTable(weights)) return RunCpuTable(x, weights, y, Resources());
     KVTIER_ASSIGN_OR_RETURN(const DType input, OnednnInputDtype(weights));

@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "base/log.h"
+#include "compressor/host_backend.h"
 
 namespace kvtier {
 namespace {
@@ -46,6 +47,12 @@ std::unique_ptr<LinearWeights> ShareCpuTable(const TensorView& table) {
 
 bool IsCpuTable(const LinearWeights& weights) {
   return dynamic_cast<const CpuTable*>(&weights) != nullptr;
+}
+
+void ReadCpuTable(const LinearWeights& weights, std::span<float> to) {
+  const auto* shared = dynamic_cast<const CpuTable*>(&weights);
+  KVTIER_CHECK(shared != nullptr);
+  LoadFloats(static_cast<const std::byte*>(shared->table().data), shared->table().dtype, to);
 }
 
 absl::Status RunCpuTable(TensorView x, const LinearWeights& weights, TensorView y,

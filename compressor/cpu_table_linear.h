@@ -5,6 +5,7 @@
 #define KVTIER_COMPRESSOR_CPU_TABLE_LINEAR_H_
 
 #include <memory>
+#include <span>
 
 #include "absl/status/status.h"
 #include "compressor/backend.h"
@@ -15,6 +16,9 @@ namespace kvtier {
 // y = x table^T; `table` is [out, in] and outlives the result.
 std::unique_ptr<LinearWeights> ShareCpuTable(const TensorView& table);
 bool IsCpuTable(const LinearWeights& weights);
+
+// The table, [out, in]. REQUIRES: IsCpuTable(weights), to.size() == out * in.
+void ReadCpuTable(const LinearWeights& weights, std::span<float> to);
 
 // RESOURCE_EXHAUSTED: no memory for scratch. The result of a row depends on nothing but that row.
 // REQUIRES: IsCpuTable(weights), x [rows, in] and y [rows, out] of fp32. Thread-safe.

@@ -138,6 +138,15 @@ absl::StatusOr<std::unique_ptr<LinearWeights>> HostBackend::ShareLinear(const Te
   return RunShareLinear(table);
 }
 
+absl::Status HostBackend::ReadLinear(const LinearWeights& weights, std::span<float> to) {
+  if (to.size() != uint64_t(weights.out_features()) * uint64_t(weights.in_features())) {
+    return Bad("linear weights",
+               absl::StrCat("room for ", to.size(), " values, not [", weights.out_features(), ", ",
+                            weights.in_features(), "]"));
+  }
+  return RunReadLinear(weights, to);
+}
+
 absl::Status HostBackend::Embed(std::span<const uint32_t> ids, const TensorView& table, float scale,
                                 TensorView y) {
   KVTIER_RETURN_IF_ERROR(CheckView("embed", "table", table, table.dtype));

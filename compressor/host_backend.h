@@ -29,6 +29,7 @@ class HostBackend : public Backend {
                                                                DType dtype, int64_t out_features,
                                                                int64_t in_features) final;
   absl::StatusOr<std::unique_ptr<LinearWeights>> ShareLinear(const TensorView& table) final;
+  absl::Status ReadLinear(const LinearWeights& weights, std::span<float> to) final;
   absl::Status Embed(std::span<const uint32_t> ids, const TensorView& table, float scale,
                      TensorView y) final;
   absl::Status Linear(TensorView x, const LinearWeights& weights, TensorView y) final;
@@ -57,6 +58,7 @@ class HostBackend : public Backend {
   virtual absl::Status RunEmbed(std::span<const uint32_t> ids, const TensorView& table, float scale,
                                 TensorView y) = 0;
   // INVALID_ARGUMENT: `weights` were prepared by another backend.
+  virtual absl::Status RunReadLinear(const LinearWeights& weights, std::span<float> to) = 0;
   virtual absl::Status RunLinear(TensorView x, const LinearWeights& weights, TensorView y) = 0;
   virtual absl::Status RunRmsNorm(TensorView x, const float* weight, float epsilon,
                                   TensorView y) = 0;

@@ -107,6 +107,8 @@ class OnednnWeights final : public LinearWeights {
   DType compute() const { return compute_; }
 
   void Pack(const std::byte* weights, DType dtype);
+  // Into [out, in].
+  void Unpack(std::span<float> to) const;
   absl::Status Run(const std::byte* x, int64_t rows, float* y) const;
 
  private:
@@ -187,6 +189,25 @@ void OnednnWeights::Pack(const std::byte* weights, DType dtype) {
   }
 }
 
+void OnednnWeights::Unpack(std::span<float> to) const {
+  const OneOpenMpThread one_thread;
+  dnnl::stream stream(engine_);
+  std::vector<std::byte> plain;
+  for (const Slice& slice : slices_) {
+    const size_t elements = static_cast<size_t>(slice.primitives->columns * in_);
+    plain.resize(elements * DTypeBytes(compute_));
+    // The strides of Pack.
+    memory target(
+        memory::desc({in_, slice.primitives->columns}, TypeOf(compute_), memory::dims{1, in_}),
+        engine_, plain.data());
+    memory packed = slice.packed;  // A handle: execute wants it mutable.
+    dnnl::reorder(packed, target).execute(stream, packed, target);
+    stream.wait();
+    LoadFloats(plain.data(), compute_,
+               to.subspan(static_cast<size_t>(slice.begin * in_), elements));
+  }
+}
+
 void OnednnWeights::RunBlock(const Slice& slice, size_t size, const std::byte* x, float* y) const {
   const SlicePrimitives& p = *slice.primitives;
   const int64_t rows = kRowBlocks[size];
@@ -257,6 +278,22 @@ absl::StatusOr<std::unique_ptr<LinearWeights>> PackOnednnLinear(
         std::make_unique<OnednnWeights>(compute, out_features, in_features, pool, scratch);
     result->Pack(weights, dtype);
     return std::unique_ptr<LinearWeights>(std::move(result));
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError("linear weights: out of memory");
+  } catch (const dnnl::error& error) {
+    if (error.status == dnnl_out_of_memory) {
+      return absl::ResourceExhaustedError("linear weights: oneDNN is out of memory");
+    }
+    return absl::InternalError(absl::StrCat("linear weights: oneDNN: ", error.what()));
+  }
+}
+
+absl::Status ReadOnednnLinear(const LinearWeights& weights, std::span<float> to) {
+  const auto* packed = dynamic_cast<const OnednnWeights*>(&weights);
+  if (packed == nullptr) return absl::InvalidArgumentError("linear: weights of another backend");
+  try {
+    packed->Unpack(to);
+    return absl::OkStatus();
   } catch (const std::bad_alloc&) {
     return absl::ResourceExhaustedError("linear weights: out of memory");
   } catch (const dnnl::error& error) {

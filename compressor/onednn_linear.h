@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -28,6 +29,11 @@ bool OnednnHasBf16Products();
 absl::StatusOr<std::unique_ptr<LinearWeights>> PackOnednnLinear(
     const std::byte* weights, DType dtype, DType compute, int64_t out_features, int64_t in_features,
     ThreadPool& pool, ScratchPool& scratch);
+
+// The weights as products use them, [out, in] row-major. INVALID_ARGUMENT: `weights` were not made
+// by PackOnednnLinear. RESOURCE_EXHAUSTED: no memory. INTERNAL: oneDNN failed.
+// REQUIRES: to.size() == out * in.
+absl::Status ReadOnednnLinear(const LinearWeights& weights, std::span<float> to);
 
 // What RunOnednnLinear expects of x, kF32 or kBf16. INVALID_ARGUMENT: `weights` were not made by
 // PackOnednnLinear.

@@ -30,7 +30,7 @@ absl::StatusOr<ScoreTable> ScoreByRecipe(
       if (inputs.norms == nullptr) {
         return absl::InvalidArgumentError("recipe kvzip+: no norms of the output projection");
       }
-      KVTIER_ASSIGN_OR_RETURN(rule.norms, inputs.norms->Get());
+      KVTIER_ASSIGN_OR_RETURN(rule.norms, inputs.norms->Get(cancel));
       break;
     }
     case Scorer::kHead:

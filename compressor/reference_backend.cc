@@ -91,6 +91,13 @@ class ReferenceBackend final : public HostBackend {
     return std::unique_ptr<LinearWeights>(std::move(result));
   }
 
+  absl::Status RunReadLinear(const LinearWeights& weights, std::span<float> to) override {
+    const auto* w = dynamic_cast<const ReferenceWeights*>(&weights);
+    if (w == nullptr) return absl::InvalidArgumentError("linear: weights of another backend");
+    std::copy(w->values.begin(), w->values.end(), to.begin());
+    return absl::OkStatus();
+  }
+
   absl::Status RunEmbed(std::span<const uint32_t> ids, const TensorView& table, float scale,
                         TensorView y) override {
     for (size_t i = 0; i < ids.size(); ++i) {

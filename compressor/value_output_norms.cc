@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/aligned_bytes.h"
 #include "base/bytes.h"
 #include "base/status_macros.h"
 #include "compressor/activations.h"
@@ -18,30 +19,15 @@ constexpr float kNormMin = 1e-30f;
 // Rows of the cache that are looked at together.
 constexpr int64_t kRowsPerStep = 1024;
 
-// W_O^(h,g)^T as [head_dim, hidden]: what the projection makes of each unit vector of the query
-// head, less what it makes of nothing (a bias).
-absl::StatusOr<std::vector<float>> ReadHeadOutput(const Model& model, const LinearWeights& output,
-                                                  int64_t q_head) {
-  Backend& backend = model.backend();
-  const int64_t dim = model.config().head_dim;
-  const int64_t hidden = output.out_features();
-  const int64_t width = output.in_features();
-  std::vector<float> units(static_cast<size_t>((dim + 1) * width));
-  for (int64_t d = 0; d < dim; ++d) units[static_cast<size_t>(d * width + q_head * dim + d)] = 1;
-  const DType dtype = backend.activation_dtype();
-  KVTIER_ASSIGN_OR_RETURN(const Tensor x, backend.Allocate(dtype, dim + 1, width));
-  KVTIER_ASSIGN_OR_RETURN(const Tensor y, backend.Allocate(dtype, dim + 1, hidden));
-  KVTIER_RETURN_IF_ERROR(UploadFloats(backend, units, x));
-  KVTIER_RETURN_IF_ERROR(backend.Linear(x, output, y));
-  std::vector<float> columns(static_cast<size_t>((dim + 1) * hidden));
-  KVTIER_RETURN_IF_ERROR(DownloadFloats(backend, y, columns));
-  for (int64_t d = 0; d < dim; ++d) {
-    for (int64_t i = 0; i < hidden; ++i) {
-      columns[static_cast<size_t>(d * hidden + i)] -=
-          columns[static_cast<size_t>(dim * hidden + i)];
-    }
+// W_O^(h,g)^T, [head_dim, hidden], of a whole W_O, [hidden, width].
+std::vector<float> HeadColumns(std::span<const float> output, int64_t width, int64_t dim,
+                               int64_t q_head) {
+  const int64_t hidden = static_cast<int64_t>(output.size()) / width;
+  std::vector<float> columns(static_cast<size_t>(dim * hidden));
+  for (int64_t i = 0; i < hidden; ++i) {
+    const float* row = output.data() + i * width + q_head * dim;
+    for (int64_t d = 0; d < dim; ++d) columns[static_cast<size_t>(d * hidden + i)] = row[d];
   }
-  columns.resize(static_cast<size_t>(dim * hidden));
   return columns;
 }
 
@@ -62,24 +48,36 @@ absl::StatusOr<std::vector<float>> Gram(Backend& backend, std::span<const float>
   return gram;
 }
 
+// One layer's W_O in fp32.
+uint64_t OutputBytes(const ModelConfig& config) {
+  return uint64_t(config.hidden * config.q_heads * config.head_dim) * sizeof(float);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<const ValueOutputNorms>> ValueOutputNorms::Create(
-    const Model& model) {
+    const Model& model, const CancelToken& cancel) {
   const ModelConfig& config = model.config();
   Backend& backend = model.backend();
   const int64_t group = config.q_heads / config.kv_heads;
   const int64_t dim = config.head_dim;
+  const int64_t width = config.q_heads * dim;
+  KVTIER_ASSIGN_OR_RETURN(
+      AlignedBytes memory,
+      AlignedBytes::TryAllocate(OutputBytes(config), AlignedBytes::Fill::kUninitialized));
+  const std::span<float> output = memory.As<float>();  // [hidden, width] of one layer
   std::unique_ptr<ValueOutputNorms> norms(new ValueOutputNorms(model));
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     GroupWeights& heads = norms->layers_.emplace_back();
     if (config.layer_window(layer) > 0) continue;
+    KVTIER_RETURN_IF_ERROR(backend.ReadLinear(*model.layer(layer).o, output));
     for (int64_t head = 0; head < config.kv_heads; ++head) {
       std::vector<float> stacked;
       for (int64_t g = 0; g < group; ++g) {
-        KVTIER_ASSIGN_OR_RETURN(const std::vector<float> columns,
-                                ReadHeadOutput(model, *model.layer(layer).o, head * group + g));
-        KVTIER_ASSIGN_OR_RETURN(const std::vector<float> gram, Gram(backend, columns, dim));
+        KVTIER_RETURN_IF_ERROR(cancel.Check());
+        KVTIER_ASSIGN_OR_RETURN(
+            const std::vector<float> gram,
+            Gram(backend, HeadColumns(output, width, dim, head * group + g), dim));
         stacked.insert(stacked.end(), gram.begin(), gram.end());
       }
       KVTIER_ASSIGN_OR_RETURN(heads.emplace_back(),
@@ -95,7 +93,8 @@ uint64_t ValueOutputNorms::EstimateBytes(const ModelConfig& config) {
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     if (config.layer_window(layer) == 0) ++layers;
   }
-  return uint64_t(layers * config.q_heads * config.head_dim * config.head_dim) * sizeof(float);
+  return uint64_t(layers * config.q_heads * config.head_dim * config.head_dim) * sizeof(float) +
+         OutputBytes(config);
 }
 
 absl::Status ValueOutputNorms::LogNorms(int64_t layer, const KvLayerView& cache, int64_t begin,
@@ -155,14 +154,14 @@ absl::Status ValueOutputNorms::LogNorms(int64_t layer, const KvLayerView& cache,
   return absl::OkStatus();
 }
 
-absl::StatusOr<const ValueOutputNorms*> LazyValueOutputNorms::Get() const {
+absl::StatusOr<const ValueOutputNorms*> LazyValueOutputNorms::Get(const CancelToken& cancel) const {
   {
     MutexLock lock(&mutex_);
     if (norms_ != nullptr) return norms_.get();
   }
   // Not under the mutex: it takes seconds for a large model.
   KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<const ValueOutputNorms> made,
-                          ValueOutputNorms::Create(*model_));
+                          ValueOutputNorms::Create(*model_, cancel));
   MutexLock lock(&mutex_);
   if (norms_ == nullptr) norms_ = std::move(made);
   return norms_.get();

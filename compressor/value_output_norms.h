@@ -13,7 +13,9 @@
 #include <span>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/cancel_token.h"
 #include "base/mutex.h"
 #include "compressor/backend.h"
 #include "compressor/model.h"
@@ -23,15 +25,19 @@ namespace kvtier {
 // Immutable after Create; any thread may call. Does not own the model, which must outlive it.
 class ValueOutputNorms {
  public:
-  // Reads W_O through the backend (one unit vector per input), so that it works on whatever packing
-  // the weights have. RESOURCE_EXHAUSTED: no memory for M.
-  static absl::StatusOr<std::unique_ptr<const ValueOutputNorms>> Create(const Model& model);
+  // Reads W_O back from the backend, a layer at a time; hidden * head_dim^2 products per query
+  // head.
+  //   CANCELLED           asked for through `cancel`, which is looked at before each query head
+  //   RESOURCE_EXHAUSTED  no memory for one layer's W_O in fp32, or the backend has none for M
+  static absl::StatusOr<std::unique_ptr<const ValueOutputNorms>> Create(const Model& model,
+                                                                        const CancelToken& cancel);
+  // M, and one layer's W_O, which only Create holds.
   static uint64_t EstimateBytes(const ModelConfig& config);
 
   // log ||W_O^(h,g) v_j|| of rows [begin, end) of a layer's cache, into [q_heads, end - begin]
   // (host). A norm below 1e-30 counts as 1e-30, so that a value of zeros ranks last instead of
   // having no score. INVALID_ARGUMENT: sizes that do not fit, a sliding layer. RESOURCE_EXHAUSTED:
-  // no memory.
+  // the backend has no memory for a step of at most 1,024 rows.
   absl::Status LogNorms(int64_t layer, const KvLayerView& cache, int64_t begin, int64_t end,
                         std::span<float> out) const;
 
@@ -51,7 +57,7 @@ class LazyValueOutputNorms {
  public:
   explicit LazyValueOutputNorms(const Model& model) : model_(&model) {}
   // Errors as Create; a later call tries again. The result lives as long as this object.
-  absl::StatusOr<const ValueOutputNorms*> Get() const;
+  absl::StatusOr<const ValueOutputNorms*> Get(const CancelToken& cancel) const;
 
  private:
   const Model* model_;

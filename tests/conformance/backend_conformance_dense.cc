@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/bytes.h"
 #include "base/status_matchers.h"
+#include "compressor/host_backend.h"
 #include "gmock/gmock.h"
 #include "tests/conformance/backend_conformance.h"
 #include "tests/conformance/backend_tensors.h"
@@ -26,6 +27,8 @@ TEST_P(BackendConformanceTest, LinearEqualsTheReference) {
     const int64_t in = shape[1];
     for (DType dtype : {DType::kF32, DType::kF16, DType::kBf16}) {
       const std::string weights = Encode(RandomFloats(random, out * in), dtype);
+      Floats values(static_cast<size_t>(out * in));
+      LoadFloats(AsBytes(weights).data(), dtype, values);
       KVTIER_ASSERT_OK_AND_ASSIGN(const auto mine,
                                   backend_->PrepareLinear(AsBytes(weights), dtype, out, in));
       KVTIER_ASSERT_OK_AND_ASSIGN(const auto theirs,
@@ -34,6 +37,11 @@ TEST_P(BackendConformanceTest, LinearEqualsTheReference) {
       EXPECT_EQ(mine->out_features(), out);
       const bool halves = GetParam().bf16_products && dtype == DType::kBf16;
       EXPECT_GE(mine->bytes(), static_cast<uint64_t>(in * out) * (halves ? 2 : 1));
+      Floats read(values.size());
+      KVTIER_ASSERT_OK(backend_->ReadLinear(*mine, read));
+      EXPECT_EQ(read, values) << "packing changed a weight of [" << out << ", " << in << "]";
+      EXPECT_THAT(backend_->ReadLinear(*mine, std::span(read).first(read.size() - 1)),
+                  StatusIs(absl::StatusCode::kInvalidArgument));
       for (int64_t rows : {1, 8, 171}) {  // 171 = 128 + 32 + 8 + 3: every block of rows
         SCOPED_TRACE(absl::StrCat("[", rows, ", ", in, "] x [", out, "] ", DTypeName(dtype)));
         Floats x = RandomFloats(random, rows * in);
@@ -70,6 +78,11 @@ TEST_P(BackendConformanceTest, LinearOverASharedTableEqualsTheReference) {
           const auto weights = backend.ShareLinear(table);
           KVTIER_EXPECT_OK(weights);
           EXPECT_EQ((*weights)->out_features(), out_);
+          Floats read(values.size());
+          Floats rounded(values.size());
+          LoadFloats(AsBytes(Encode(values, dtype)).data(), dtype, rounded);
+          KVTIER_EXPECT_OK(backend.ReadLinear(**weights, read));
+          EXPECT_EQ(read, rounded);
           const Tensor from = MakeActivations(backend, x, rows, in_);
           auto to = backend.Allocate(backend.activation_dtype(), rows, out_);
           KVTIER_EXPECT_OK(to);

@@ -90,6 +90,9 @@ class CountingBackend : public Backend {
   absl::StatusOr<std::unique_ptr<LinearWeights>> ShareLinear(const TensorView& table) override {
     return inner_->ShareLinear(table);
   }
+  absl::Status ReadLinear(const LinearWeights& weights, std::span<float> to) override {
+    return inner_->ReadLinear(weights, to);
+  }
   absl::Status Embed(std::span<const uint32_t> ids, const TensorView& table, float scale,
                      TensorView y) override {
     return inner_->Embed(ids, table, scale, y);

@@ -244,7 +244,7 @@ TEST_P(KvpressGoldenTest, ScoresAndKeepsAsTheLibraryDoes) {
                                            static_cast<int64_t>(ids.size())));
   KVTIER_ASSERT_OK_AND_ASSIGN(ForwardScratch scratch, ForwardScratch::Create(*model_, 1024));
   KVTIER_ASSERT_OK(Prefill(*model_, ids, cache, scratch, nullptr));
-  KVTIER_ASSERT_OK_AND_ASSIGN(const auto norms, ValueOutputNorms::Create(*model_));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto norms, ValueOutputNorms::Create(*model_, CancelToken()));
   for (const std::string option : {"kvpress", "kvpress+"}) {
     ScoringRule rule;
     rule.sink_rows_max = kKvpressSinks;

@@ -3,7 +3,9 @@
 
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -32,7 +34,7 @@ TEST_P(ValueOutputNormsTest, EqualTheNormsOfProjectedValues) {
     const TestModel tiny =
         MakeTestModel(options, fast ? MakeCpuBackend({.threads = 2}) : MakeReferenceBackend());
     const Model& model = *tiny.model;
-    KVTIER_ASSERT_OK_AND_ASSIGN(const auto norms, ValueOutputNorms::Create(model));
+    KVTIER_ASSERT_OK_AND_ASSIGN(const auto norms, ValueOutputNorms::Create(model, CancelToken()));
     const DenseCache cache =
         PrefillForTest(model, RandomTokens(30, /*seed=*/1), DType::kF32, /*extra_rows=*/3);
     KVTIER_ASSERT_OK_AND_ASSIGN(const auto file,
@@ -70,7 +72,8 @@ INSTANTIATE_TEST_SUITE_P(Weights, ValueOutputNormsTest,
 
 TEST(ValueOutputNormsTest, AValueOfZerosHasASmallFiniteNorm) {
   const TestModel tiny = MakeTestModel();
-  KVTIER_ASSERT_OK_AND_ASSIGN(const auto norms, ValueOutputNorms::Create(*tiny.model));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto norms,
+                              ValueOutputNorms::Create(*tiny.model, CancelToken()));
   const DenseCache cache = PrefillForTest(*tiny.model, RandomTokens(3, /*seed=*/1), DType::kF32);
   std::memset(cache.layer(0).values, 0, 32 * sizeof(float));
   std::vector<float> got(4 * 3);
@@ -81,7 +84,8 @@ TEST(ValueOutputNormsTest, AValueOfZerosHasASmallFiniteNorm) {
 
 TEST(ValueOutputNormsTest, RefusesRowsThatDoNotFit) {
   const TestModel tiny = MakeTestModel();
-  KVTIER_ASSERT_OK_AND_ASSIGN(const auto norms, ValueOutputNorms::Create(*tiny.model));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto norms,
+                              ValueOutputNorms::Create(*tiny.model, CancelToken()));
   const DenseCache cache = PrefillForTest(*tiny.model, RandomTokens(3, /*seed=*/1), DType::kF32);
   std::vector<float> out(4 * 3);
   constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
@@ -94,9 +98,49 @@ TEST(ValueOutputNormsTest, RefusesRowsThatDoNotFit) {
 TEST(ValueOutputNormsTest, AreMadeOnce) {
   const TestModel tiny = MakeTestModel();
   const LazyValueOutputNorms lazy(*tiny.model);
-  KVTIER_ASSERT_OK_AND_ASSIGN(const ValueOutputNorms* first, lazy.Get());
-  KVTIER_ASSERT_OK_AND_ASSIGN(const ValueOutputNorms* second, lazy.Get());
+  KVTIER_ASSERT_OK_AND_ASSIGN(const ValueOutputNorms* first, lazy.Get(CancelToken()));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const ValueOutputNorms* second, lazy.Get(CancelToken()));
   EXPECT_EQ(first, second);
+}
+
+// Counts products, and cancels at each one if told to: in the middle of the work.
+class WatchedBackend final : public CountingBackend {
+ public:
+  using CountingBackend::CountingBackend;
+  absl::Status Linear(TensorView x, const LinearWeights& weights, TensorView y) override {
+    ++products_;
+    if (cancel != nullptr) cancel->Cancel();
+    return CountingBackend::Linear(x, weights, y);
+  }
+  int products() const { return products_; }
+  CancelToken* cancel = nullptr;
+
+ private:
+  int products_ = 0;
+};
+
+TEST(ValueOutputNormsTest, StopWhenCancelledAndAreMadeLater) {
+  auto owned = std::make_unique<WatchedBackend>(MakeReferenceBackend());
+  WatchedBackend& backend = *owned;
+  const TestModel tiny = MakeTestModel({}, std::move(owned));
+  const LazyValueOutputNorms lazy(*tiny.model);
+  CancelToken cancel;
+  backend.cancel = &cancel;
+  const int before = backend.products();
+  EXPECT_THAT(lazy.Get(cancel), StatusIs(absl::StatusCode::kCancelled));
+  EXPECT_EQ(backend.products() - before, 1) << "went on after it was cancelled";
+  backend.cancel = nullptr;
+  KVTIER_EXPECT_OK(lazy.Get(CancelToken()));
+}
+
+// One product of [head_dim, hidden] with itself for each query head, none over the model's width.
+TEST(ValueOutputNormsTest, TakeOneProductForEachQueryHead) {
+  auto owned = std::make_unique<WatchedBackend>(MakeReferenceBackend());
+  WatchedBackend& backend = *owned;
+  const TestModel tiny = MakeTestModel({}, std::move(owned));
+  const int before = backend.products();
+  KVTIER_ASSERT_OK(ValueOutputNorms::Create(*tiny.model, CancelToken()));
+  EXPECT_EQ(backend.products() - before, 2 * 4);  // Layers x query heads.
 }
 
 }  // namespace
