@@ -75,9 +75,10 @@ absl::Status RefuseVariants(ConfigFields& fields, ModelFamily family) {
   } else {
     KVTIER_RETURN_IF_ERROR(fields.Only("hidden_act", R"("silu")"));
   }
-  if (family != ModelFamily::kQwen2) {  // Which has the biases of q, k and v, said or not.
-    KVTIER_RETURN_IF_ERROR(fields.Only("attention_bias", "false"));
-  }
+  // Qwen2 has the biases of q, k and v, said or not. One that says it has none is refused, although
+  // transformers pays no attention to it: other readers do.
+  KVTIER_RETURN_IF_ERROR(
+      fields.Only("attention_bias", family == ModelFamily::kQwen2 ? "true" : "false"));
   if (family == ModelFamily::kLlama) {
     KVTIER_RETURN_IF_ERROR(fields.Only("mlp_bias", "false"));
     KVTIER_RETURN_IF_ERROR(fields.Only("pretraining_tp", "1"));

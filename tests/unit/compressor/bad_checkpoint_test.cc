@@ -246,7 +246,7 @@ TEST_P(BadCheckpointTest, WhatIsNotBuiltIsRefusedByName) {
       {"use_bidirectional_attention", true},
       {"partial_rotary_factor", 0.5},
       {"partial_rotary_factor", "1.0"},
-      {"attention_bias", true},
+      {"attention_bias", !Is("qwen2")},
       {"mlp_bias", true},
       {"attention_chunk_size", 8192},
       {"no_rope_layers", json::array({1, 0})},

@@ -114,6 +114,22 @@ TEST(ModelConfigTest, RefusesWhatIsNotBuiltByName) {
   }
 }
 
+// transformers has these biases whatever the key says; other readers take `false` for none.
+TEST(ModelConfigTest, Qwen2HasItsBiasesSaidOrNot) {
+  const auto qwen = [](const std::string& more) {
+    return absl::StrReplaceAll(Config(more), {{R"("llama")", R"("qwen2")"},
+                                              {"LlamaForCausalLM", "Qwen2ForCausalLM"},
+                                              {R"("pretraining_tp": 1, )", ""}});
+  };
+  for (const char* more : {"", R"("attention_bias": true, )", R"("attention_bias": null, )"}) {
+    KVTIER_ASSERT_OK_AND_ASSIGN(const ModelConfig config, ModelConfig::Parse(qwen(more)));
+    EXPECT_TRUE(config.has_qkv_bias());
+  }
+  EXPECT_THAT(ModelConfig::Parse(qwen(R"("attention_bias": false, )")),
+              StatusIs(absl::StatusCode::kUnimplemented,
+                       HasSubstr("config.json: attention_bias = false is not built")));
+}
+
 TEST(ModelConfigTest, RefusesMalformedNumbersByName) {
   const struct {
     const char* from;
