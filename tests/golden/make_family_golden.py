@@ -18,7 +18,6 @@ tolerances, or the golden would not notice it.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import importlib
 import json
@@ -32,6 +31,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DynamicCache
+
+from transformers_model import replaced, set_up, text_model
 
 GOLDEN = pathlib.Path(__file__).with_name("families")
 TOLERANCE = 1e-4  # times max(1, rms of the tensor), the bound that kvtier's tests use
@@ -258,11 +259,6 @@ def load(folder: pathlib.Path) -> torch.nn.Module:
     return model.eval()
 
 
-def text_model(model: torch.nn.Module) -> torch.nn.Module:
-    """The stack of decoder layers: model.model, or model.model.language_model beside a vision tower."""
-    return getattr(model.model, "language_model", model.model)
-
-
 @torch.no_grad()
 def run(model: torch.nn.Module, ids: list[int]) -> dict[str, torch.Tensor]:
     """logits [n, vocabulary]; keys, values [layers, kv_heads, n, head_dim]; hidden [layers + 1, n, width]."""
@@ -303,16 +299,6 @@ def deviation_in_tolerances(got: dict[str, torch.Tensor], want: dict[str, torch.
         scale = TOLERANCE * max(1.0, float(want[key].pow(2).mean().sqrt()))
         worst = max(worst, float((got[key] - want[key]).abs().max()) / scale)
     return worst
-
-
-@contextlib.contextmanager
-def replaced(owner, name: str, value):
-    kept = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, kept)
 
 
 def rotate_pairs(x: torch.Tensor) -> torch.Tensor:
@@ -455,9 +441,7 @@ def main() -> int:
     parser.add_argument("--only", choices=sorted(MODELS), help="one configuration")
     parser.add_argument("--check", action="store_true", help="compare instead of writing, and try the mistakes")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # one order of summation
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    set_up()
     fine = True
     for name, entry in MODELS.items():
         if arguments.only not in (None, name):

@@ -38,6 +38,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import kvzip_numpy
+from transformers_model import replaced, set_up, text_model
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -86,10 +87,6 @@ def attention_in_double(attention: torch.nn.Module, query: torch.Tensor, key: to
 
 def array(tensor: torch.Tensor) -> np.ndarray:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def text_model(model: torch.nn.Module) -> torch.nn.Module:
-    return getattr(model.model, "language_model", model.model)
 
 
 def i32(values) -> torch.Tensor:
@@ -329,16 +326,6 @@ def definition_golden(name: str) -> dict[str, torch.Tensor]:
 
 # --- mistakes -----------------------------------------------------------------------------------------------------------------
 
-@contextlib.contextmanager
-def replaced(owner, name: str, value):
-    kept = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, kept)
-
-
 def mistakes(model: torch.nn.Module, prefix: list[int], profile: dict, context: list[int]):
     """Yields (name, scores) with one thing wrong."""
     exact_row_logits = kvzip_numpy.row_logits
@@ -408,9 +395,7 @@ def main() -> int:
     parser.add_argument("--only", help="one file, without .safetensors")
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # one order of summation
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    set_up()
     logging.disable(logging.WARNING)
     kvzip_numpy.self_test()
     GOLDEN.mkdir(exist_ok=True)

@@ -18,6 +18,7 @@
 #include "compressor/scoring.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/unit/compressor/golden_tensors.h"
 
 namespace kvtier {
 namespace {
@@ -47,7 +48,7 @@ class Bf16GoldenTest : public ::testing::Test {
         SafetensorsFile::Open(kRoot + "/tests/golden/scores/definition_fixture.safetensors"));
     backend_ = MakeCpuBackend({.threads = 2});
     KVTIER_ASSERT_OK_AND_ASSIGN(model_, Model::Load(kRoot + "/tests/fixtures/model", *backend_));
-    ids_ = Values<uint32_t>(*golden_, "ids");
+    ids_ = GoldenTensor<uint32_t>(*golden_, "ids");
     KVTIER_ASSERT_OK_AND_ASSIGN(
         DenseCache cache, DenseCache::Create(*backend_, model_->config().MakeGeometry(DType::kBf16),
                                              static_cast<int64_t>(ids_.size())));
@@ -57,16 +58,6 @@ class Bf16GoldenTest : public ::testing::Test {
     KVTIER_ASSERT_OK(Forward(*model_, ids_, {.tail = cache_.get()}, scratch, {}, &logits_));
     scratch_ = std::make_unique<ForwardScratch>(std::move(scratch));
   }
-  template <typename T>
-  static std::vector<T> Values(const SafetensorsFile& file, const std::string& name) {
-    ByteSpan bytes = file.entries().at(name).bytes;
-    std::vector<T> values;
-    for (; !bytes.empty(); bytes = bytes.subspan(sizeof(T))) {
-      values.push_back(LoadLittleEndian<T>(bytes.data()));
-    }
-    return values;
-  }
-
   std::unique_ptr<SafetensorsFile> golden_, scores_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Model> model_;
@@ -79,20 +70,20 @@ class Bf16GoldenTest : public ::testing::Test {
 TEST_F(Bf16GoldenTest, LogitsKeysAndValuesAreAsCloseToFp32AsThoseOfTransformers) {
   const size_t vocabulary = static_cast<size_t>(model_->config().vocabulary);
   std::vector<float> logits;
-  for (uint32_t row : Values<uint32_t>(*golden_, "logit_positions")) {
+  for (uint32_t row : GoldenTensor<uint32_t>(*golden_, "logit_positions")) {
     const auto begin = logits_.begin() + static_cast<long>(row * vocabulary);
     logits.insert(logits.end(), begin, begin + static_cast<long>(vocabulary));
   }
-  const double ours = Rms(logits, Values<float>(*golden_, "logits").data());
-  const double theirs = Values<double>(*golden_, "sdpa.rms.logits")[0];
+  const double ours = Rms(logits, GoldenTensor<float>(*golden_, "logits").data());
+  const double theirs = GoldenTensor<double>(*golden_, "sdpa.rms.logits")[0];
   std::cout << "rms error of logits " << ours << ", transformers " << theirs << "\n";
   EXPECT_LE(ours, kErrorRatioMax * theirs);
 
-  const std::vector<uint32_t> positions = Values<uint32_t>(*golden_, "cache_positions");
-  const std::vector<float> keys = Values<float>(*golden_, "keys");
-  const std::vector<float> values = Values<float>(*golden_, "values");
-  const std::vector<double> keys_theirs = Values<double>(*golden_, "sdpa.rms.keys");
-  const std::vector<double> values_theirs = Values<double>(*golden_, "sdpa.rms.values");
+  const std::vector<uint32_t> positions = GoldenTensor<uint32_t>(*golden_, "cache_positions");
+  const std::vector<float> keys = GoldenTensor<float>(*golden_, "keys");
+  const std::vector<float> values = GoldenTensor<float>(*golden_, "values");
+  const std::vector<double> keys_theirs = GoldenTensor<double>(*golden_, "sdpa.rms.keys");
+  const std::vector<double> values_theirs = GoldenTensor<double>(*golden_, "sdpa.rms.values");
   const size_t head_floats = positions.size() * static_cast<size_t>(model_->config().head_dim);
   size_t at = 0;
   for (int64_t layer = 0; layer < model_->config().layers; ++layer) {
@@ -115,18 +106,18 @@ TEST_F(Bf16GoldenTest, LogitsKeysAndValuesAreAsCloseToFp32AsThoseOfTransformers)
 }
 
 TEST_F(Bf16GoldenTest, KeepsWhatFp32Keeps) {
-  const std::vector<uint32_t> context = Values<uint32_t>(*scores_, "context");
+  const std::vector<uint32_t> context = GoldenTensor<uint32_t>(*scores_, "context");
   KVTIER_ASSERT_OK_AND_ASSIGN(
       const ScoreTable table,
       ScoreContext(*model_, context, static_cast<int64_t>(ids_.size() - context.size()), *cache_,
                    *scratch_, CancelToken(), nullptr));
   KVTIER_ASSERT_OK_AND_ASSIGN(const BandAssignment bands, AssignBands(table, BandEdges::Default(),
                                                                       /*first_token_first=*/false));
-  const std::vector<int32_t> ratios = Values<int32_t>(*scores_, "millionths");
+  const std::vector<int32_t> ratios = GoldenTensor<int32_t>(*scores_, "millionths");
   const size_t ratio =
       static_cast<size_t>(std::find(ratios.begin(), ratios.end(), kMillionths) - ratios.begin());
   ASSERT_LT(ratio, ratios.size());
-  const std::vector<uint8_t> kept = Values<uint8_t>(*scores_, "kvzip.kept");
+  const std::vector<uint8_t> kept = GoldenTensor<uint8_t>(*scores_, "kvzip.kept");
   const size_t pairs = bands.band.size();
   ASSERT_EQ(kept.size(), pairs * ratios.size());
   size_t both = 0;

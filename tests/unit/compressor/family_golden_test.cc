@@ -20,6 +20,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kvcache/segment.h"
+#include "tests/unit/compressor/golden_tensors.h"
 
 namespace kvtier {
 namespace {
@@ -76,12 +77,7 @@ class FamilyGoldenTest : public ::testing::TestWithParam<Case> {
 
   template <typename T>
   std::vector<T> Golden(const std::string& name) {
-    ByteSpan bytes = golden_->entries().at(name).bytes;
-    std::vector<T> values;
-    for (; !bytes.empty(); bytes = bytes.subspan(sizeof(T))) {
-      values.push_back(LoadLittleEndian<T>(bytes.data()));
-    }
-    return values;
+    return GoldenTensor<T>(*golden_, name);
   }
 
   const ModelConfig& config() const { return model_->config(); }

@@ -14,6 +14,7 @@
 #include "compressor/safetensors.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/unit/compressor/golden_tensors.h"
 
 namespace kvtier {
 namespace {
@@ -33,12 +34,7 @@ class FixtureGoldenTest : public ::testing::Test {
   }
   template <typename T>
   std::vector<T> Golden(const std::string& name) {
-    ByteSpan bytes = golden_->entries().at(name).bytes;
-    std::vector<T> values;
-    for (; !bytes.empty(); bytes = bytes.subspan(sizeof(T))) {
-      values.push_back(LoadLittleEndian<T>(bytes.data()));
-    }
-    return values;
+    return GoldenTensor<T>(*golden_, name);
   }
   static void ExpectClose(const std::vector<float>& got, const std::vector<float>& want,
                           const char* what) {

@@ -26,6 +26,7 @@
 #include "gtest/gtest.h"
 #include "tests/testing/files.h"
 #include "tests/testing/temp_dir.h"
+#include "tests/unit/compressor/golden_tensors.h"
 
 namespace kvtier {
 namespace {
@@ -72,12 +73,7 @@ class ScoreGoldenTest : public ::testing::TestWithParam<std::string> {
 
   template <typename T>
   std::vector<T> Golden(const std::string& name) const {
-    ByteSpan bytes = golden_->entries().at(name).bytes;
-    std::vector<T> values;
-    for (; !bytes.empty(); bytes = bytes.subspan(sizeof(T))) {
-      values.push_back(LoadLittleEndian<T>(bytes.data()));
-    }
-    return values;
+    return GoldenTensor<T>(*golden_, name);
   }
 
   absl::StatusOr<ScoredContext> Score(const std::string& recipe,
