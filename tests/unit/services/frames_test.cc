@@ -47,12 +47,16 @@ std::string Flatten(const WirePayload& payload) {
   return bytes;
 }
 
-// The same bytes in slices of at most `slice_bytes`, as a transport may deliver them.
+// The same bytes in slices of at most `slice_bytes`, as a transport may deliver them. Each has an
+// owner: without, gRPC keeps small slices in themselves and a buffer joins them.
 grpc::ByteBuffer Scatter(absl::string_view bytes, size_t slice_bytes) {
   std::vector<grpc::Slice> slices;
   for (size_t begin = 0; begin < bytes.size(); begin += slice_bytes) {
     const absl::string_view piece = bytes.substr(begin, slice_bytes);
-    slices.emplace_back(piece.data(), piece.size());
+    auto* const owned = new std::string(piece);
+    slices.emplace_back(
+        owned->data(), owned->size(), [](void* held) { delete static_cast<std::string*>(held); },
+        owned);
   }
   return grpc::ByteBuffer(slices.data(), slices.size());
 }
