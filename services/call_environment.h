@@ -14,6 +14,7 @@
 #include "absl/time/time.h"
 #include "base/clock.h"
 #include "services/blocking_pool.h"
+#include "services/load_times.h"
 #include "services/metrics.h"
 #include "services/status_grpc.h"
 #include "services/store_service.h"
@@ -57,12 +58,14 @@ class CallEnvironment {
   TieredStore& store() { return store_; }
   Metrics& metrics() { return metrics_; }
   Clock& clock() { return clock_; }
+  LoadTimes& load_times() { return load_times_; }
 
  private:
   const StoreServiceOptions options_;
   TieredStore& store_;
   Metrics& metrics_;
   Clock& clock_;
+  LoadTimes load_times_;
   std::atomic<uint32_t> running_{0};
   BlockingPool pool_;  // Last: its threads end before the rest goes.
 };

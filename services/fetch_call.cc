@@ -71,6 +71,10 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
       return;
     }
     layer_ = plan_.layers.begin;
+    // A guess by the time of reading: it feeds an estimate only.
+    const absl::StatusOr<ObjectStat> stat =
+        environment_.store().Stat(request_.tenant, request_.key);
+    if (stat.ok() && stat->host_bands < plan_.band_count) source_ = LoadTimes::Source::kDisk;
     v1::FetchResponse response;
     v1::FetchHeader& header = *response.mutable_header();
     header.set_manifest(EncodeManifest(*plan_.manifest));
@@ -120,6 +124,10 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   // Counts before the caller hears of the end, so that who asks next sees it counted.
   void End(const absl::Status& status) {
     pinned_.reset();
+    if (status.ok()) {
+      environment_.load_times().Record(source_, plan_.payload_bytes(),
+                                       environment_.clock().Now() - start_);
+    }
     environment_.Count("Fetch", status, start_);
     Finish(ToGrpcStatus(status));
   }
@@ -130,6 +138,7 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   FetchRequest request_;
   std::unique_ptr<PinnedObject> pinned_;
   FetchPlan plan_;
+  LoadTimes::Source source_ = LoadTimes::Source::kHost;
 
   uint32_t layer_ = 0;  // Next segment to read.
   uint32_t band_ = 0;

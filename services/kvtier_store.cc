@@ -29,6 +29,9 @@ ABSL_FLAG(std::string, eviction_policy, "gdsf",
 ABSL_FLAG(double, floor_ratio, 0.1,
           "when there is no room, objects shrink to their first edge that reaches this ratio, and "
           "go whole from there; in (0, 1]");
+ABSL_FLAG(double, prefill_tokens_per_second, 0,
+          "how fast the engines that ask prefill, for the estimate that Lookup gives beside the "
+          "load time; 0: not known");
 
 namespace kvtier {
 namespace {
@@ -70,6 +73,10 @@ absl::Status Run(const ServerOptions& server_options) {
   metrics.ExportStore(*store);
   StoreServiceOptions service_options;
   service_options.object_bytes_max = store_options.host_budget_bytes;
+  service_options.prefill_tokens_per_second = absl::GetFlag(FLAGS_prefill_tokens_per_second);
+  if (!(service_options.prefill_tokens_per_second >= 0)) {  // Nor NaN.
+    return absl::InvalidArgumentError("--prefill_tokens_per_second must not be negative");
+  }
   const std::unique_ptr<grpc::Service> service =
       MakeStoreService(service_options, *store, metrics, Clock::Real());
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,

@@ -168,6 +168,12 @@ Metrics::Metrics()
           AddCounter(*registry_, "kvtier_store_put_bytes_total", "Payload bytes received by Put")),
       store_fetch_bytes(
           AddCounter(*registry_, "kvtier_store_fetch_bytes_total", "Payload bytes sent by Fetch")),
+      store_lookup_prompts(AddCounter(*registry_, "kvtier_store_lookup_prompts_total",
+                                      "Prompts that Lookup was asked about")),
+      store_lookup_matches(AddCounter(*registry_, "kvtier_store_lookup_matches_total",
+                                      "Prompts for which Lookup named a candidate")),
+      store_lookup_blocks(AddCounter(*registry_, "kvtier_store_lookup_blocks_total",
+                                     "Token block hashes that Lookup looked for")),
       rpc_requests_(prometheus::BuildCounter()
                         .Name("kvtier_rpc_requests_total")
                         .Help("Calls that ended, by method and gRPC code")

@@ -64,6 +64,9 @@ class Metrics {
   // Store: bytes in and out; everything else is read from the store's own counters at scrape time.
   prometheus::Counter& store_put_bytes;
   prometheus::Counter& store_fetch_bytes;
+  prometheus::Counter& store_lookup_prompts;
+  prometheus::Counter& store_lookup_matches;  // Prompts with a candidate; not yet hits.
+  prometheus::Counter& store_lookup_blocks;
   // Exports `store`'s counters and usage (kvtier_store_*). The store must outlive the metrics.
   void ExportStore(const TieredStore& store);
 

@@ -7,6 +7,7 @@
 #include "kvtier/v1/store.grpc.pb.h"
 #include "services/call_environment.h"
 #include "services/fetch_call.h"
+#include "services/lookup_call.h"
 #include "services/put_call.h"
 #include "services/status_grpc.h"
 #include "services/store_unary_calls.h"
@@ -19,7 +20,8 @@ using RawStoreService = v1::StoreService::WithRawCallbackMethod_Put<
     v1::StoreService::WithRawCallbackMethod_Fetch<v1::StoreService::WithCallbackMethod_QueryUpload<
         v1::StoreService::WithCallbackMethod_GetObject<v1::StoreService::WithCallbackMethod_List<
             v1::StoreService::WithCallbackMethod_Delete<v1::StoreService::WithCallbackMethod_Verify<
-                v1::StoreService::WithCallbackMethod_Stats<v1::StoreService::Service>>>>>>>>;
+                v1::StoreService::WithCallbackMethod_Lookup<
+                    v1::StoreService::WithCallbackMethod_Stats<v1::StoreService::Service>>>>>>>>>;
 
 class StoreServiceImpl final : public RawStoreService {
  public:
@@ -59,6 +61,11 @@ class StoreServiceImpl final : public RawStoreService {
                                    const v1::VerifyRequest* request,
                                    v1::VerifyResponse* response) override {
     return RunUnary("Verify", store_calls::Verify, context, request, response);
+  }
+  grpc::ServerUnaryReactor* Lookup(grpc::CallbackServerContext* context,
+                                   const v1::LookupRequest* request,
+                                   v1::LookupResponse* response) override {
+    return RunUnary("Lookup", store_calls::Lookup, context, request, response);
   }
   grpc::ServerUnaryReactor* Stats(grpc::CallbackServerContext* context,
                                   const v1::StatsRequest* request,

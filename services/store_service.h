@@ -27,6 +27,8 @@ struct StoreServiceOptions {
   size_t pool_threads = 16;
   // Announced in Stats.
   uint64_t object_bytes_max = limits::kObjectBytesMax;
+  // How fast the engines that ask prefill a prompt, for Lookup's estimate. 0: not known.
+  double prefill_tokens_per_second = 0;
 };
 
 // Everything must outlive the service; the service must outlive the server that runs it.

@@ -110,6 +110,9 @@ absl::Status Stats(CallEnvironment& environment, const TenantId&, const v1::Stat
   limits.set_object_bytes_max(environment.options().object_bytes_max);
   limits.set_uploads_max(limits::kUploadsMax);
   limits.set_list_page_max(limits::kListPageMax);
+  limits.set_lookup_prompts_max(limits::kLookupBatchMax);
+  limits.set_lookup_blocks_max(limits::kLookupBlocksMax);
+  limits.set_lookup_candidates_max(limits::kLookupCandidatesMax);
   response.set_incarnation(store.incarnation());
   response.set_version(KVTIER_VERSION);
   return absl::OkStatus();
