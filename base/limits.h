@@ -87,6 +87,12 @@ inline constexpr uint32_t kLookupBlocksMax = kContextTokensMax / 64;
 inline constexpr uint32_t kLookupCandidatesMax = 64;
 // Objects in one page of List.
 inline constexpr uint32_t kListPageMax = 1000;
+// One opaque page: engines' blocks are 4 KiB to a few MiB.
+inline constexpr uint64_t kPageBytesMax = 16 * kMiB;
+// Pages of one batch, and their bytes together: below what a message may have, and what one caller
+// may have us hold.
+inline constexpr uint32_t kPageBatchMax = 1024;
+inline constexpr uint64_t kPageBatchBytesMax = 64 * kMiB;
 // Events kept for replay by a Watch that reconnects; older ones force a new List.
 inline constexpr uint32_t kWatchReplayEventsMax = 65536;
 inline constexpr uint32_t kWatchersMax = 256;

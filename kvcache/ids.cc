@@ -56,6 +56,7 @@ template class FixedBytes<struct KeyTag, 32>;
 template class FixedBytes<struct DigestTag, 32>;
 template class FixedBytes<struct UploadTag, 16>;
 template class FixedBytes<struct TokenBlockHashTag, 32>;
+template class FixedBytes<struct PageKeyTag, 32>;  // store/page.h
 
 UploadId MakeUploadId() {
   std::array<std::byte, UploadId::kSize> bytes;

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <exception>
-#include <new>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -20,36 +18,13 @@
 #include "rocksdb/sst_file_writer.h"
 #include "rocksdb/table.h"
 #include "rocksdb/write_batch.h"
+#include "store/rocksdb_status.h"
 
 namespace kvtier {
 namespace {
 
 rocksdb::Slice ToSlice(absl::string_view text) { return {text.data(), text.size()}; }
 absl::string_view ToView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
-
-absl::Status FromRocks(absl::string_view doing, const rocksdb::Status& status) {
-  if (status.ok()) return absl::OkStatus();
-  if (status.IsNotFound()) return absl::NotFoundError("");
-  const std::string message = absl::StrCat(doing, ": ", status.ToString());
-  if (status.IsNoSpace() || status.IsMemoryLimit() ||
-      status.subcode() == rocksdb::Status::kSpaceLimit) {
-    return absl::ResourceExhaustedError(message);
-  }
-  if (status.IsCorruption()) return absl::DataLossError(message);
-  return absl::UnavailableError(message);
-}
-
-// Runs `call`, which returns a rocksdb::Status. Nothing that RocksDB throws passes.
-template <typename Call>
-absl::Status Rocks(absl::string_view doing, Call call) {
-  try {
-    return FromRocks(doing, call());
-  } catch (const std::bad_alloc&) {
-    return absl::ResourceExhaustedError(absl::StrCat(doing, ": out of memory"));
-  } catch (const std::exception& error) {
-    return absl::UnavailableError(absl::StrCat(doing, ": ", error.what()));
-  }
-}
 
 rocksdb::DBOptions MakeDbOptions(rocksdb::Env* env) {
   rocksdb::DBOptions options;

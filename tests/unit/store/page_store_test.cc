@@ -1,0 +1,350 @@
+#include "store/page_store.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/bytes.h"
+#include "base/limits.h"
+#include "base/log.h"
+#include "base/status_matchers.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kvcache/sha256.h"
+#include "store/rocksdb_page_tier.h"
+#include "tests/testing/files.h"
+#include "tests/testing/random.h"
+#include "tests/testing/temp_dir.h"
+
+namespace kvtier {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+using Code = absl::StatusCode;
+
+constexpr uint64_t kPageBytes = 4096;
+constexpr uint64_t kCharge = kPageBytes + kPageOverheadBytes;
+
+// Of all files; RocksDB may be removing some at this moment.
+uint64_t FolderBytes(const std::string& folder) {
+  uint64_t bytes = 0;
+  std::error_code gone;
+  for (std::filesystem::recursive_directory_iterator it(folder, gone), end; it != end;
+       it.increment(gone)) {
+    const uint64_t size = it->file_size(gone);
+    if (!gone && it->is_regular_file(gone)) bytes += size;
+  }
+  return bytes;
+}
+
+PageKey Key(int number) {
+  return *PageKey::FromBytes(ComputeSha256(AsBytes(absl::StrCat("page", number))).AsStringView());
+}
+
+// Of a key; another `version` has other bytes.
+std::string Bytes(int number, int version = 0, size_t size = kPageBytes) {
+  std::mt19937_64 random(static_cast<uint64_t>(number * 1000 + version));
+  return ToString(RandomBytes(random, size));
+}
+
+class PageStoreTest : public testing::Test {
+ protected:
+  void Open(uint64_t host_pages, bool with_disk = false, uint64_t disk_bytes = kPageDiskBudgetMin) {
+    store_.reset();
+    std::unique_ptr<PageTier> disk;
+    if (with_disk) {
+      absl::StatusOr<std::unique_ptr<PageTier>> opened =
+          OpenRocksDbPageTier({.folder = dir_.File("pages"), .budget_bytes = disk_bytes});
+      KVTIER_CHECK_OK(opened);
+      disk = *std::move(opened);
+    }
+    store_ = PageStore::Create({.host_budget_bytes = host_pages * kCharge, .shards = 1},
+                               std::move(disk));
+  }
+  absl::Status Put(int number, int version = 0, Durability durability = Durability::kHost,
+                   size_t size = kPageBytes) {
+    return store_->Put(tenant_, {{.key = Key(number), .bytes = Bytes(number, version, size)}},
+                       durability)[0];
+  }
+  // "" is a miss.
+  std::string Get(int number) {
+    const PageKey keys[] = {Key(number)};
+    const absl::StatusOr<PageRef> page = store_->Get(tenant_, keys)[0];
+    if (absl::IsNotFound(page.status())) return "";
+    KVTIER_CHECK_OK(page);
+    EXPECT_EQ((*page)->crc32c(), ComputeCrc32c(AsBytes((*page)->bytes())));
+    return std::string((*page)->bytes());
+  }
+  PagePlace Locate(int number) {
+    const PageKey keys[] = {Key(number)};
+    return store_->Locate(tenant_, keys)[0];
+  }
+  absl::Status Delete(int number) {
+    const PageKey keys[] = {Key(number)};
+    return store_->Delete(tenant_, keys)[0];
+  }
+  void ExpectCountersAddUp() {
+    const PageCounters& c = store_->counters();
+    EXPECT_EQ(c.gets, c.host_hits + c.disk_hits + c.misses + c.failures);
+  }
+
+  TempDir dir_;
+  TenantId tenant_;
+  std::unique_ptr<PageStore> store_;
+};
+
+TEST_F(PageStoreTest, WhatIsPutIsThere) {
+  Open(10);
+  EXPECT_EQ(Get(1), "");
+  EXPECT_EQ(Locate(1), PagePlace::kNowhere);
+  ASSERT_THAT(Put(1), IsOk());
+  EXPECT_EQ(Get(1), Bytes(1));
+  EXPECT_EQ(Locate(1), PagePlace::kHost);
+  EXPECT_EQ(store_->host_usage().pages, 1u);
+  EXPECT_EQ(store_->host_usage().bytes, kCharge);
+  ASSERT_THAT(Delete(1), IsOk());
+  EXPECT_THAT(Delete(1), StatusIs(Code::kNotFound));
+  EXPECT_EQ(Get(1), "");
+  EXPECT_EQ(store_->host_usage().bytes, 0u);
+  EXPECT_EQ(store_->counters().misses, 2u);
+  ExpectCountersAddUp();
+}
+
+TEST_F(PageStoreTest, TheFirstBytesOfAKeyStay) {
+  Open(10);
+  ASSERT_THAT(Put(1), IsOk());
+  EXPECT_THAT(Put(1), IsOk()) << "putting again is fine";
+  EXPECT_THAT(Put(1, /*version=*/1), StatusIs(Code::kAlreadyExists));
+  EXPECT_EQ(Get(1), Bytes(1));
+  EXPECT_EQ(store_->counters().stored, 1u);
+  EXPECT_EQ(store_->counters().kept, 1u);
+  EXPECT_EQ(store_->counters().conflicts, 1u);
+  std::vector<PagePut> twice;
+  for (const int version : {0, 1, 0}) twice.push_back({.key = Key(2), .bytes = Bytes(2, version)});
+  EXPECT_THAT(store_->Put(tenant_, std::move(twice), Durability::kHost),
+              ElementsAre(IsOk(), StatusIs(Code::kAlreadyExists), IsOk()));
+}
+
+TEST_F(PageStoreTest, EachPageOfABatchHasItsOwnStatus) {
+  Open(10);
+  std::vector<PagePut> puts;
+  puts.push_back({.key = Key(1), .bytes = Bytes(1)});
+  puts.push_back({.key = Key(2), .bytes = ""});
+  puts.push_back({.key = Key(3), .bytes = Bytes(3), .crc32c = Crc32c(1)});
+  puts.push_back({.key = Key(4), .bytes = Bytes(4), .crc32c = ComputeCrc32c(AsBytes(Bytes(4)))});
+  puts.push_back({.key = Key(5), .bytes = std::string(limits::kPageBytesMax + 1, 'x')});
+  puts.push_back({.key = Key(6), .bytes = std::string(11 * kCharge, 'x')});
+  EXPECT_THAT(store_->Put(tenant_, std::move(puts), Durability::kHost),
+              ElementsAre(IsOk(), StatusIs(Code::kInvalidArgument),
+                          StatusIs(Code::kInvalidArgument, HasSubstr("CRC32C")), IsOk(),
+                          StatusIs(Code::kInvalidArgument),
+                          StatusIs(Code::kResourceExhausted, HasSubstr("page_host_mib"))));
+  EXPECT_EQ(store_->counters().refused, 4u);
+  const PageKey keys[] = {Key(1), Key(2), Key(4)};
+  const auto got = store_->Get(tenant_, keys);
+  EXPECT_THAT(got[0], IsOk());
+  EXPECT_THAT(got[1], StatusIs(Code::kNotFound));
+  EXPECT_THAT(got[2], IsOk());
+}
+
+TEST_F(PageStoreTest, TheLeastRecentlyUsedGoesFirst) {
+  Open(3);
+  for (const int page : {1, 2, 3}) ASSERT_THAT(Put(page), IsOk());
+  EXPECT_EQ(Get(1), Bytes(1));
+  ASSERT_THAT(Put(4), IsOk());
+  EXPECT_EQ(Get(2), "");
+  for (const int page : {1, 3, 4}) EXPECT_EQ(Get(page), Bytes(page));
+  EXPECT_EQ(store_->host_usage().evicted, 1u);
+  EXPECT_EQ(store_->host_usage().bytes, 3 * kCharge);
+  ExpectCountersAddUp();
+}
+
+TEST_F(PageStoreTest, PagesThatAreReadAreNeitherEvictedNorForgottenInTheBudget) {
+  Open(2);
+  for (const int page : {1, 2}) ASSERT_THAT(Put(page), IsOk());
+  const PageKey keys[] = {Key(1), Key(2)};
+  auto held = store_->Get(tenant_, keys);
+  EXPECT_THAT(Put(3), StatusIs(Code::kResourceExhausted, HasSubstr("being read")));
+  ASSERT_THAT(Delete(1), IsOk());
+  EXPECT_EQ((*held[0])->bytes(), Bytes(1)) << "deleted under its reader";
+  EXPECT_EQ(store_->host_usage().bytes, 2 * kCharge) << "still held";
+  EXPECT_THAT(Put(3), StatusIs(Code::kResourceExhausted));
+  held.clear();
+  EXPECT_THAT(Put(3), IsOk());
+  EXPECT_EQ(Get(2), Bytes(2)) << "there was room";
+}
+
+TEST_F(PageStoreTest, TenantsDoNotSeeEachOther) {
+  Open(10);
+  ASSERT_THAT(Put(1), IsOk());
+  tenant_ = *TenantId::FromString("other");
+  EXPECT_EQ(Get(1), "");
+  EXPECT_EQ(Locate(1), PagePlace::kNowhere);
+  EXPECT_THAT(Delete(1), StatusIs(Code::kNotFound));
+  EXPECT_THAT(Put(1, /*version=*/1), IsOk());
+  tenant_ = TenantId();
+  EXPECT_EQ(Get(1), Bytes(1));
+}
+
+TEST_F(PageStoreTest, DiskPagesSurviveHostEvictionAndARestart) {
+  Open(1, /*with_disk=*/true);
+  for (const int page : {1, 2}) ASSERT_THAT(Put(page, 0, Durability::kDisk), IsOk());
+  EXPECT_EQ(Locate(1), PagePlace::kDisk);
+  EXPECT_EQ(Get(1), Bytes(1));
+  EXPECT_EQ(store_->counters().disk_hits, 1u);
+  EXPECT_EQ(Locate(1), PagePlace::kHost) << "read once, it is kept in memory";
+  ASSERT_THAT(Put(3), IsOk());  // Host only.
+  Open(10, /*with_disk=*/true);
+  for (const int page : {1, 2}) EXPECT_EQ(Get(page), Bytes(page));
+  EXPECT_EQ(Get(3), "");
+  EXPECT_THAT(Put(1, /*version=*/1), StatusIs(Code::kAlreadyExists));
+  ASSERT_THAT(Delete(1), IsOk());
+  Open(10, /*with_disk=*/true);
+  EXPECT_EQ(Get(1), "") << "deleted for good";
+  EXPECT_EQ(Get(2), Bytes(2));
+  ExpectCountersAddUp();
+}
+
+TEST_F(PageStoreTest, OtherBytesAreRefusedThoughOnlyTheDiskHasTheFirst) {
+  Open(1, /*with_disk=*/true);
+  for (const int page : {1, 2}) ASSERT_THAT(Put(page, 0, Durability::kDisk), IsOk());
+  ASSERT_EQ(Locate(1), PagePlace::kDisk);
+  EXPECT_THAT(Put(1, /*version=*/1), StatusIs(Code::kAlreadyExists));
+  EXPECT_THAT(Put(1, /*version=*/1, Durability::kDisk), StatusIs(Code::kAlreadyExists));
+  EXPECT_EQ(Get(1), Bytes(1));
+}
+
+TEST_F(PageStoreTest, AHostPagePutAgainWithDiskBecomesDurable) {
+  Open(10, /*with_disk=*/true);
+  ASSERT_THAT(Put(1), IsOk());
+  ASSERT_THAT(Put(1, 0, Durability::kDisk), IsOk());
+  Open(10, /*with_disk=*/true);
+  EXPECT_EQ(Get(1), Bytes(1));
+}
+
+TEST_F(PageStoreTest, TheDiskKeepsTheNewestWithinItsBudget) {
+  constexpr uint64_t kBudget = kPageDiskBudgetMin;
+  constexpr int kBatch = 32;
+  constexpr int kPages = static_cast<int>(3 * kBudget / kPageBytes);
+  Open(4 * kBatch, /*with_disk=*/true, kBudget);
+  uint64_t folder_bytes_max = 0;
+  for (int begin = 0; begin < kPages; begin += kBatch) {
+    std::vector<PagePut> puts;
+    for (int i = begin; i < begin + kBatch; ++i) puts.push_back({.key = Key(i), .bytes = Bytes(i)});
+    for (const absl::Status& put : store_->Put(tenant_, std::move(puts), Durability::kDisk)) {
+      ASSERT_THAT(put, IsOk());
+    }
+    folder_bytes_max = std::max(folder_bytes_max, FolderBytes(dir_.File("pages")));
+  }
+  EXPECT_LE(folder_bytes_max, kBudget);
+  const PageTierUsage usage = *store_->disk_usage();
+  EXPECT_GE(usage.pages * kPageBytes, kBudget * 7 / 10);
+  EXPECT_EQ(usage.pages + usage.evicted, static_cast<uint64_t>(kPages));
+  Open(4 * kBatch, /*with_disk=*/true, kBudget);
+  EXPECT_EQ(store_->disk_usage()->pages, usage.pages);
+  for (int i = 0; i < kPages; ++i) {
+    const bool is_there = i >= kPages - static_cast<int>(usage.pages);
+    ASSERT_EQ(Get(i), is_there ? Bytes(i) : "") << i;
+  }
+  ExpectCountersAddUp();
+}
+
+TEST_F(PageStoreTest, DamageOnDiskIsALossThenAMiss) {
+  Open(1, /*with_disk=*/true);
+  for (int page = 0; page < 1000; ++page) {  // Out of the log, into files.
+    ASSERT_THAT(Put(page, 0, Durability::kDisk), IsOk());
+  }
+  Open(1, /*with_disk=*/true);
+  int damaged = 0;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(dir_.File("pages"))) {
+    if (entry.path().extension() != ".sst") continue;
+    const size_t at = ReadFile(entry.path()).find(Bytes(7));
+    if (at == std::string::npos) continue;
+    FlipBit(entry.path(), at + 100, 2);
+    ++damaged;
+  }
+  ASSERT_GE(damaged, 1);
+  const PageKey keys[] = {Key(7)};
+  EXPECT_THAT(store_->Get(tenant_, keys)[0], StatusIs(Code::kDataLoss));
+  EXPECT_EQ(store_->counters().checksum_failures, 1u);
+  EXPECT_EQ(Get(7), "");
+  EXPECT_EQ(Get(8), Bytes(8));
+  ASSERT_THAT(Put(7, 0, Durability::kDisk), IsOk());
+  EXPECT_EQ(Get(7), Bytes(7));
+  ExpectCountersAddUp();
+}
+
+TEST_F(PageStoreTest, APageTooLargeForTheDiskIsRefusedByName) {
+  Open(1000, /*with_disk=*/true);
+  const size_t size = kPageDiskBudgetMin / 64;
+  EXPECT_THAT(Put(1, 0, Durability::kDisk, size),
+              StatusIs(Code::kResourceExhausted, HasSubstr("page_disk_mib")));
+  EXPECT_THAT(Put(2, 0, Durability::kDisk, size - kPageDiskOverheadBytes), IsOk());
+}
+
+TEST_F(PageStoreTest, AnotherFormatIsRefusedByName) {
+  Open(1, /*with_disk=*/true);
+  store_.reset();
+  WriteFile(dir_.File("pages/FORMAT"), "kvtier pages format 2\n");
+  EXPECT_THAT(
+      OpenRocksDbPageTier({.folder = dir_.File("pages"), .budget_bytes = kPageDiskBudgetMin})
+          .status(),
+      StatusIs(Code::kFailedPrecondition, HasSubstr("kvtier pages format 2")));
+  EXPECT_THAT(OpenRocksDbPageTier({.folder = dir_.File("small"), .budget_bytes = 1}).status(),
+              StatusIs(Code::kInvalidArgument));
+}
+
+// Writers, readers and deleters of few keys, more than fit: whoever gets a page gets its bytes.
+TEST_F(PageStoreTest, NoWrongBytesUnderContention) {
+  store_ = PageStore::Create(
+      {.host_budget_bytes = 16 * kCharge, .shards = 4},
+      *OpenRocksDbPageTier({.folder = dir_.File("pages"), .budget_bytes = kPageDiskBudgetMin}));
+  const uint64_t seed = TestSeed();
+  SCOPED_TRACE(SeedTrace(seed));
+  constexpr int kKeys = 40;
+  std::vector<std::thread> threads;
+  for (uint64_t t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937_64 random(seed + t);
+      for (int i = 0; i < 400; ++i) {
+        const int number = static_cast<int>(RandomUniform(random, 0, kKeys - 1));
+        const PageKey keys[] = {Key(number)};
+        switch (RandomUniform(random, 0, 7)) {
+          case 0:
+            store_->Delete(tenant_, keys);
+            break;
+          case 1:
+            EXPECT_THAT(store_->Put(tenant_, {{.key = keys[0], .bytes = Bytes(number)}},
+                                    Durability::kDisk)[0],
+                        IsOk());
+            break;
+          case 2:
+          case 3:
+            EXPECT_THAT(store_->Put(tenant_, {{.key = keys[0], .bytes = Bytes(number)}},
+                                    Durability::kHost)[0],
+                        IsOk());
+            break;
+          default:
+            const absl::StatusOr<PageRef> page = store_->Get(tenant_, keys)[0];
+            if (page.ok()) {
+              EXPECT_EQ((*page)->bytes(), Bytes(number));
+            } else {
+              EXPECT_THAT(page, StatusIs(Code::kNotFound));
+            }
+        }
+        EXPECT_LE(store_->host_usage().bytes, store_->host_usage().budget_bytes);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  ExpectCountersAddUp();
+}
+
+}  // namespace
+}  // namespace kvtier
