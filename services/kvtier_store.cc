@@ -12,9 +12,12 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "services/metrics.h"
+#include "services/page_service.h"
 #include "services/server.h"
 #include "services/server_flags.h"
 #include "services/store_service.h"
+#include "store/page_store.h"
+#include "store/rocksdb_page_tier.h"
 #include "store/rocksdb_tier.h"
 #include "store/tiered_store.h"
 
@@ -29,6 +32,10 @@ ABSL_FLAG(std::string, eviction_policy, "gdsf",
 ABSL_FLAG(double, floor_ratio, 0.1,
           "when there is no room, objects shrink to their first edge that reaches this ratio, and "
           "go whole from there; in (0, 1]");
+ABSL_FLAG(uint64_t, page_host_mib, 64, "host memory for opaque pages, in MiB, beside the objects'");
+ABSL_FLAG(
+    uint64_t, page_disk_mib, 0,
+    "disk space for opaque pages, in MiB, beside the objects'; 0: pages are in host memory only");
 ABSL_FLAG(double, prefill_tokens_per_second, 0,
           "how fast the engines that ask prefill, for the estimate that Lookup gives beside the "
           "load time; 0: not known");
@@ -45,6 +52,24 @@ constexpr char kUsage[] =
     "call\nkvtier.v1.StoreService, e.g. through 'kvtierctl ls'. SIGTERM drains; a second signal "
     "ends at "
     "once.";
+
+// As the flags say. `data_dir` is empty, or a store's folder.
+absl::StatusOr<std::unique_ptr<PageStore>> OpenPages(const std::string& data_dir) {
+  const uint64_t host_mib = absl::GetFlag(FLAGS_page_host_mib);
+  const uint64_t disk_mib = absl::GetFlag(FLAGS_page_disk_mib);
+  constexpr uint64_t kBudgetMibMax = uint64_t{1} << 40;  // Does not overflow in bytes.
+  if (host_mib == 0 || host_mib > kBudgetMibMax || disk_mib > kBudgetMibMax) {
+    return absl::InvalidArgumentError(absl::StrCat("--page_host_mib must be in [1, ", kBudgetMibMax,
+                                                   "], --page_disk_mib at most that"));
+  }
+  std::unique_ptr<PageTier> disk;
+  if (disk_mib != 0) {
+    if (data_dir.empty()) return absl::InvalidArgumentError("--page_disk_mib needs --data_dir");
+    KVTIER_ASSIGN_OR_RETURN(disk, OpenRocksDbPageTier({.folder = data_dir + "/pages",
+                                                       .budget_bytes = disk_mib * limits::kMiB}));
+  }
+  return PageStore::Create({.host_budget_bytes = host_mib * limits::kMiB}, std::move(disk));
+}
 
 absl::Status Run(const ServerOptions& server_options) {
   const uint64_t host_budget_mib = absl::GetFlag(FLAGS_host_budget_mib);
@@ -69,8 +94,10 @@ absl::Status Run(const ServerOptions& server_options) {
   store_options.floor_ratio = absl::GetFlag(FLAGS_floor_ratio);
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<TieredStore> store,
                           TieredStore::Create(store_options, std::move(disk), Clock::Real()));
+  KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<PageStore> pages, OpenPages(data_dir));
   Metrics metrics;
   metrics.ExportStore(*store);
+  metrics.ExportPages(*pages);
   StoreServiceOptions service_options;
   service_options.object_bytes_max = store_options.host_budget_bytes;
   service_options.prefill_tokens_per_second = absl::GetFlag(FLAGS_prefill_tokens_per_second);
@@ -79,8 +106,11 @@ absl::Status Run(const ServerOptions& server_options) {
   }
   const std::unique_ptr<grpc::Service> service =
       MakeStoreService(service_options, *store, metrics, Clock::Real());
-  KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
-                          Server::Start(server_options, {service.get()}, metrics));
+  const std::unique_ptr<grpc::Service> page_service =
+      MakePageService(PageServiceOptions(), *pages, metrics, Clock::Real());
+  KVTIER_ASSIGN_OR_RETURN(
+      const std::unique_ptr<Server> server,
+      Server::Start(server_options, {service.get(), page_service.get()}, metrics));
   KVTIER_LOG(INFO) << "serving " << store->object_count() << " objects on port " << server->port()
                    << (data_dir.empty() ? std::string(", host memory only")
                                         : absl::StrCat(", folder ", data_dir));

@@ -9,13 +9,11 @@
 #include "absl/strings/str_cat.h"
 #include "base/limits.h"
 #include "base/status_macros.h"
-#include "kvcache/token_block_hash.h"
 #include "services/load_times.h"
+#include "services/lookup_request.h"
 
 namespace kvtier::store_calls {
 namespace {
-
-static_assert(limits::kLookupBlocksMax == limits::kContextTokensMax / kTokenBlockTokens);
 
 constexpr uint32_t kCandidatesDefault = 4;
 
@@ -50,30 +48,6 @@ void FillCandidate(CallEnvironment& environment, const ObjectStat& stat,
 }
 
 }  // namespace
-
-absl::Status CheckLookupRequest(const v1::LookupRequest& request) {
-  if (request.prompts_size() > static_cast<int>(limits::kLookupBatchMax)) {
-    return absl::InvalidArgumentError(absl::StrCat(request.prompts_size(), " prompts, at most ",
-                                                   limits::kLookupBatchMax, " in one call"));
-  }
-  if (request.candidates_max() > limits::kLookupCandidatesMax) {
-    return absl::InvalidArgumentError(absl::StrCat("candidates_max ", request.candidates_max(),
-                                                   " is above ", limits::kLookupCandidatesMax));
-  }
-  if (request.min_ratio() != 0) {
-    KVTIER_RETURN_IF_ERROR(Ratio::FromDouble(request.min_ratio()).status());
-  }
-  for (int i = 0; i < request.prompts_size(); ++i) {
-    const size_t bytes = request.prompts(i).block_hashes().size();
-    if (bytes % TokenBlockHash::kSize != 0 ||
-        bytes > limits::kLookupBlocksMax * TokenBlockHash::kSize) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("block_hashes of prompt ", i, " has ", bytes, " bytes; it must be at most ",
-                       limits::kLookupBlocksMax, " hashes of ", TokenBlockHash::kSize));
-    }
-  }
-  return absl::OkStatus();
-}
 
 absl::Status Lookup(CallEnvironment& environment, const TenantId& tenant,
                     const v1::LookupRequest& request, v1::LookupResponse& response) {

@@ -10,9 +10,6 @@
 
 namespace kvtier::store_calls {
 
-// INVALID_ARGUMENT: names the field that is wrong, or the limit.
-absl::Status CheckLookupRequest(const v1::LookupRequest& request);
-
 absl::Status Lookup(CallEnvironment& environment, const TenantId& tenant,
                     const v1::LookupRequest& request, v1::LookupResponse& response);
 

@@ -9,6 +9,7 @@
 #include <prometheus/client_metric.h>
 #include <prometheus/metric_family.h>
 
+#include "services/page_metrics.h"
 #include "store/tiered_store.h"
 
 namespace kvtier {
@@ -196,9 +197,12 @@ void Metrics::ExportStore(const TieredStore& store) {
   store_ = std::make_shared<StoreCollectable>(store);
 }
 
+void Metrics::ExportPages(const PageStore& pages) { pages_ = MakePageCollectable(pages); }
+
 std::vector<std::shared_ptr<prometheus::Collectable>> Metrics::collectables() const {
   std::vector<std::shared_ptr<prometheus::Collectable>> all = {registry_};
   if (store_ != nullptr) all.push_back(store_);
+  if (pages_ != nullptr) all.push_back(pages_);
   return all;
 }
 

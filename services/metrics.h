@@ -20,6 +20,7 @@
 
 namespace kvtier {
 
+class PageStore;
 class TieredStore;
 
 // Thread-safe. Lives as long as the server. Every server exports the metrics of every part (those
@@ -69,6 +70,8 @@ class Metrics {
   prometheus::Counter& store_lookup_blocks;
   // Exports `store`'s counters and usage (kvtier_store_*). The store must outlive the metrics.
   void ExportStore(const TieredStore& store);
+  // The same of pages (kvtier_page_*).
+  void ExportPages(const PageStore& pages);
 
   prometheus::Registry& registry() { return *registry_; }
   std::shared_ptr<prometheus::Registry> shared_registry() { return registry_; }
@@ -79,6 +82,7 @@ class Metrics {
   prometheus::Family<prometheus::Counter>& rpc_requests_;
   prometheus::Family<prometheus::Histogram>& rpc_seconds_;
   std::shared_ptr<prometheus::Collectable> store_;  // Null until ExportStore.
+  std::shared_ptr<prometheus::Collectable> pages_;  // Null until ExportPages.
 };
 
 }  // namespace kvtier

@@ -173,7 +173,7 @@ std::vector<ObjectStat> TieredStoreImpl::FindPrefixes(const TenantId& tenant,
     const ObjectPtr object = index_.FindUpload(match.upload);
     if (object == nullptr || object->retired || IsExpired(*object)) continue;  // Gone since.
     ObjectStat stat = StatOf(*object);
-    if (stat.resident_bands == 0 || stat.attributes.expires_at <= clock_.Now() ||
+    if (stat.resident_bands == 0 ||
         object->manifest->bands[stat.resident_bands - 1].edge < min_ratio) {
       continue;
     }

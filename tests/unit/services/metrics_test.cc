@@ -16,6 +16,7 @@
 #include "base/status_matchers.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "store/page_store.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/test_object.h"
 
@@ -75,8 +76,10 @@ std::map<std::string, Described> ReadPage() {
 
 TEST(MetricsTest, ThePageDescribesExactlyWhatIsExported) {
   KVTIER_ASSERT_OK_AND_ASSIGN(const auto store, OpenTestStore("", 1 << 20, Clock::Real()));
+  const auto pages = PageStore::Create(PageStoreOptions(), nullptr);
   Metrics metrics;
   metrics.ExportStore(*store);
+  metrics.ExportPages(*pages);
   metrics.CountRpc("Fetch", absl::OkStatus(), absl::Milliseconds(3));
 
   std::map<std::string, Described> exported;
