@@ -122,7 +122,11 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   }
 
   // Counts before the caller hears of the end, so that who asks next sees it counted.
-  void End(const absl::Status& status) {
+  void End(absl::Status status) {
+    if (absl::IsResourceExhausted(status) && !RetryAfter(status).has_value()) {
+      status = WithRetryAfter(std::move(status), kFullRetryDelay);  // Others' segments will go.
+    }
+    segment_ = SegmentRef();
     pinned_.reset();
     if (status.ok()) {
       environment_.load_times().Record(source_, plan_.payload_bytes(),

@@ -23,7 +23,10 @@
 
 ABSL_FLAG(std::string, data_dir, "",
           "folder for durable objects, made if missing; empty: host memory only");
-ABSL_FLAG(uint64_t, host_budget_mib, 1024, "host memory for objects, in MiB");
+ABSL_FLAG(
+    uint64_t, host_budget_mib, 1024,
+    "host memory for objects, in MiB; with --data_dir, what the database itself takes is part "
+    "of it");
 ABSL_FLAG(uint64_t, disk_budget_mib, 0,
           "disk space for objects, in MiB; 0: until the disk is full");
 ABSL_FLAG(std::string, eviction_policy, "gdsf",
@@ -48,10 +51,9 @@ constexpr char kUsage[] =
     "  kvtier-store --data_dir /var/lib/kvtier --host_budget_mib 4096\n\n"
     "Objects live in host memory and, with --data_dir, on disk, where they survive crash and "
     "restart.\n"
-    "Under pressure the least important bands of the least valuable objects go first. Clients "
-    "call\nkvtier.v1.StoreService, e.g. through 'kvtierctl ls'. SIGTERM drains; a second signal "
-    "ends at "
-    "once.";
+    "Under pressure the least important bands of the least valuable objects go first. Clients\n"
+    "call kvtier.v1.StoreService, e.g. through 'kvtierctl ls'. SIGTERM drains; a second signal\n"
+    "ends at once.";
 
 // As the flags say. `data_dir` is empty, or a store's folder.
 absl::StatusOr<std::unique_ptr<PageStore>> OpenPages(const std::string& data_dir) {
@@ -90,6 +92,15 @@ absl::Status Run(const ServerOptions& server_options) {
   }
   TieredStoreOptions store_options;
   store_options.host_budget_bytes = host_budget_mib * limits::kMiB;
+  if (disk != nullptr) {
+    const uint64_t database_bytes = RocksDbMemoryBytesMax();
+    if (database_bytes >= store_options.host_budget_bytes) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--host_budget_mib is ", host_budget_mib, ", of which the database of --data_dir takes ",
+          database_bytes / limits::kMiB, ": nothing is left for objects"));
+    }
+    store_options.host_budget_bytes -= database_bytes;
+  }
   store_options.eviction_policy = absl::GetFlag(FLAGS_eviction_policy);
   store_options.floor_ratio = absl::GetFlag(FLAGS_floor_ratio);
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<TieredStore> store,

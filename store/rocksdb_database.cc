@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "base/sync_point.h"
+#include "rocksdb/cache.h"
 #include "rocksdb/convenience.h"
 #include "rocksdb/db.h"
 #include "rocksdb/env.h"
@@ -32,7 +33,8 @@ rocksdb::DBOptions MakeDbOptions(rocksdb::Env* env) {
   options.create_if_missing = true;
   options.create_missing_column_families = true;
   // A file per band: all of them open at once would be more files than a process may have.
-  options.max_open_files = 1024;
+  options.max_open_files = RocksDbDatabase::kOpenFilesMax;
+  options.db_write_buffer_size = RocksDbDatabase::kMemtableBytesMax;  // All families together.
   options.max_total_wal_size = 64 << 20;
   options.keep_log_file_num = 4;
   options.max_log_file_size = 8 << 20;
@@ -69,8 +71,12 @@ rocksdb::EnvOptions MakeFileOptions(bool direct_writes) {
   return options;
 }
 
-rocksdb::ColumnFamilyOptions MakeRecordsOptions() {
+// `cache`: of all families together.
+rocksdb::ColumnFamilyOptions MakeRecordsOptions(const std::shared_ptr<rocksdb::Cache>& cache) {
+  rocksdb::BlockBasedTableOptions table;
+  table.block_cache = cache;
   rocksdb::ColumnFamilyOptions options;
+  options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
   options.compression = rocksdb::kNoCompression;
   options.write_buffer_size = 8 << 20;
   return options;
@@ -169,12 +175,13 @@ bool RocksDbDatabase::HasDirectWrites() {
 
 absl::StatusOr<std::unique_ptr<RocksDbDatabase::Handle>> RocksDbDatabase::OpenHandle(
     bool read_only) {
+  const std::shared_ptr<rocksdb::Cache> cache = rocksdb::NewLRUCache(kBlockCacheBytesMax);
   std::vector<rocksdb::ColumnFamilyDescriptor> families = {
-      {rocksdb::kDefaultColumnFamilyName, MakeRecordsOptions()},
+      {rocksdb::kDefaultColumnFamilyName, MakeRecordsOptions(cache)},
       {"segments", MakeSegmentsOptions()},
-      {"objects", MakeRecordsOptions()},
-      {"residency", MakeRecordsOptions()},
-      {"attributes", MakeRecordsOptions()},
+      {"objects", MakeRecordsOptions(cache)},
+      {"residency", MakeRecordsOptions(cache)},
+      {"attributes", MakeRecordsOptions(cache)},
   };
   rocksdb::DBOptions options = MakeDbOptions(env_);
   if (read_only) {
@@ -388,6 +395,24 @@ absl::Status RocksDbDatabase::IngestSegmentFiles(const std::vector<std::string>&
   }
   if (!ingested.ok()) MarkFailed(ingested);
   return ingested;
+}
+
+uint64_t RocksDbDatabase::memory_bytes() {
+  const Access access(this);
+  if (!access.status().ok()) return 0;
+  uint64_t bytes = 0;
+  for (const std::string* property : {&rocksdb::DB::Properties::kSizeAllMemTables,
+                                      &rocksdb::DB::Properties::kEstimateTableReadersMem}) {
+    uint64_t sum = 0;
+    if (access->db->GetAggregatedIntProperty(*property, &sum)) bytes += sum;
+  }
+  // One cache, which every family of records would count.
+  uint64_t cached = 0;
+  if (access->db->GetIntProperty(access->family(Family::kObjects),
+                                 rocksdb::DB::Properties::kBlockCacheUsage, &cached)) {
+    bytes += cached;
+  }
+  return bytes;
 }
 
 absl::StatusOr<size_t> RocksDbDatabase::ReadPart(const std::string& key, MutableByteSpan out) {

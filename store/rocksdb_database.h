@@ -91,6 +91,17 @@ class RocksDbDatabase {
   };
   absl::StatusOr<std::vector<SegmentFile>> ListSegmentFiles() ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // Memory that RocksDB takes for what outlives a call, now: tables of unflushed records, cached
+  // blocks of records, indexes of open files. 0 while the database cannot be opened.
+  uint64_t memory_bytes() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Most of the first two, and of open files with indexes of the usual size.
+  static constexpr uint64_t kMemtableBytesMax = uint64_t{16} << 20;
+  static constexpr uint64_t kBlockCacheBytesMax = uint64_t{8} << 20;
+  static constexpr uint64_t kOpenFilesMax = 1024;
+  static constexpr uint64_t kOpenFileBytes = uint64_t{16} << 10;
+  static constexpr uint64_t kMemoryBytesMax =
+      kMemtableBytesMax + kBlockCacheBytesMax + kOpenFilesMax * kOpenFileBytes;
+
  private:
   struct Handle;  // An open rocksdb::DB with its column families.
   class Access;   // Keeps the handle from being closed.

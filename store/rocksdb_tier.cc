@@ -676,4 +676,6 @@ absl::StatusOr<std::unique_ptr<DurableTier>> OpenRocksDbTier(const RocksDbTierOp
   return tier;
 }
 
+uint64_t RocksDbMemoryBytesMax() { return RocksDbDatabase::kMemoryBytesMax; }
+
 }  // namespace kvtier

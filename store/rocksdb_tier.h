@@ -34,6 +34,10 @@ struct RocksDbTierOptions {
 // UNAVAILABLE: the folder cannot be opened.
 absl::StatusOr<std::unique_ptr<DurableTier>> OpenRocksDbTier(const RocksDbTierOptions& options);
 
+// Host memory that RocksDB takes at most, whatever the tier holds: part of the host budget of a
+// process that has one.
+uint64_t RocksDbMemoryBytesMax();
+
 }  // namespace kvtier
 
 #endif  // KVTIER_STORE_ROCKSDB_TIER_H_

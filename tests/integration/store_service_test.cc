@@ -241,6 +241,28 @@ TEST_F(StoreServiceTest, AFullStoreSaysWhenToTryAgain) {
   EXPECT_TRUE(RetryAfter(status).has_value());
 }
 
+// Pressure costs quality, and who fetches is told how much.
+TEST_F(StoreServiceTest, AFetchUnderPressureIsToldTheRatioItGot) {
+  const CompressedObject first = MakeTestObject({.seed = 1});
+  Open("", first.manifest->total_bytes() * 3 / 2);
+  KVTIER_ASSERT_OK(Put(first, v1::DURABILITY_HOST));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto whole, FetchCache(first, 1));
+  EXPECT_EQ(whole->ratio(), Ratio());
+  KVTIER_ASSERT_OK(Put(MakeTestObject({.seed = 2}), v1::DURABILITY_HOST));
+  const uint32_t left = store_->Stat(TenantId(), first.manifest->key)->resident_bands;
+  ASSERT_LT(left, 6u);
+  ASSERT_GE(left, 2u);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto degraded, FetchCache(first, 1));
+  EXPECT_EQ(degraded->ratio(), first.manifest->bands[left - 1].edge);
+  EXPECT_EQ(degraded->bytes(), first.manifest->PrefixBytes(left));
+  // Below what is accepted it is a miss.
+  FetchRequest request;
+  request.key = first.manifest->key;
+  request.min_ratio = first.manifest->bands[left].edge;
+  EXPECT_THAT(FetchRaggedCache(*MakeGrpcTransport(channel_), request, Soon()),
+              StatusIs(absl::StatusCode::kNotFound));
+}
+
 TEST_F(StoreServiceTest, TooManyCallsAtOnceAreRefused) {
   Open("", 1 << 20, {.calls_max = 1});
   // A Put that says nothing holds the only place.
