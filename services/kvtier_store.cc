@@ -83,24 +83,21 @@ absl::Status Run(const ServerOptions& server_options) {
   }
   const std::string data_dir = absl::GetFlag(FLAGS_data_dir);
   std::unique_ptr<DurableTier> disk;
+  uint64_t database_bytes = 0;
   if (!data_dir.empty()) {
-    KVTIER_ASSIGN_OR_RETURN(
-        disk,
-        OpenRocksDbTier({.folder = data_dir, .budget_bytes = disk_budget_mib * limits::kMiB}));
+    if (host_budget_mib < 2) {
+      return absl::InvalidArgumentError(
+          "--host_budget_mib must be at least 2 with --data_dir, whose database takes 1");
+    }
+    database_bytes = RocksDbMemoryBytes(host_budget_mib * limits::kMiB);
+    KVTIER_ASSIGN_OR_RETURN(disk, OpenRocksDbTier({.folder = data_dir,
+                                                   .budget_bytes = disk_budget_mib * limits::kMiB,
+                                                   .memory_bytes = database_bytes}));
   } else if (disk_budget_mib != 0) {
     return absl::InvalidArgumentError("--disk_budget_mib needs --data_dir");
   }
   TieredStoreOptions store_options;
-  store_options.host_budget_bytes = host_budget_mib * limits::kMiB;
-  if (disk != nullptr) {
-    const uint64_t database_bytes = RocksDbMemoryBytesMax();
-    if (database_bytes >= store_options.host_budget_bytes) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "--host_budget_mib is ", host_budget_mib, ", of which the database of --data_dir takes ",
-          database_bytes / limits::kMiB, ": nothing is left for objects"));
-    }
-    store_options.host_budget_bytes -= database_bytes;
-  }
+  store_options.host_budget_bytes = host_budget_mib * limits::kMiB - database_bytes;
   store_options.eviction_policy = absl::GetFlag(FLAGS_eviction_policy);
   store_options.floor_ratio = absl::GetFlag(FLAGS_floor_ratio);
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<TieredStore> store,

@@ -27,14 +27,14 @@ namespace {
 rocksdb::Slice ToSlice(absl::string_view text) { return {text.data(), text.size()}; }
 absl::string_view ToView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
 
-rocksdb::DBOptions MakeDbOptions(rocksdb::Env* env) {
+rocksdb::DBOptions MakeDbOptions(rocksdb::Env* env, uint64_t memory_bytes) {
   rocksdb::DBOptions options;
   options.env = env;
   options.create_if_missing = true;
   options.create_missing_column_families = true;
   // A file per band: all of them open at once would be more files than a process may have.
-  options.max_open_files = RocksDbDatabase::kOpenFilesMax;
-  options.db_write_buffer_size = RocksDbDatabase::kMemtableBytesMax;  // All families together.
+  options.max_open_files = static_cast<int>(memory_bytes * 2 / 5 / RocksDbDatabase::kOpenFileBytes);
+  options.db_write_buffer_size = memory_bytes * 2 / 5;  // All families together.
   options.max_total_wal_size = 64 << 20;
   options.keep_log_file_num = 4;
   options.max_log_file_size = 8 << 20;
@@ -141,17 +141,20 @@ class RocksDbDatabase::Access {
   Handle* handle_;
 };
 
-RocksDbDatabase::RocksDbDatabase(std::string folder, Mode mode, rocksdb::Env* env)
+RocksDbDatabase::RocksDbDatabase(std::string folder, Mode mode, rocksdb::Env* env,
+                                 uint64_t memory_bytes)
     : folder_(std::move(folder)),
       mode_(mode),
-      env_(env != nullptr ? env : rocksdb::Env::Default()) {}
+      env_(env != nullptr ? env : rocksdb::Env::Default()),
+      memory_bytes_(std::clamp(memory_bytes, kMemoryBytesMin, kMemoryBytesMax)) {}
 
 RocksDbDatabase::~RocksDbDatabase() = default;
 
 absl::StatusOr<std::unique_ptr<RocksDbDatabase>> RocksDbDatabase::Open(std::string folder,
-                                                                       Mode mode,
-                                                                       rocksdb::Env* env) {
-  std::unique_ptr<RocksDbDatabase> database(new RocksDbDatabase(std::move(folder), mode, env));
+                                                                       Mode mode, rocksdb::Env* env,
+                                                                       uint64_t memory_bytes) {
+  std::unique_ptr<RocksDbDatabase> database(
+      new RocksDbDatabase(std::move(folder), mode, env, memory_bytes));
   const bool read_only = mode == Mode::kReadOnly;
   KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<Handle> handle, database->OpenHandle(read_only));
   if (!read_only) database->direct_writes_ = database->HasDirectWrites();
@@ -175,7 +178,7 @@ bool RocksDbDatabase::HasDirectWrites() {
 
 absl::StatusOr<std::unique_ptr<RocksDbDatabase::Handle>> RocksDbDatabase::OpenHandle(
     bool read_only) {
-  const std::shared_ptr<rocksdb::Cache> cache = rocksdb::NewLRUCache(kBlockCacheBytesMax);
+  const std::shared_ptr<rocksdb::Cache> cache = rocksdb::NewLRUCache(memory_bytes_ / 5);
   std::vector<rocksdb::ColumnFamilyDescriptor> families = {
       {rocksdb::kDefaultColumnFamilyName, MakeRecordsOptions(cache)},
       {"segments", MakeSegmentsOptions()},
@@ -183,7 +186,7 @@ absl::StatusOr<std::unique_ptr<RocksDbDatabase::Handle>> RocksDbDatabase::OpenHa
       {"residency", MakeRecordsOptions(cache)},
       {"attributes", MakeRecordsOptions(cache)},
   };
-  rocksdb::DBOptions options = MakeDbOptions(env_);
+  rocksdb::DBOptions options = MakeDbOptions(env_, memory_bytes_);
   if (read_only) {
     // Nothing is made then. If they cannot be listed, opening says why.
     std::vector<std::string> names;
@@ -361,9 +364,10 @@ absl::Status RocksDbDatabase::WriteSegmentFile(const std::string& file,
   KVTIER_RETURN_IF_ERROR(CheckMode());
   const absl::Status written = Rocks(absl::StrCat("write ", file), [&] {
     // Without a column family: the writer must not keep the database from being reopened.
-    rocksdb::SstFileWriter writer(MakeFileOptions(direct_writes_),
-                                  rocksdb::Options(MakeDbOptions(env_), MakeSegmentsOptions()),
-                                  /*column_family=*/nullptr, /*invalidate_page_cache=*/false);
+    rocksdb::SstFileWriter writer(
+        MakeFileOptions(direct_writes_),
+        rocksdb::Options(MakeDbOptions(env_, memory_bytes_), MakeSegmentsOptions()),
+        /*column_family=*/nullptr, /*invalidate_page_cache=*/false);
     rocksdb::Status status = writer.Open(file);
     for (const Part& part : parts) {
       if (status.ok()) status = writer.Put(part.key, ToSlice(AsStringView(part.bytes)));

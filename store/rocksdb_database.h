@@ -42,12 +42,20 @@ class RocksDbDatabase {
 
   enum class Mode { kReadWrite, kReadOnly };
 
+  // Two fifths of it are for unflushed records, one for cached blocks, two for open files. More
+  // than the most brings nothing.
+  static constexpr uint64_t kMemoryBytesMin = uint64_t{1} << 20;
+  static constexpr uint64_t kMemoryBytesMax = uint64_t{40} << 20;
+  // What an open file of the usual size takes for its index (rocksdb_database_test measures it).
+  static constexpr uint64_t kOpenFileBytes = uint64_t{16} << 10;
+
   // `env` (may be null: the default) outlives the database. Families that an older build did not
   // have are made, or, kReadOnly, are empty. kReadOnly changes nothing in the folder; whatever
   // would write is then FAILED_PRECONDITION.
   // FAILED_PRECONDITION: in use by another process, or twice in this one.
-  static absl::StatusOr<std::unique_ptr<RocksDbDatabase>> Open(std::string folder, Mode mode,
-                                                               rocksdb::Env* env);
+  // `memory_bytes`: what memory_bytes() may be, at least kMemoryBytesMin.
+  static absl::StatusOr<std::unique_ptr<RocksDbDatabase>> Open(
+      std::string folder, Mode mode, rocksdb::Env* env, uint64_t memory_bytes = kMemoryBytesMax);
   ~RocksDbDatabase();
 
   // --- Records: small, through the write-ahead log, synced.
@@ -94,19 +102,12 @@ class RocksDbDatabase {
   // Memory that RocksDB takes for what outlives a call, now: tables of unflushed records, cached
   // blocks of records, indexes of open files. 0 while the database cannot be opened.
   uint64_t memory_bytes() ABSL_LOCKS_EXCLUDED(mutex_);
-  // Most of the first two, and of open files with indexes of the usual size.
-  static constexpr uint64_t kMemtableBytesMax = uint64_t{16} << 20;
-  static constexpr uint64_t kBlockCacheBytesMax = uint64_t{8} << 20;
-  static constexpr uint64_t kOpenFilesMax = 1024;
-  static constexpr uint64_t kOpenFileBytes = uint64_t{16} << 10;
-  static constexpr uint64_t kMemoryBytesMax =
-      kMemtableBytesMax + kBlockCacheBytesMax + kOpenFilesMax * kOpenFileBytes;
 
  private:
   struct Handle;  // An open rocksdb::DB with its column families.
   class Access;   // Keeps the handle from being closed.
 
-  RocksDbDatabase(std::string folder, Mode mode, rocksdb::Env* env);
+  RocksDbDatabase(std::string folder, Mode mode, rocksdb::Env* env, uint64_t memory_bytes);
 
   absl::StatusOr<std::unique_ptr<Handle>> OpenHandle(bool read_only);
   bool HasDirectWrites();
@@ -122,6 +123,7 @@ class RocksDbDatabase {
   const std::string folder_;
   const Mode mode_;
   rocksdb::Env* const env_;
+  const uint64_t memory_bytes_;
   bool direct_writes_ = false;  // Constant after Open.
 
   // Held across disk writes, the one lock that is: what it orders are those writes. Readers never

@@ -149,9 +149,12 @@ absl::Status RocksDbTier::Open() {
       FolderLock::Take(options_.folder,
                        options_.read_only ? FolderLock::Kind::kShared : FolderLock::Kind::kSole));
   const std::string database = options_.folder + "/db";
+  const uint64_t memory_bytes =
+      options_.memory_bytes != 0 ? options_.memory_bytes : RocksDbDatabase::kMemoryBytesMax;
   if (options_.read_only) {
     KVTIER_ASSIGN_OR_RETURN(
-        database_, RocksDbDatabase::Open(database, RocksDbDatabase::Mode::kReadOnly, options_.env));
+        database_, RocksDbDatabase::Open(database, RocksDbDatabase::Mode::kReadOnly, options_.env,
+                                         memory_bytes));
     return absl::OkStatus();
   }
   if (format != disk_format::kStoreFormatVersion) {
@@ -162,7 +165,8 @@ absl::Status RocksDbTier::Open() {
   // First: RocksDB may need the room to open.
   KVTIER_RETURN_IF_ERROR(rocksdb_files::EmptyFolder(options_.env, StagingFolder()));
   KVTIER_ASSIGN_OR_RETURN(
-      database_, RocksDbDatabase::Open(database, RocksDbDatabase::Mode::kReadWrite, options_.env));
+      database_, RocksDbDatabase::Open(database, RocksDbDatabase::Mode::kReadWrite, options_.env,
+                                       memory_bytes));
   return absl::OkStatus();
 }
 
@@ -676,6 +680,9 @@ absl::StatusOr<std::unique_ptr<DurableTier>> OpenRocksDbTier(const RocksDbTierOp
   return tier;
 }
 
-uint64_t RocksDbMemoryBytesMax() { return RocksDbDatabase::kMemoryBytesMax; }
+uint64_t RocksDbMemoryBytes(uint64_t host_budget_bytes) {
+  return std::clamp(host_budget_bytes / 8, RocksDbDatabase::kMemoryBytesMin,
+                    RocksDbDatabase::kMemoryBytesMax);
+}
 
 }  // namespace kvtier

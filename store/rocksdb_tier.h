@@ -19,8 +19,10 @@ class Env;
 namespace kvtier {
 
 struct RocksDbTierOptions {
-  std::string folder;           // Created if missing. One process at a time may write.
-  uint64_t budget_bytes = 0;    // 0: until the disk is full.
+  std::string folder;         // Created if missing. One process at a time may write.
+  uint64_t budget_bytes = 0;  // 0: until the disk is full.
+  // What RocksDB takes for itself, whatever the tier holds. 0: 40 MiB.
+  uint64_t memory_bytes = 0;
   rocksdb::Env* env = nullptr;  // Not owned; tests inject faults here. Null: the default.
   // Refuses a folder that is no store yet, where it would become one.
   bool must_exist = false;
@@ -34,9 +36,8 @@ struct RocksDbTierOptions {
 // UNAVAILABLE: the folder cannot be opened.
 absl::StatusOr<std::unique_ptr<DurableTier>> OpenRocksDbTier(const RocksDbTierOptions& options);
 
-// Host memory that RocksDB takes at most, whatever the tier holds: part of the host budget of a
-// process that has one.
-uint64_t RocksDbMemoryBytesMax();
+// How much of a host budget RocksDB is to have for itself: an eighth, between 1 and 40 MiB.
+uint64_t RocksDbMemoryBytes(uint64_t host_budget_bytes);
 
 }  // namespace kvtier
 

@@ -12,13 +12,14 @@ namespace kvtier {
 namespace {
 
 // What the host budget of a process sets aside for RocksDB holds.
-TEST(RocksDbDatabaseTest, ItsMemoryIsBoundedAndSmallForEachFile) {
+void CheckMemory(uint64_t memory_bytes) {
+  SCOPED_TRACE(memory_bytes);
   const TempDir dir;
   KVTIER_ASSERT_OK_AND_ASSIGN(
-      const auto database,
-      RocksDbDatabase::Open(dir.File("db"), RocksDbDatabase::Mode::kReadWrite, nullptr));
+      const auto database, RocksDbDatabase::Open(dir.File("db"), RocksDbDatabase::Mode::kReadWrite,
+                                                 nullptr, memory_bytes));
   const uint64_t empty_bytes = database->memory_bytes();
-  EXPECT_LE(empty_bytes, RocksDbDatabase::kMemoryBytesMax);
+  EXPECT_LE(empty_bytes, memory_bytes);
   // A band's file: its parts, 64 of 4 KiB.
   constexpr uint64_t kFiles = 40;
   std::vector<std::byte> payload(4096, std::byte{7}), read(4096);
@@ -47,7 +48,12 @@ TEST(RocksDbDatabaseTest, ItsMemoryIsBoundedAndSmallForEachFile) {
       RocksDbDatabase::Family::kObjects,
       [&](absl::string_view, absl::string_view value) { seen_bytes += value.size(); }));
   EXPECT_EQ(seen_bytes, 48u << 20);
-  EXPECT_LE(database->memory_bytes(), RocksDbDatabase::kMemoryBytesMax);
+  EXPECT_LE(database->memory_bytes(), memory_bytes);
+}
+
+TEST(RocksDbDatabaseTest, ItsMemoryIsBoundedAndSmallForEachFile) {
+  CheckMemory(RocksDbDatabase::kMemoryBytesMax);
+  CheckMemory(RocksDbDatabase::kMemoryBytesMax / 8);
 }
 
 }  // namespace
