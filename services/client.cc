@@ -50,6 +50,16 @@ void SetName(const Key& key, v1::ObjectName* name) {
   name->set_key(std::string(key.AsStringView()));
 }
 
+// INVALID_ARGUMENT: not positive. What is below a millisecond counts as one.
+absl::StatusOr<uint64_t> TtlToProto(absl::Duration ttl) {
+  if (ttl == absl::InfiniteDuration()) return 0;
+  if (ttl <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a time to live of ", absl::FormatDuration(ttl)));
+  }
+  return static_cast<uint64_t>(std::max<int64_t>(absl::ToInt64Milliseconds(ttl), 1));
+}
+
 // Attempts of one Put after a cut connection, and the first wait between two of them;
 // together they bridge the restart of a store.
 constexpr int kPutAttempts = 6;
@@ -147,8 +157,11 @@ absl::StatusOr<v1::ObjectSummary> StoreClient::Put(const CompressedObject& objec
                                                    v1::Durability durability,
                                                    const std::function<void(uint64_t)>& on_bytes,
                                                    const CancelToken& cancel, absl::Time deadline,
-                                                   const std::optional<UploadId>& replaces) {
+                                                   const std::optional<UploadId>& replaces,
+                                                   absl::Duration ttl) {
+  KVTIER_ASSIGN_OR_RETURN(const uint64_t ttl_ms, TtlToProto(ttl));
   v1::PutHeader header;
+  header.set_ttl_ms(ttl_ms);
   header.set_manifest(EncodeManifest(*object.manifest));
   header.set_durability(durability);
   if (replaces.has_value()) header.set_replaces_upload_id(std::string(replaces->AsStringView()));
@@ -210,6 +223,52 @@ absl::StatusOr<v1::VerifyResponse> StoreClient::Verify(const Key& key, absl::Tim
 absl::StatusOr<v1::StatsResponse> StoreClient::Stats(absl::Time deadline) {
   return CallUnary(*impl_->stub, &v1::StoreService::Stub::Stats, v1::StatsRequest(), deadline,
                    impl_->tenant);
+}
+
+absl::StatusOr<v1::ObjectSummary> StoreClient::SetAttributes(const Key& key,
+                                                             const AttributeChange& change,
+                                                             absl::Time deadline) {
+  v1::SetAttributesRequest request;
+  SetName(key, request.mutable_name());
+  if (change.pinned.has_value()) request.set_pinned(*change.pinned);
+  if (change.ttl.has_value()) {
+    KVTIER_ASSIGN_OR_RETURN(const uint64_t ttl_ms, TtlToProto(*change.ttl));
+    request.set_ttl_ms(ttl_ms);
+  }
+  KVTIER_ASSIGN_OR_RETURN(v1::SetAttributesResponse response,
+                          CallUnary(*impl_->stub, &v1::StoreService::Stub::SetAttributes, request,
+                                    deadline, impl_->tenant));
+  return std::move(*response.mutable_object());
+}
+
+absl::StatusOr<v1::DeleteManyResponse> StoreClient::DeleteMany(
+    const v1::DeleteManyRequest& request,
+    const std::function<void(const v1::DeleteManyResponse&)>& on_progress, absl::Time deadline) {
+  CallContext context(deadline, impl_->tenant);
+  const auto stream = impl_->stub->DeleteMany(context.get(), request);
+  v1::DeleteManyResponse response;
+  while (stream->Read(&response)) {
+    if (on_progress) on_progress(response);
+  }
+  const grpc::Status status = stream->Finish();
+  if (!status.ok()) return FromGrpcStatus(status);
+  return response;
+}
+
+absl::Status StoreClient::Watch(const v1::WatchRequest& request, absl::Time deadline,
+                                const std::function<bool(const v1::WatchResponse&)>& on_message) {
+  CallContext context(deadline, impl_->tenant);
+  const auto stream = impl_->stub->Watch(context.get(), request);
+  v1::WatchResponse response;
+  while (stream->Read(&response)) {
+    if (on_message(response)) continue;
+    context.get()->TryCancel();
+    while (stream->Read(&response)) {  // What was on its way.
+    }
+    stream->Finish();
+    return absl::OkStatus();
+  }
+  return FromGrpcStatus(stream->Finish());
 }
 
 struct CompressorClient::Impl {

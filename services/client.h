@@ -48,11 +48,13 @@ class StoreClient {
   // Uploads an object: resumes where an earlier attempt with the same upload id got to, and after a
   // cut (UNAVAILABLE) tries again a few times, long enough for a store to restart. `on_bytes` (may
   // be null) hears the object offset sent so far. CANCELLED soon after `cancel` fires; what was
-  // uploaded can be resumed. `replaces`: see PutHeader.replaces_upload_id.
+  // uploaded can be resumed. `replaces`: see PutHeader.replaces_upload_id. `ttl` counts from the
+  // sealing on.
   absl::StatusOr<v1::ObjectSummary> Put(const CompressedObject& object, v1::Durability durability,
                                         const std::function<void(uint64_t)>& on_bytes,
                                         const CancelToken& cancel, absl::Time deadline,
-                                        const std::optional<UploadId>& replaces = std::nullopt);
+                                        const std::optional<UploadId>& replaces = std::nullopt,
+                                        absl::Duration ttl = absl::InfiniteDuration());
   absl::StatusOr<v1::GetObjectResponse> GetObject(const Key& key, absl::Time deadline);
   absl::StatusOr<v1::ListResponse> List(const std::string& after_key, uint32_t page_size,
                                         absl::Time deadline);
@@ -60,6 +62,23 @@ class StoreClient {
   absl::StatusOr<v1::DeleteResponse> Delete(const Key& key, double keep_ratio, absl::Time deadline);
   absl::StatusOr<v1::VerifyResponse> Verify(const Key& key, absl::Time deadline);
   absl::StatusOr<v1::StatsResponse> Stats(absl::Time deadline);
+
+  // What to change of an object; what is not given stays.
+  struct AttributeChange {
+    std::optional<bool> pinned = std::nullopt;
+    std::optional<absl::Duration> ttl = std::nullopt;  // From now on; infinite: never expires.
+  };
+  absl::StatusOr<v1::ObjectSummary> SetAttributes(const Key& key, const AttributeChange& change,
+                                                  absl::Time deadline);
+  // Returns the totals. `on_progress` (may be null) hears how far it is.
+  absl::StatusOr<v1::DeleteManyResponse> DeleteMany(
+      const v1::DeleteManyRequest& request,
+      const std::function<void(const v1::DeleteManyResponse&)>& on_progress, absl::Time deadline);
+  // Calls `on_message` for each message of the stream until it returns false, and then returns OK.
+  // Otherwise the error that ended it: ABORTED and UNAVAILABLE say watch again, with the
+  // incarnation and number of the last message.
+  absl::Status Watch(const v1::WatchRequest& request, absl::Time deadline,
+                     const std::function<bool(const v1::WatchResponse&)>& on_message);
 
  private:
   struct Impl;

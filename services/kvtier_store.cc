@@ -16,6 +16,7 @@
 #include "services/server.h"
 #include "services/server_flags.h"
 #include "services/store_service.h"
+#include "store/expiry_sweeper.h"
 #include "store/page_store.h"
 #include "store/rocksdb_page_tier.h"
 #include "store/rocksdb_tier.h"
@@ -42,6 +43,9 @@ ABSL_FLAG(
 ABSL_FLAG(double, prefill_tokens_per_second, 0,
           "how fast the engines that ask prefill, for the estimate that Lookup gives beside the "
           "load time; 0: not known");
+ABSL_FLAG(std::string, tenant_quota_bytes, "",
+          "bytes that tenants may use, as name:bytes,name:bytes; the name * is every other tenant; "
+          "who is not named has no quota. Over it, the tenant's own objects go first");
 
 namespace kvtier {
 namespace {
@@ -100,8 +104,11 @@ absl::Status Run(const ServerOptions& server_options) {
   store_options.host_budget_bytes = host_budget_mib * limits::kMiB - database_bytes;
   store_options.eviction_policy = absl::GetFlag(FLAGS_eviction_policy);
   store_options.floor_ratio = absl::GetFlag(FLAGS_floor_ratio);
+  KVTIER_ASSIGN_OR_RETURN(store_options.tenant_quotas,
+                          ParseTenantQuotas(absl::GetFlag(FLAGS_tenant_quota_bytes)));
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<TieredStore> store,
                           TieredStore::Create(store_options, std::move(disk), Clock::Real()));
+  const ExpirySweeper sweeper(*store, Clock::Real());
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<PageStore> pages, OpenPages(data_dir));
   Metrics metrics;
   metrics.ExportStore(*store);
@@ -122,7 +129,8 @@ absl::Status Run(const ServerOptions& server_options) {
   KVTIER_LOG(INFO) << "serving " << store->object_count() << " objects on port " << server->port()
                    << (data_dir.empty() ? std::string(", host memory only")
                                         : absl::StrCat(", folder ", data_dir));
-  server->WaitForSignalAndDrain(nullptr);
+  // Watches never end by themselves.
+  server->WaitForSignalAndDrain([&] { store->StopWatches(); });
   return absl::OkStatus();
 }
 

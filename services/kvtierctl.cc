@@ -74,10 +74,27 @@ constexpr Command kCommands[] = {
      "kvtierctl fetch KEY --out FOLDER [--ratio R] [--min_ratio R] [--json]\n\n"
      "Writes the manifest and one file per segment; 'kvtierctl verify --data_dir FOLDER' checks\n"
      "them."},
-    {"rm", Remove, "remove an object, or its less important bands",
-     "key keep_ratio store timeout json",
-     "kvtierctl rm KEY [--keep_ratio R] [--json]\n\n"
-     "With --keep_ratio, bands above that ratio are given up for good; the rest stays."},
+    {"rm", Remove, "remove objects, or an object's less important bands",
+     "key keep_ratio model all dry_run store timeout json",
+     "kvtierctl rm KEY [--keep_ratio R] [--json]\n"
+     "kvtierctl rm (--model NAME|DIGEST | --all) [--dry_run] [--json]\n\n"
+     "With --keep_ratio, bands above that ratio are given up for good; the rest stays. --model\n"
+     "removes every object that was computed with a model, --all every object; --dry_run only\n"
+     "counts them."},
+    {"pin", Pin, "keep an object whatever the pressure", "key store timeout json",
+     "kvtierctl pin KEY [--json]\n\n"
+     "A pinned object is neither evicted nor degraded, also after a restart, and what needs its\n"
+     "room is refused. It is not written to disk for that. What a tenant may pin is limited:\n"
+     "'kvtierctl stats'."},
+    {"unpin", Unpin, "let an object be evicted again", "key store timeout json",
+     "kvtierctl unpin KEY [--json]"},
+    {"ttl", Ttl, "say how long an object is to live", "store timeout json",
+     "kvtierctl ttl KEY (never | DURATION) [--json]\n\n"
+     "From now on: 90s, 36h. What has expired is a miss at once, pinned or not."},
+    {"watch", Watch, "print what happens to objects", "events incarnation after store timeout json",
+     "kvtierctl watch [--events N] [--incarnation I --after N] [--json]\n\n"
+     "First every object there is, then a line for each one that is sealed, loses bands or goes,\n"
+     "and why. With --incarnation and --after an earlier watch goes on where it ended."},
     {"verify", Verify, "check every byte of stored objects", "key data_dir store timeout json",
      "kvtierctl verify [KEY] [--json]               through the running store; without KEY all\n"
      "kvtierctl verify --data_dir FOLDER [--json]   offline: a stopped store's folder, or one\n"

@@ -101,6 +101,16 @@ class StoreCollectable final : public prometheus::Collectable {
             counters.checksum_failures);
     counter("kvtier_store_objects_evicted_total", "Objects that went whole under pressure",
             counters.objects_evicted);
+    counter("kvtier_store_objects_expired_total", "Objects removed after their time",
+            counters.objects_expired);
+    counter("kvtier_store_quota_give_ups_total",
+            "Bands, or whole objects at their floor, that a tenant gave up for its own quota",
+            counters.quota_give_ups);
+    counter("kvtier_store_quota_refusals_total",
+            "Uploads refused because their tenant's quota was used up", counters.quota_refusals);
+    counter("kvtier_store_watches_cut_total", "Watches ended because they fell behind",
+            std::atomic<uint64_t>(store_.watches_cut()));
+    gauge("kvtier_store_watches", "Watches under way", store_.watch_count());
     gauge("kvtier_store_objects", "Sealed objects now", store_.object_count());
     const TierUsage host = store_.host_usage();
     gauge("kvtier_store_host_bytes", "Segment bytes in host memory", host.bytes);
@@ -110,10 +120,33 @@ class StoreCollectable final : public prometheus::Collectable {
     gauge("kvtier_store_disk_bytes", "Segment bytes on disk; 0 without a disk", disk.bytes);
     gauge("kvtier_store_disk_budget_bytes", "Most that the disk may hold; 0: unbounded or none",
           disk.budget_bytes);
+    AddTenants(out);
     return out;
   }
 
  private:
+  // One label value for each tenant with a quota of its own, so: bounded.
+  void AddTenants(std::vector<MetricFamily>& out) const {
+    const std::vector<std::pair<TenantId, TenantStat>> tenants = store_.StatOfConfiguredTenants();
+    const auto gauges = [&](const char* name, const char* help,
+                            uint64_t (*value)(const TenantStat&)) {
+      MetricFamily& family = Add(out, name, help, MetricType::Gauge);
+      for (const auto& [tenant, stat] : tenants) {
+        prometheus::ClientMetric& metric = family.metric.emplace_back();
+        metric.label = {{"tenant", std::string(tenant.name())}};
+        metric.gauge.value = static_cast<double>(value(stat));
+      }
+    };
+    if (tenants.empty()) return;
+    gauges("kvtier_store_tenant_bytes",
+           "Bytes of resident bands and open uploads, of tenants with a quota of their own",
+           [](const TenantStat& stat) { return stat.use.bytes(); });
+    gauges("kvtier_store_tenant_quota_bytes", "Quota of those tenants",
+           [](const TenantStat& stat) { return stat.quota_bytes; });
+    gauges("kvtier_store_tenant_pinned_bytes", "Bytes of resident bands of their pinned objects",
+           [](const TenantStat& stat) { return stat.use.pinned_bytes; });
+  }
+
   static MetricFamily& Add(std::vector<MetricFamily>& out, const char* name, const char* help,
                            MetricType type) {
     MetricFamily& family = out.emplace_back();
@@ -175,6 +208,8 @@ Metrics::Metrics()
                                       "Prompts for which Lookup named a candidate")),
       store_lookup_blocks(AddCounter(*registry_, "kvtier_store_lookup_blocks_total",
                                      "Token block hashes that Lookup looked for")),
+      store_bulk_deleted_objects(AddCounter(*registry_, "kvtier_store_bulk_deleted_objects_total",
+                                            "Objects removed by DeleteMany")),
       rpc_requests_(prometheus::BuildCounter()
                         .Name("kvtier_rpc_requests_total")
                         .Help("Calls that ended, by method and gRPC code")

@@ -68,6 +68,7 @@ class Metrics {
   prometheus::Counter& store_lookup_prompts;
   prometheus::Counter& store_lookup_matches;  // Prompts with a candidate; not yet hits.
   prometheus::Counter& store_lookup_blocks;
+  prometheus::Counter& store_bulk_deleted_objects;
   // Exports `store`'s counters and usage (kvtier_store_*). The store must outlive the metrics.
   void ExportStore(const TieredStore& store);
   // The same of pages (kvtier_page_*).

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <variant>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "base/limits.h"
 #include "base/status_macros.h"
 #include "kvcache/bands.h"
 
@@ -24,6 +26,34 @@ absl::StatusOr<Ratio> RatioFromProto(double value, absl::string_view field) {
   absl::StatusOr<Ratio> ratio = Ratio::FromDouble(value);
   if (ratio.ok()) return ratio;
   return absl::Status(ratio.status().code(), absl::StrCat(field, ": ", ratio.status().message()));
+}
+
+v1::ResidencyChange::Reason ReasonToProto(StoreEvent::Lowered::Reason reason) {
+  switch (reason) {
+    case StoreEvent::Lowered::Reason::kDegraded:
+      return v1::ResidencyChange::REASON_DEGRADED;
+    case StoreEvent::Lowered::Reason::kRequested:
+      return v1::ResidencyChange::REASON_REQUESTED;
+    case StoreEvent::Lowered::Reason::kLost:
+      return v1::ResidencyChange::REASON_LOST;
+  }
+  return v1::ResidencyChange::REASON_UNSPECIFIED;
+}
+
+v1::Removal::Reason ReasonToProto(StoreEvent::Removed::Reason reason) {
+  switch (reason) {
+    case StoreEvent::Removed::Reason::kDeleted:
+      return v1::Removal::REASON_DELETED;
+    case StoreEvent::Removed::Reason::kReplaced:
+      return v1::Removal::REASON_REPLACED;
+    case StoreEvent::Removed::Reason::kEvicted:
+      return v1::Removal::REASON_EVICTED;
+    case StoreEvent::Removed::Reason::kExpired:
+      return v1::Removal::REASON_EXPIRED;
+    case StoreEvent::Removed::Reason::kLost:
+      return v1::Removal::REASON_LOST;
+  }
+  return v1::Removal::REASON_UNSPECIFIED;
 }
 
 }  // namespace
@@ -120,30 +150,62 @@ absl::StatusOr<Durability> DurabilityFromProto(v1::Durability durability, bool h
   }
 }
 
-v1::ObjectSummary SummaryToProto(const ObjectStat& stat) {
-  const Manifest& manifest = *stat.manifest;
+v1::ObjectSummary SummaryToProto(const ObjectStat& stat) { return SummaryToProto(BriefOf(stat)); }
+
+v1::ObjectSummary SummaryToProto(const ObjectBrief& brief) {
   v1::ObjectSummary summary;
-  summary.mutable_name()->set_key(std::string(manifest.key.AsStringView()));
-  summary.mutable_name()->set_upload_id(std::string(manifest.upload_id.AsStringView()));
-  summary.set_model(manifest.model_name);
-  summary.set_recipe(manifest.recipe);
-  summary.set_system_tokens(manifest.system_tokens);
-  summary.set_context_tokens(manifest.context_tokens);
-  summary.set_dense_bytes(manifest.dense_bytes());
-  for (const BandEntry& band : manifest.bands) {
+  summary.mutable_name()->set_key(std::string(brief.key.AsStringView()));
+  summary.mutable_name()->set_upload_id(std::string(brief.upload_id.AsStringView()));
+  summary.set_model(brief.model_name);
+  summary.set_recipe(brief.recipe);
+  summary.set_system_tokens(brief.system_tokens);
+  summary.set_context_tokens(brief.context_tokens);
+  summary.set_dense_bytes(brief.dense_bytes);
+  for (const ObjectBrief::Band& band : brief.bands) {
     v1::BandSummary& out = *summary.add_bands();
     out.set_edge_millionths(band.edge.millionths());
-    out.set_bytes(band.encoded_bytes());
+    out.set_bytes(band.bytes);
     out.set_threshold(band.threshold);
     out.set_score_mass(band.score_mass);
   }
-  summary.set_resident_bands(stat.resident_bands);
-  summary.set_host_bands(stat.host_bands);
-  summary.set_disk_bands(stat.disk_bands);
-  summary.set_durability(stat.durability == Durability::kDisk ? v1::DURABILITY_DISK
-                                                              : v1::DURABILITY_HOST);
-  summary.set_sealed_unix_ms(absl::ToUnixMillis(stat.sealed_at));
+  summary.set_resident_bands(brief.resident_bands);
+  summary.set_host_bands(brief.host_bands);
+  summary.set_disk_bands(brief.disk_bands);
+  summary.set_durability(brief.durability == Durability::kDisk ? v1::DURABILITY_DISK
+                                                               : v1::DURABILITY_HOST);
+  summary.set_sealed_unix_ms(absl::ToUnixMillis(brief.sealed_at));
+  summary.set_pinned(brief.attributes.pinned);
+  if (brief.attributes.expires_at != absl::InfiniteFuture()) {
+    summary.set_expires_unix_ms(absl::ToUnixMillis(brief.attributes.expires_at));
+  }
   return summary;
+}
+
+v1::WatchEvent EventToProto(const StoreEvent& event, uint64_t incarnation) {
+  v1::WatchEvent out;
+  out.set_sequence(event.sequence);
+  out.set_incarnation(incarnation);
+  out.set_unix_ms(absl::ToUnixMillis(event.at));
+  out.mutable_name()->set_key(std::string(event.key.AsStringView()));
+  out.mutable_name()->set_upload_id(std::string(event.upload.AsStringView()));
+  if (const auto* sealed = std::get_if<StoreEvent::Sealed>(&event.change)) {
+    *out.mutable_sealed() = SummaryToProto(*sealed->object);
+  } else if (const auto* lowered = std::get_if<StoreEvent::Lowered>(&event.change)) {
+    out.mutable_residency()->set_resident_bands(lowered->resident_bands);
+    out.mutable_residency()->set_reason(ReasonToProto(lowered->reason));
+  } else if (const auto* removed = std::get_if<StoreEvent::Removed>(&event.change)) {
+    out.mutable_removed()->set_reason(ReasonToProto(removed->reason));
+  }
+  return out;
+}
+
+absl::StatusOr<absl::Duration> TtlFromProto(uint64_t ttl_ms) {
+  if (ttl_ms == 0) return absl::InfiniteDuration();
+  if (ttl_ms > static_cast<uint64_t>(absl::ToInt64Milliseconds(limits::kTtlMax))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("ttl_ms ", ttl_ms, " is above ", absl::ToInt64Milliseconds(limits::kTtlMax)));
+  }
+  return absl::Milliseconds(static_cast<int64_t>(ttl_ms));
 }
 
 }  // namespace kvtier

@@ -9,10 +9,12 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "kvcache/ids.h"
 #include "kvcache/transport.h"
 #include "kvtier/v1/store.pb.h"
 #include "kvtier/v1/types.pb.h"
+#include "store/event_log.h"
 #include "store/tiered_store.h"
 
 namespace kvtier {
@@ -39,7 +41,13 @@ v1::FetchRequest FetchRequestToProto(const FetchRequest& request);
 // `has_disk` decides what UNSPECIFIED means.
 absl::StatusOr<Durability> DurabilityFromProto(v1::Durability durability, bool has_disk);
 
+v1::ObjectSummary SummaryToProto(const ObjectBrief& brief);
 v1::ObjectSummary SummaryToProto(const ObjectStat& stat);
+
+v1::WatchEvent EventToProto(const StoreEvent& event, uint64_t incarnation);
+
+// A time to live on the wire; 0: it never ends. INVALID_ARGUMENT above limits::kTtlMax.
+absl::StatusOr<absl::Duration> TtlFromProto(uint64_t ttl_ms);
 
 }  // namespace kvtier
 

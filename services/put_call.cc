@@ -82,10 +82,11 @@ class PutCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
       if (const std::string& id = request.header().replaces_upload_id(); !id.empty()) {
         KVTIER_ASSIGN_OR_RETURN(replaces, UploadIdFromProto(id));
       }
+      KVTIER_ASSIGN_OR_RETURN(const absl::Duration ttl, TtlFromProto(request.header().ttl_ms()));
       KVTIER_ASSIGN_OR_RETURN(
           upload_, environment_.store().StartUpload(
                        tenant_, std::make_shared<const Manifest>(*std::move(manifest)), durability,
-                       replaces));
+                       replaces, ttl));
       return absl::OkStatus();
     }());
   }

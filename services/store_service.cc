@@ -6,12 +6,14 @@
 #include "absl/status/status.h"
 #include "kvtier/v1/store.grpc.pb.h"
 #include "services/call_environment.h"
+#include "services/delete_many_call.h"
 #include "services/fetch_call.h"
 #include "services/lookup_call.h"
 #include "services/put_call.h"
 #include "services/status_grpc.h"
 #include "services/store_unary_calls.h"
 #include "services/tenant.h"
+#include "services/watch_call.h"
 
 namespace kvtier {
 namespace {
@@ -21,7 +23,11 @@ using RawStoreService = v1::StoreService::WithRawCallbackMethod_Put<
         v1::StoreService::WithCallbackMethod_GetObject<v1::StoreService::WithCallbackMethod_List<
             v1::StoreService::WithCallbackMethod_Delete<v1::StoreService::WithCallbackMethod_Verify<
                 v1::StoreService::WithCallbackMethod_Lookup<
-                    v1::StoreService::WithCallbackMethod_Stats<v1::StoreService::Service>>>>>>>>>;
+                    v1::StoreService::WithCallbackMethod_Stats<
+                        v1::StoreService::WithCallbackMethod_SetAttributes<
+                            v1::StoreService::WithCallbackMethod_DeleteMany<
+                                v1::StoreService::WithCallbackMethod_Watch<
+                                    v1::StoreService::Service>>>>>>>>>>>>;
 
 class StoreServiceImpl final : public RawStoreService {
  public:
@@ -66,6 +72,19 @@ class StoreServiceImpl final : public RawStoreService {
                                    const v1::LookupRequest* request,
                                    v1::LookupResponse* response) override {
     return RunUnary("Lookup", store_calls::Lookup, context, request, response);
+  }
+  grpc::ServerUnaryReactor* SetAttributes(grpc::CallbackServerContext* context,
+                                          const v1::SetAttributesRequest* request,
+                                          v1::SetAttributesResponse* response) override {
+    return RunUnary("SetAttributes", store_calls::SetAttributes, context, request, response);
+  }
+  grpc::ServerWriteReactor<v1::DeleteManyResponse>* DeleteMany(
+      grpc::CallbackServerContext* context, const v1::DeleteManyRequest* request) override {
+    return StartDeleteManyCall(environment_, *context, *request);
+  }
+  grpc::ServerWriteReactor<v1::WatchResponse>* Watch(grpc::CallbackServerContext* context,
+                                                     const v1::WatchRequest* request) override {
+    return StartWatchCall(environment_, *context, *request);
   }
   grpc::ServerUnaryReactor* Stats(grpc::CallbackServerContext* context,
                                   const v1::StatsRequest* request,

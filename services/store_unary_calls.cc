@@ -92,7 +92,30 @@ absl::Status Verify(CallEnvironment& environment, const TenantId& tenant,
   return absl::OkStatus();
 }
 
-absl::Status Stats(CallEnvironment& environment, const TenantId&, const v1::StatsRequest&,
+absl::Status SetAttributes(CallEnvironment& environment, const TenantId& tenant,
+                           const v1::SetAttributesRequest& request,
+                           v1::SetAttributesResponse& response) {
+  KVTIER_ASSIGN_OR_RETURN(const ObjectNameParts name, NameFromProto(request.name()));
+  AttributeChange change;
+  if (request.has_pinned()) change.pinned = request.pinned();
+  if (request.has_ttl_ms()) {
+    KVTIER_ASSIGN_OR_RETURN(const absl::Duration ttl, TtlFromProto(request.ttl_ms()));
+    change.expires_at = environment.clock().Now() + ttl;
+  }
+  if (!change.pinned.has_value() && !change.expires_at.has_value()) {
+    return absl::InvalidArgumentError("nothing to change: set pinned or ttl_ms");
+  }
+  absl::StatusOr<ObjectStat> stat =
+      environment.store().SetAttributes(tenant, name.key, name.upload_id, change);
+  if (absl::IsResourceExhausted(stat.status())) {
+    return WithRetryAfter(stat.status(), kFullRetryDelay);
+  }
+  KVTIER_RETURN_IF_ERROR(stat.status());
+  *response.mutable_object() = SummaryToProto(*stat);
+  return absl::OkStatus();
+}
+
+absl::Status Stats(CallEnvironment& environment, const TenantId& tenant, const v1::StatsRequest&,
                    v1::StatsResponse& response) {
   const TieredStore& store = environment.store();
   const auto set_tier = [](const TierUsage& usage, v1::TierStats* tier) {
@@ -104,6 +127,13 @@ absl::Status Stats(CallEnvironment& environment, const TenantId&, const v1::Stat
   if (const std::optional<TierUsage> disk = store.disk_usage()) {
     set_tier(*disk, response.mutable_disk());
   }
+  const TenantStat own = store.StatOfTenant(tenant);
+  v1::TenantStats& stats = *response.mutable_tenant();
+  stats.set_objects(own.use.objects);
+  stats.set_bytes(own.use.bytes());
+  stats.set_quota_bytes(own.quota_bytes);
+  stats.set_pinned_bytes(own.use.pinned_bytes);
+  stats.set_pinned_bytes_max(own.pinned_bytes_max);
   v1::Limits& limits = *response.mutable_limits();
   limits.set_frame_bytes_max(limits::kFrameBytesMax);
   limits.set_manifest_bytes_max(limits::kManifestBytesMax);
@@ -113,6 +143,7 @@ absl::Status Stats(CallEnvironment& environment, const TenantId&, const v1::Stat
   limits.set_lookup_prompts_max(limits::kLookupBatchMax);
   limits.set_lookup_blocks_max(limits::kLookupBlocksMax);
   limits.set_lookup_candidates_max(limits::kLookupCandidatesMax);
+  limits.set_watchers_max(limits::kWatchersMax);
   response.set_incarnation(store.incarnation());
   response.set_version(KVTIER_VERSION);
   return absl::OkStatus();

@@ -20,6 +20,9 @@ absl::Status Delete(CallEnvironment& environment, const TenantId& tenant,
                     const v1::DeleteRequest& request, v1::DeleteResponse& response);
 absl::Status Verify(CallEnvironment& environment, const TenantId& tenant,
                     const v1::VerifyRequest& request, v1::VerifyResponse& response);
+absl::Status SetAttributes(CallEnvironment& environment, const TenantId& tenant,
+                           const v1::SetAttributesRequest& request,
+                           v1::SetAttributesResponse& response);
 absl::Status Stats(CallEnvironment& environment, const TenantId& tenant,
                    const v1::StatsRequest& request, v1::StatsResponse& response);
 

@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <filesystem>
+#include <optional>
 
 #include <nlohmann/json.hpp>
 
@@ -27,8 +28,11 @@
 ABSL_DECLARE_FLAG(double, min_ratio);
 ABSL_DECLARE_FLAG(double, ratio);
 ABSL_DECLARE_FLAG(std::string, out);
+ABSL_DECLARE_FLAG(std::string, model);
+ABSL_DECLARE_FLAG(bool, dry_run);
 ABSL_FLAG(double, keep_ratio, 0,
           "keep the bands up to this ratio and give up the rest; 0: remove the object");
+ABSL_FLAG(bool, all, false, "every object");
 ABSL_FLAG(std::string, data_dir, "",
           "check every object of a stopped store's folder, or of a folder that fetch wrote");
 
@@ -211,7 +215,80 @@ absl::Status Fetch(const Arguments& arguments) {
   return absl::OkStatus();
 }
 
+namespace {
+
+// The digest itself, or that of the one stored model of this name.
+absl::StatusOr<Digest> ModelDigest(StoreClient& store, const std::string& model) {
+  if (absl::StatusOr<Digest> digest = Digest::FromHex(model); digest.ok()) return digest;
+  std::optional<Digest> found;
+  std::string after;
+  do {
+    KVTIER_ASSIGN_OR_RETURN(const v1::ListResponse page, store.List(after, 0, Deadline()));
+    for (const v1::ObjectSummary& object : page.objects()) {
+      if (object.model() != model) continue;
+      KVTIER_ASSIGN_OR_RETURN(const Key key,
+                              Key::FromBytes(absl::string_view(object.name().key())));
+      const absl::StatusOr<v1::GetObjectResponse> response = store.GetObject(key, Deadline());
+      if (absl::IsNotFound(response.status())) continue;  // Gone since.
+      KVTIER_RETURN_IF_ERROR(response.status());
+      KVTIER_ASSIGN_OR_RETURN(const Manifest manifest,
+                              DecodeManifest(AsBytes(absl::string_view(response->manifest()))));
+      if (found.has_value() && *found != manifest.model_digest) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("several models are called ", model, ": ", found->ToHex(), ", ",
+                         manifest.model_digest.ToHex(), "; name one by its digest"));
+      }
+      found = manifest.model_digest;
+    }
+    after = page.next_after_key();
+  } while (!after.empty());
+  if (!found.has_value()) {
+    return absl::NotFoundError(absl::StrCat("no stored object is of a model called ", model));
+  }
+  return *found;
+}
+
+absl::Status RemoveMany(const Arguments& arguments) {
+  KVTIER_RETURN_IF_ERROR(NoArguments(arguments));
+  const std::string model = absl::GetFlag(FLAGS_model);
+  const bool is_dry_run = absl::GetFlag(FLAGS_dry_run);
+  if (absl::GetFlag(FLAGS_all) != model.empty()) {
+    return absl::InvalidArgumentError("give --model or --all, not both");
+  }
+  if (!absl::GetFlag(FLAGS_key).empty() || absl::GetFlag(FLAGS_keep_ratio) != 0) {
+    return absl::InvalidArgumentError("--key and --keep_ratio are for one object");
+  }
+  StoreClient store = MakeStoreClient();
+  v1::DeleteManyRequest request;
+  request.set_dry_run(is_dry_run);
+  if (model.empty()) {
+    request.set_all(true);
+  } else {
+    KVTIER_ASSIGN_OR_RETURN(const Digest digest, ModelDigest(store, model));
+    request.set_model_digest(std::string(digest.AsStringView()));
+  }
+  KVTIER_ASSIGN_OR_RETURN(const v1::DeleteManyResponse total,
+                          store.DeleteMany(request, nullptr, Deadline()));
+  if (absl::GetFlag(FLAGS_json)) {
+    std::puts(
+        Dump({{"objects", total.objects()}, {"bytes", total.bytes()}, {"dry_run", is_dry_run}})
+            .c_str());
+  } else {
+    absl::PrintF("%s %d objects, %s\n", is_dry_run ? "would remove" : "removed", total.objects(),
+                 FormatBytes(total.bytes()));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::Status Remove(const Arguments& arguments) {
+  if (absl::GetFlag(FLAGS_all) || !absl::GetFlag(FLAGS_model).empty()) {
+    return RemoveMany(arguments);
+  }
+  if (absl::GetFlag(FLAGS_dry_run)) {
+    return absl::InvalidArgumentError("--dry_run is for --model and --all");
+  }
   KVTIER_ASSIGN_OR_RETURN(const Key key, RequiredKey(arguments));
   const double keep_ratio = absl::GetFlag(FLAGS_keep_ratio);
   KVTIER_ASSIGN_OR_RETURN(const v1::DeleteResponse response,
@@ -284,6 +361,12 @@ absl::Status Stats(const Arguments& arguments) {
                            {"host_budget_bytes", stats.host().budget_bytes()},
                            {"frame_bytes_max", stats.limits().frame_bytes_max()},
                            {"object_bytes_max", stats.limits().object_bytes_max()},
+                           {"tenant",
+                            {{"objects", stats.tenant().objects()},
+                             {"bytes", stats.tenant().bytes()},
+                             {"quota_bytes", stats.tenant().quota_bytes()},
+                             {"pinned_bytes", stats.tenant().pinned_bytes()},
+                             {"pinned_bytes_max", stats.tenant().pinned_bytes_max()}}},
                            {"version", stats.version()}};
     if (stats.has_disk()) {
       json["disk_bytes"] = stats.disk().bytes();
@@ -302,6 +385,12 @@ absl::Status Stats(const Arguments& arguments) {
         {"disk", FormatBytes(stats.disk().bytes()), budget(stats.disk().budget_bytes())});
   }
   absl::PrintF("%d objects\n%s", stats.objects(), FormatTable(rows));
+  const v1::TenantStats& tenant = stats.tenant();
+  absl::PrintF(
+      "own: %d objects, %s of %s; pinned %s of %s\n", tenant.objects(), FormatBytes(tenant.bytes()),
+      tenant.quota_bytes() == 0 ? "no quota" : FormatBytes(tenant.quota_bytes()),
+      FormatBytes(tenant.pinned_bytes()),
+      tenant.pinned_bytes_max() == 0 ? "no limit" : FormatBytes(tenant.pinned_bytes_max()));
   return absl::OkStatus();
 }
 

@@ -8,6 +8,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/time/time.h"
 #include "kvcache/bands.h"
 
 namespace kvtier::ctl {
@@ -81,12 +82,23 @@ nlohmann::json ToJson(const v1::ObjectSummary& object) {
           {"host_bands", object.host_bands()},
           {"disk_bands", object.disk_bands()},
           {"durability", object.durability() == v1::DURABILITY_DISK ? "disk" : "host"},
-          {"sealed_unix_ms", object.sealed_unix_ms()}};
+          {"sealed_unix_ms", object.sealed_unix_ms()},
+          {"pinned", object.pinned()},
+          {"expires_unix_ms", object.expires_unix_ms()}};
 }
 
 std::string Dump(const nlohmann::json& json) {
   return json.dump(/*indent=*/-1, ' ', /*ensure_ascii=*/false,
                    nlohmann::json::error_handler_t::replace);
+}
+
+std::string FormatAttributes(const v1::ObjectSummary& object) {
+  return absl::StrCat(
+      object.pinned() ? "pinned" : "not pinned", ", ",
+      object.expires_unix_ms() == 0
+          ? std::string("never expires")
+          : absl::StrCat("expires ",
+                         absl::FormatTime(absl::FromUnixMillis(object.expires_unix_ms()))));
 }
 
 std::string FormatPlace(const v1::ObjectSummary& object, uint32_t band) {

@@ -25,6 +25,8 @@ std::string ToHex(absl::string_view bytes);
 nlohmann::json ToJson(const v1::ObjectSummary& object);
 // One line. Text that is no UTF-8 (answers of byte models may be anything) has U+FFFD in its place.
 std::string Dump(const nlohmann::json& json);
+// "pinned, expires 2026-01-02T03:04:05+00:00"; "not pinned, never expires".
+std::string FormatAttributes(const v1::ObjectSummary& object);
 // Where a band is: "host", "disk", "host+disk", "gone".
 std::string FormatPlace(const v1::ObjectSummary& object, uint32_t band);
 // The bands of an object: ratio, bytes up to there, resident where.

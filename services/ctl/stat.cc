@@ -33,6 +33,7 @@ void Print(const v1::ObjectSummary& object, const Manifest& manifest, const Obje
       "survives  %s, sealed %s\n",
       object.durability() == v1::DURABILITY_DISK ? "crash and restart" : "until the store ends",
       absl::FormatTime(absl::FromUnixMillis(object.sealed_unix_ms())));
+  absl::PrintF("kept      %s\n", FormatAttributes(object));
   if (manifest.fidelity.has_value()) {
     absl::PrintF("repeats   measured on %d tokens of %d chunks\n", manifest.fidelity->tokens,
                  manifest.fidelity->chunks);

@@ -10,6 +10,7 @@
 #include <prometheus/text_serializer.h>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "base/clock.h"
@@ -17,6 +18,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "store/page_store.h"
+#include "store/tiered_store.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/test_object.h"
 
@@ -75,7 +77,10 @@ std::map<std::string, Described> ReadPage() {
 }
 
 TEST(MetricsTest, ThePageDescribesExactlyWhatIsExported) {
-  KVTIER_ASSERT_OK_AND_ASSIGN(const auto store, OpenTestStore("", 1 << 20, Clock::Real()));
+  TieredStoreOptions options;
+  options.tenant_quotas.of = {{TenantId(), 1 << 20}};
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto store,
+                              TieredStore::Create(options, nullptr, Clock::Real()));
   const auto pages = PageStore::Create(PageStoreOptions(), nullptr);
   Metrics metrics;
   metrics.ExportStore(*store);
@@ -124,6 +129,24 @@ TEST(MetricsTest, ReadsTheStoreAtEachScrape) {
   EXPECT_THAT(text, HasSubstr("kvtier_store_objects 1"));
   EXPECT_THAT(text, HasSubstr("kvtier_store_uploads_sealed_total 1"));
   EXPECT_THAT(text, HasSubstr("kvtier_store_host_budget_bytes 1048576"));
+}
+
+TEST(MetricsTest, OnlyTenantsWithAQuotaOfTheirOwnAreLabels) {
+  TieredStoreOptions options;
+  const TenantId a = *TenantId::FromString("a"), b = *TenantId::FromString("b");
+  options.tenant_quotas = {.of = {{a, 1 << 20}}, .default_bytes = 2 << 20};
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto store,
+                              TieredStore::Create(options, nullptr, Clock::Real()));
+  Metrics metrics;
+  metrics.ExportStore(*store);
+  const CompressedObject object = MakeTestObject({});
+  KVTIER_ASSERT_OK(store->Put(a, object, Durability::kHost));
+  KVTIER_ASSERT_OK(store->Put(b, MakeTestObject({.upload_seed = 1}), Durability::kHost));
+  const std::string text = Export(metrics);
+  EXPECT_THAT(text, HasSubstr(absl::StrCat("kvtier_store_tenant_bytes{tenant=\"a\"} ",
+                                           object.manifest->total_bytes())));
+  EXPECT_THAT(text, HasSubstr("kvtier_store_tenant_quota_bytes{tenant=\"a\"} 1048576"));
+  EXPECT_THAT(text, testing::Not(HasSubstr("tenant=\"b\"")));
 }
 
 }  // namespace
