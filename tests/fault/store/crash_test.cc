@@ -18,6 +18,7 @@
 #include "absl/strings/str_split.h"
 #include "base/log.h"
 #include "base/simulated_clock.h"
+#include "base/status_macros.h"
 #include "base/status_matchers.h"
 #include "base/sync_point.h"
 #include "gmock/gmock.h"
@@ -48,15 +49,27 @@ constexpr uint32_t kBands = 3;
 // --- Scripts, and the state of the store after each step -----------------------------------------
 
 struct Step {
-  enum class Op { kPut, kDelete, kDropBands } op = Op::kPut;
+  enum class Op { kPut, kDelete, kDropBands, kPin } op = Op::kPut;
   uint64_t seed = 0;
-  uint64_t upload_seed = 0;                   // kPut
-  Durability durability = Durability::kDisk;  // kPut
-  uint32_t bands = kBands;                    // kDropBands
+  uint64_t upload_seed = 0;                       // kPut
+  Durability durability = Durability::kDisk;      // kPut
+  uint32_t bands = kBands;                        // kDropBands
+  absl::Duration ttl = absl::InfiniteDuration();  // kPut
+  bool pinned = false;                            // kPin
 };
 
 Step Put(uint64_t seed, uint64_t upload_seed = 0, Durability durability = Durability::kDisk) {
   return {.op = Step::Op::kPut, .seed = seed, .upload_seed = upload_seed, .durability = durability};
+}
+Step PutWithTtl(uint64_t seed, uint64_t upload_seed, Durability durability) {
+  return {.op = Step::Op::kPut,
+          .seed = seed,
+          .upload_seed = upload_seed,
+          .durability = durability,
+          .ttl = absl::Hours(1)};
+}
+Step Pin(uint64_t seed, bool pinned) {
+  return {.op = Step::Op::kPin, .seed = seed, .pinned = pinned};
 }
 Step Delete(uint64_t seed) { return {.op = Step::Op::kDelete, .seed = seed}; }
 Step DropBands(uint64_t seed, uint32_t bands) {
@@ -80,6 +93,13 @@ const std::map<std::string, Script>& Scripts() {
        {.host_budget_objects = 1.5,
         .steps = {Put(1, 0, Durability::kHost), Put(2, 0, Durability::kHost), Put(3),
                   Put(4, 0, Durability::kHost)}}},
+      {"attributes",
+       {.steps = {PutWithTtl(1, 0, Durability::kDisk), Pin(1, true), Pin(1, false), Pin(1, true),
+                  DropBands(1, 1), Put(1, 1), Delete(1), Put(1, 2)}}},
+      {"demote_attributes",
+       {.host_budget_objects = 1.5,
+        .steps = {PutWithTtl(1, 0, Durability::kHost), Pin(1, true), Put(2, 0, Durability::kHost),
+                  Put(3, 0, Durability::kHost), Pin(1, false)}}},
   };
   return *scripts;
 }
@@ -88,19 +108,28 @@ struct Expected {
   uint64_t upload_seed = 0;
   uint32_t bands = 0;
   bool may_be_absent = false;  // Acknowledged with kHost: a crash may take it, whole.
+  ObjectAttributes attributes = {};
 };
 using State = std::map<uint64_t, Expected>;  // By seed.
 
 State Apply(State state, const Step& step) {
   switch (step.op) {
     case Step::Op::kPut:
-      state[step.seed] = {step.upload_seed, kBands, step.durability == Durability::kHost};
+      // A pin passes on to the upload that replaces a pinned one.
+      state[step.seed] = {step.upload_seed,
+                          kBands,
+                          step.durability == Durability::kHost,
+                          {.pinned = state[step.seed].attributes.pinned,
+                           .expires_at = SimulatedClock::DefaultStart() + step.ttl}};
       break;
     case Step::Op::kDelete:
       state.erase(step.seed);
       break;
     case Step::Op::kDropBands:
       state[step.seed].bands = step.bands;
+      break;
+    case Step::Op::kPin:
+      state[step.seed].attributes.pinned = step.pinned;
       break;
   }
   return state;
@@ -118,11 +147,15 @@ absl::Status RunStep(TieredStore& store, const Step& step) {
   const CompressedObject object = ObjectOf(step.seed, step.upload_seed);
   switch (step.op) {
     case Step::Op::kPut:
-      return store.Put(TenantId(), object, step.durability).status();
+      return store.Put(TenantId(), object, step.durability, std::nullopt, step.ttl).status();
     case Step::Op::kDelete:
       return store.Delete(TenantId(), object.manifest->key);
     case Step::Op::kDropBands:
       return store.DropBands(TenantId(), object.manifest->key, step.bands);
+    case Step::Op::kPin:
+      return store
+          .SetAttributes(TenantId(), object.manifest->key, std::nullopt, {.pinned = step.pinned})
+          .status();
   }
   return absl::InternalError("no such step");
 }
@@ -203,6 +236,12 @@ absl::Status CheckState(TieredStore& store, const Script& script, const State& s
     const absl::Status whole = CheckStored(store, TenantId(), object, expected->second.bands);
     if (absl::IsNotFound(whole) && expected->second.may_be_absent) continue;
     KVTIER_RETURN_IF_ERROR(whole);
+    KVTIER_ASSIGN_OR_RETURN(const ObjectStat stat, store.Stat(TenantId(), object.manifest->key));
+    if (stat.attributes != expected->second.attributes) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("seed ", step.seed, ": pinned ", stat.attributes.pinned, ", expires at ",
+                       absl::FormatTime(stat.attributes.expires_at)));
+    }
   }
   return absl::OkStatus();
 }
@@ -263,7 +302,8 @@ TEST_P(CrashTest, AcknowledgedObjectsSurviveAKillAtEverySyncPoint) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Scripts, CrashTest,
-                         testing::Values("put", "replace", "drop_bands", "delete", "demote"),
+                         testing::Values("put", "replace", "drop_bands", "delete", "demote",
+                                         "attributes", "demote_attributes"),
                          [](const testing::TestParamInfo<std::string>& script) {
                            return script.param;
                          });
