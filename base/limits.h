@@ -113,6 +113,9 @@ inline constexpr absl::Duration kExpirySweepInterval = absl::Seconds(1);
 inline constexpr uint32_t kUploadsMax = 64;
 // An upload that nobody continues is dropped after this.
 inline constexpr absl::Duration kUploadIdleMax = absl::Minutes(10);
+// Files that hold bands in host memory: one descriptor each. What the process may open is often
+// less (RLIMIT_NOFILE).
+inline constexpr uint32_t kMemoryFilesMax = 65536;
 // Leases held at once, over all tenants: each pins memory.
 inline constexpr uint32_t kLeasesMax = 4096;
 // Fetch streams at once; the network is full long before.

@@ -9,7 +9,6 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "base/sync_point.h"
-#include "store/host_tier.h"
 #include "store/tiered_store_impl.h"
 
 namespace kvtier {
@@ -74,7 +73,9 @@ TieredStoreImpl::TieredStoreImpl(TieredStoreOptions options, Policies policies,
                                                       : options.host_budget_bytes),
       incarnation_(MakeIncarnation()),
       clock_(clock),
-      host_(MakeHostTier(options.host_budget_bytes)),
+      memory_(HostMemory::Create(options.memory,
+                                 std::make_shared<MemoryBudget>(options.host_budget_bytes))),
+      host_(MakeHostTier(memory_)),
       disk_(std::move(disk)),
       event_log_({}, clock),
       host_policy_(std::move(policies.host)),

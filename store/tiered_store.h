@@ -32,6 +32,7 @@
 #include "kvcache/compressed_object.h"
 #include "kvcache/transport.h"
 #include "store/durable_tier.h"
+#include "store/host_memory.h"
 #include "store/object_stat.h"
 #include "store/object_watch.h"
 #include "store/prefix_index.h"
@@ -83,10 +84,17 @@ class PinnedObject {
   // DATA_LOSS: no intact copy is left; that band and all higher ones have been given up and
   // counted, and a new Pin() sees what remains.
   virtual absl::StatusOr<SegmentRef> Read(BandIndex band, LayerIndex layer) = 0;
+  // A whole band in host memory, for as long as the result lives, whatever is evicted meanwhile;
+  // fetched from disk if it must be. Codes as Read, and
+  //   RESOURCE_EXHAUSTED  no room for it in host memory, or no file for kFile
+  virtual absl::StatusOr<std::shared_ptr<const BandMemory>> Hold(BandIndex band,
+                                                                 BandPlacement placement) = 0;
 };
 
 struct TieredStoreOptions {
+  // Of everything in host memory: bands, open uploads. An object must fit.
   uint64_t host_budget_bytes = uint64_t{1} << 30;
+  HostMemory::Options memory = {};
   uint64_t upload_bytes_max = 0;  // Of all open uploads together. 0: the host budget.
   // Which bands go first when there is no room, in host memory and on disk: "gdsf" or "lru"
   // (store/eviction.h).

@@ -1,8 +1,8 @@
 // The implementation of TieredStore, in several files: tiered_store.cc (start-up, the index, giving
 // up), tiered_store_life.cc (every change of what is served), tiered_store_put.cc (uploads),
 // tiered_store_room.cc (making room), tiered_store_read.cc (pins, reads, losses),
-// tiered_store_attributes.cc (pinning, expiry), tiered_store_tenants.cc (accounts, quotas, events).
-// Private to store/.
+// tiered_store_hold.cc (bands for leases), tiered_store_attributes.cc (pinning, expiry),
+// tiered_store_tenants.cc (accounts, quotas, events). Private to store/.
 //
 // How it stays correct without a lock around disk work:
 //   1. Where bands are is asked of the tiers, never remembered here. What is decided about an
@@ -34,6 +34,8 @@
 #include "base/mutex.h"
 #include "store/event_log.h"
 #include "store/expiry_queue.h"
+#include "store/host_memory.h"
+#include "store/host_tier.h"
 #include "store/object_change.h"
 #include "store/object_index.h"
 #include "store/object_policy.h"
@@ -195,13 +197,15 @@ class TieredStoreImpl final : public TieredStore {
   // All bands, sealed, or nothing.
   absl::Status StoreOnDisk(const OpenUpload& open, absl::Time sealed_at,
                            const ObjectAttributes& attributes);
-  // All bands, or nothing. `own` (may be null) is the current object of the same key.
-  absl::Status StoreInHost(const OpenUpload& open, const ObjectPtr& own);
-  // As many bands as are worth what must leave host memory for them.
+  // Memory for an upload, for which others make room.
+  absl::StatusOr<std::shared_ptr<Upload>> AllocateUpload(
+      const std::shared_ptr<const Manifest>& manifest) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The upload that nobody is sending for the longest time gives way, if there is one.
+  bool CloseAnIdleUpload() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Host memory takes over the bands of an upload, without needing room. All bands, or nothing.
+  absl::Status StoreInHost(const Manifest& manifest, const std::vector<SegmentRef>& segments);
+  // The same for an object that the disk has: as many bands as are worth their memory.
   void FillHost(const ObjectPtr& object, const std::vector<SegmentRef>& segments);
-  absl::Status PutHostBand(const Manifest& manifest, BandIndex band,
-                           const std::vector<SegmentRef>& segments, const ObjectPtr& own,
-                           RoomCost most);
 
   // --- tiered_store_room.cc
   struct Victim {
@@ -273,6 +277,15 @@ class TieredStoreImpl final : public TieredStore {
   // Accounts for a change, and tells those who watch.
   void Announce(const ObjectChange& change) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
+  // --- tiered_store_hold.cc
+  struct HeldBand {
+    std::shared_ptr<const BandMemory> memory;
+    bool from_disk = false;
+  };
+  // Finds a band in host memory, or reads it into there. REQUIRES: `object` is pinned.
+  absl::StatusOr<HeldBand> Hold(const ObjectPtr& object, BandIndex band, BandPlacement placement)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+
   // --- tiered_store_read.cc
   struct ReadResult {
     SegmentRef segment;
@@ -293,7 +306,8 @@ class TieredStoreImpl final : public TieredStore {
   const uint64_t upload_bytes_max_;
   const uint64_t incarnation_;
   Clock& clock_;
-  const std::unique_ptr<Tier> host_;
+  const std::shared_ptr<HostMemory> memory_;
+  const std::unique_ptr<HostTier> host_;
   const std::unique_ptr<DurableTier> disk_;  // May be null.
   StoreCounters counters_;
   Turns turns_;

@@ -148,7 +148,7 @@ absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::StartUpload(
     // the end there is nothing left.
     KVTIER_RETURN_IF_ERROR(MakeRoomInQuota(tenant, *manifest));
   }
-  absl::StatusOr<std::shared_ptr<Upload>> upload = Upload::Create(manifest);
+  absl::StatusOr<std::shared_ptr<Upload>> upload = AllocateUpload(manifest);
 
   MutexLock lock(&mutex_);
   absl::StatusOr<std::shared_ptr<Upload>> raced = FindOpen(tenant, *manifest, durability, replaces);
@@ -158,6 +158,39 @@ absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::StartUpload(
   }
   uploads_[id] = OpenUpload{*upload, tenant, durability, replaces, ttl, 0, clock_.Now()};
   return upload;
+}
+
+absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::AllocateUpload(
+    const std::shared_ptr<const Manifest>& manifest) {
+  const uint64_t bytes = Upload::ChargeOf(*manifest, *memory_);
+  // Another call may take the room that we made; a bounded number of times.
+  absl::StatusOr<std::shared_ptr<Upload>> upload;
+  for (int attempt = 0; attempt < 4;) {
+    const absl::Status room = MakeRoom(bytes, /*own=*/nullptr, RoomCost::kQuality);
+    if (!room.ok()) {
+      const uint64_t budget_bytes = host_->Usage().budget_bytes;
+      if (bytes > budget_bytes || !CloseAnIdleUpload()) return room;
+      continue;
+    }
+    upload = Upload::Create(manifest, *memory_);
+    if (!absl::IsResourceExhausted(upload.status())) return upload;
+    ++attempt;
+  }
+  return upload;
+}
+
+bool TieredStoreImpl::CloseAnIdleUpload() {
+  std::shared_ptr<Upload> closed;  // Its memory goes after the lock.
+  MutexLock lock(&mutex_);
+  const OpenUpload* oldest = nullptr;
+  for (const auto& [id, open] : uploads_) {
+    if (open.upload.use_count() > 1) continue;
+    if (oldest == nullptr || open.seen_at < oldest->seen_at) oldest = &open;
+  }
+  if (oldest == nullptr) return false;
+  closed = oldest->upload;
+  CloseUpload(closed->manifest()->upload_id);
+  return true;
 }
 
 absl::StatusOr<uint64_t> TieredStoreImpl::UploadedBytes(const TenantId& tenant,
@@ -294,7 +327,7 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::Publish(const OpenUpload& open, Dura
     KVTIER_RETURN_IF_ERROR(
         StoreMakingRoom(bytes, [&] { return StoreOnDisk(open, sealed_at, attributes); }));
   } else {
-    KVTIER_RETURN_IF_ERROR(StoreInHost(open, replaced));
+    KVTIER_RETURN_IF_ERROR(StoreInHost(*manifest, open.upload->segments()));
   }
   const auto object = std::make_shared<ObjectState>(open.tenant, manifest, sealed_at, durability,
                                                     BandCountOf(*manifest));
@@ -339,18 +372,12 @@ absl::Status TieredStoreImpl::StoreOnDisk(const OpenUpload& open, absl::Time sea
   return absl::OkStatus();
 }
 
-absl::Status TieredStoreImpl::StoreInHost(const OpenUpload& open, const ObjectPtr& own) {
-  const Manifest& manifest = *open.upload->manifest();
-  const std::vector<SegmentRef> segments = open.upload->segments();
-  const TierUsage usage = host_->Usage();
-  if (usage.budget_bytes != 0 && manifest.total_bytes() > usage.budget_bytes) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("an object of ", manifest.total_bytes(),
-                     " bytes; the host memory budget (host_budget_bytes) is ", usage.budget_bytes));
-  }
+absl::Status TieredStoreImpl::StoreInHost(const Manifest& manifest,
+                                          const std::vector<SegmentRef>& segments) {
   absl::Status stored;
   for (uint32_t band = 0; stored.ok() && band < BandCountOf(manifest); ++band) {
-    stored = PutHostBand(manifest, BandIndex(band), segments, own, RoomCost::kQuality);
+    stored =
+        host_->PutBand(manifest, BandIndex(band), LayersOf(manifest, BandIndex(band), segments));
   }
   if (!stored.ok()) host_->DropBands(manifest.upload_id, 0).IgnoreError();
   return stored;
@@ -359,13 +386,15 @@ absl::Status TieredStoreImpl::StoreInHost(const OpenUpload& open, const ObjectPt
 void TieredStoreImpl::FillHost(const ObjectPtr& object, const std::vector<SegmentRef>& segments) {
   const Manifest& manifest = *object->manifest;
   uint32_t admitted = BandCountOf(manifest);
+  // Its memory is there; but if the next one like it would drive others out, it may not be worth
+  // it.
   if (!HasRoom(host_->Usage(), manifest.total_bytes())) {
     MutexLock lock(&mutex_);
     admitted = host_policy_.Admit(*object);
   }
   for (uint32_t band = 0; band < admitted; ++band) {
-    // What is on disk already is not worth what others have nowhere else.
-    if (!PutHostBand(manifest, BandIndex(band), segments, /*own=*/nullptr, RoomCost::kDiskWrites)
+    // A reader that came at once may be promoting it already.
+    if (!host_->PutBand(manifest, BandIndex(band), LayersOf(manifest, BandIndex(band), segments))
              .ok()) {
       break;
     }
@@ -374,20 +403,6 @@ void TieredStoreImpl::FillHost(const ObjectPtr& object, const std::vector<Segmen
   // Lost or deleted meanwhile: Trim takes what we have put.
   if (object->retired || object->band_limit < HostBands(*object)) garbage_.insert(object);
   TellPolicies(object);
-}
-
-absl::Status TieredStoreImpl::PutHostBand(const Manifest& manifest, BandIndex band,
-                                          const std::vector<SegmentRef>& segments,
-                                          const ObjectPtr& own, RoomCost most) {
-  const uint64_t bytes = manifest.bands[band.value()].encoded_bytes();
-  // Another Put may take the room that we made; a bounded number of times.
-  absl::Status stored;
-  for (int attempt = 0; attempt < 4; ++attempt) {
-    KVTIER_RETURN_IF_ERROR(MakeRoom(bytes, own, most));
-    stored = host_->PutBand(manifest, band, LayersOf(manifest, band, segments));
-    if (!absl::IsResourceExhausted(stored)) return stored;
-  }
-  return stored;
 }
 
 }  // namespace kvtier

@@ -25,6 +25,8 @@ class PinnedObjectImpl final : public PinnedObject {
   const std::shared_ptr<const Manifest>& manifest() const override { return object_->manifest; }
   uint32_t resident_bands() const override { return resident_bands_; }
   absl::StatusOr<SegmentRef> Read(BandIndex band, LayerIndex layer) override;
+  absl::StatusOr<std::shared_ptr<const BandMemory>> Hold(BandIndex band,
+                                                         BandPlacement placement) override;
 
   const TieredStoreImpl::ObjectPtr& object() const { return object_; }
 
@@ -82,6 +84,23 @@ absl::StatusOr<SegmentRef> PinnedObjectImpl::Read(BandIndex band, LayerIndex lay
   }
   if (result->from_disk) Collect(band, layer, result->segment);
   return std::move(result->segment);
+}
+
+absl::StatusOr<std::shared_ptr<const BandMemory>> PinnedObjectImpl::Hold(BandIndex band,
+                                                                         BandPlacement placement) {
+  if (band.value() >= resident_bands_) {
+    return absl::OutOfRangeError(
+        absl::StrCat("band ", band.value(), " of ", resident_bands_, " that are resident"));
+  }
+  absl::StatusOr<TieredStoreImpl::HeldBand> held = store_.Hold(object_, band, placement);
+  MutexLock lock(&mutex_);
+  has_read_ = true;
+  if (!held.ok()) {
+    has_failed_ = true;
+    return held.status();
+  }
+  if (held->from_disk) has_read_disk_ = true;
+  return std::move(held->memory);
 }
 
 void PinnedObjectImpl::Collect(BandIndex band, LayerIndex layer, const SegmentRef& segment) {
@@ -187,12 +206,12 @@ void TieredStoreImpl::Lose(const ObjectPtr& object, BandIndex band) {
 
 void TieredStoreImpl::Promote(const ObjectPtr& object, BandIndex band,
                               const std::vector<SegmentRef>& layers) {
-  const uint64_t bytes = object->manifest->bands[band.value()].encoded_bytes();
+  const uint64_t bytes = host_->ChargeOf(*object->manifest, band, layers);
   const auto is_next = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return !object->retired && band.value() < object->band_limit &&
            band.value() == HostBands(*object);
   };
-  if (!HasRoom(host_->Usage(), bytes)) {
+  if (bytes > 0 && !HasRoom(host_->Usage(), bytes)) {
     {
       MutexLock lock(&mutex_);
       if (!is_next() || host_policy_.Admit(*object) <= band.value()) return;

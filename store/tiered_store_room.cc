@@ -29,6 +29,7 @@ std::optional<TieredStoreImpl::Victim> TieredStoreImpl::NextVictim(
 // --- Host memory ---------------------------------------------------------------------------------
 
 bool TieredStoreImpl::MayLeaveHost(const ObjectState& object, RoomCost most) const {
+  if (host_->IsTopBandHeld(object.upload())) return false;  // It would free nothing now.
   if (disk_ == nullptr) return most == RoomCost::kQuality && MayGiveUp(object);
   const uint32_t in_host = HostBands(object), on_disk = DiskBands(object);
   // A reader pinned bands that have been given up since, and only host memory has them.

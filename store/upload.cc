@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "base/aligned_bytes.h"
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "base/sync_point.h"
@@ -16,28 +15,34 @@ namespace kvtier {
 // Segments are numbered band-major: index = band * layers + layer.
 //   1. Segments [0, next) are whole and verified; `verified_bytes` is their sum, which is also the
 //      object offset at which segment `next` begins (empty segments are passed at once).
-//   2. verified_bytes <= received_bytes; the bytes between them are the first of segment `next`.
+//   2. A band whose segments are all verified is sealed.
+//   3. verified_bytes <= received_bytes; the bytes between them are the first of segment `next`.
 struct Upload::State {
-  std::vector<AlignedBytes> receiving;  // [segments]; empty once sealed into `segments`.
-  std::vector<SegmentRef> segments;     // [next]
+  std::vector<std::shared_ptr<BandMemory>> bands;  // [bands]
+  std::vector<SegmentRef> segments;                // [next]
   size_t next = 0;
+  size_t segment_count = 0;
   uint64_t verified_bytes = 0;
   uint64_t received_bytes = 0;
   uint64_t total_bytes = 0;
 };
 
-absl::StatusOr<std::shared_ptr<Upload>> Upload::Create(std::shared_ptr<const Manifest> manifest) {
+uint64_t Upload::ChargeOf(const Manifest& manifest, const HostMemory& memory) {
+  uint64_t bytes = 0;
+  for (const BandEntry& band : manifest.bands) bytes += memory.ChargeOf(band);
+  return bytes;
+}
+
+absl::StatusOr<std::shared_ptr<Upload>> Upload::Create(std::shared_ptr<const Manifest> manifest,
+                                                       HostMemory& memory) {
   auto state = std::make_shared<State>();
   state->total_bytes = manifest->total_bytes();
   for (const BandEntry& band : manifest->bands) {
-    for (const SegmentEntry& layer : band.layers) {
-      KVTIER_ASSIGN_OR_RETURN(
-          AlignedBytes bytes,
-          AlignedBytes::TryAllocate(layer.encoded_bytes(), AlignedBytes::Fill::kUninitialized));
-      state->receiving.push_back(std::move(bytes));
-    }
+    KVTIER_ASSIGN_OR_RETURN(std::shared_ptr<BandMemory> bytes, memory.Allocate(band));
+    state->bands.push_back(std::move(bytes));
+    state->segment_count += band.layers.size();
   }
-  state->segments.reserve(state->receiving.size());
+  state->segments.reserve(state->segment_count);
   std::shared_ptr<Upload> upload(new Upload(std::move(manifest)));
   {
     MutexLock lock(&upload->mutex_);
@@ -65,8 +70,11 @@ absl::Status Upload::Append(uint64_t object_offset, std::span<const std::byte> b
   bytes = bytes.subspan(std::min<uint64_t>(bytes.size(), state.received_bytes - object_offset));
 
   const uint32_t layers = manifest_->geometry.layer_count();
-  while (state.next < state.receiving.size()) {
-    AlignedBytes& segment = state.receiving[state.next];
+  while (state.next < state.segment_count) {
+    const BandIndex band(static_cast<uint32_t>(state.next / layers));
+    const LayerIndex layer(static_cast<uint32_t>(state.next % layers));
+    BandMemory& memory = *state.bands[band.value()];
+    const MutableByteSpan segment = memory.Writable(layer);
     const uint64_t begin = state.received_bytes - state.verified_bytes;
     const size_t piece_bytes = std::min<uint64_t>(bytes.size(), segment.size() - begin);
     if (piece_bytes > 0) std::memcpy(segment.data() + begin, bytes.data(), piece_bytes);
@@ -74,12 +82,10 @@ absl::Status Upload::Append(uint64_t object_offset, std::span<const std::byte> b
     bytes = bytes.subspan(piece_bytes);
     if (begin + piece_bytes < segment.size()) break;
 
-    const BandIndex band(static_cast<uint32_t>(state.next / layers));
-    const LayerIndex layer(static_cast<uint32_t>(state.next % layers));
     const SegmentEntry& entry = manifest_->segment(band, layer);
     KVTIER_SYNC_POINT("upload.append.before_verify");
     const absl::Status intact =
-        VerifySegment(entry, HeadRange{0, manifest_->geometry.kv_heads}, segment.span());
+        VerifySegment(entry, HeadRange{0, manifest_->geometry.kv_heads}, segment);
     if (!intact.ok()) {
       state.received_bytes = state.verified_bytes;
       return absl::InvalidArgumentError(absl::StrCat("upload ", manifest_->upload_id.ToHex(),
@@ -88,7 +94,8 @@ absl::Status Upload::Append(uint64_t object_offset, std::span<const std::byte> b
     }
     state.verified_bytes = state.received_bytes;
     uploaded_bytes_.store(state.verified_bytes, std::memory_order_release);
-    state.segments.push_back(SegmentRef::Own(std::move(segment)));
+    state.segments.push_back(memory.Segment(layer));
+    if (layer.value() + 1 == layers) memory.Seal();
     ++state.next;
   }
   return absl::OkStatus();
@@ -96,12 +103,12 @@ absl::Status Upload::Append(uint64_t object_offset, std::span<const std::byte> b
 
 bool Upload::complete() const {
   MutexLock lock(&mutex_);
-  return state_->next == state_->receiving.size();
+  return state_->next == state_->segment_count;
 }
 
 std::vector<SegmentRef> Upload::segments() const {
   MutexLock lock(&mutex_);
-  KVTIER_CHECK_EQ(state_->next, state_->receiving.size()) << "the upload is not complete";
+  KVTIER_CHECK_EQ(state_->next, state_->segment_count) << "the upload is not complete";
   return state_->segments;
 }
 

@@ -3,7 +3,8 @@
 //
 // Offsets count encoded bytes of all segments laid end to end, band by band and layer by layer
 // inside a band ("object offset"). Bytes arrive in ascending order; bytes before uploaded_bytes()
-// are repeats of a resumed stream and are skipped; a gap is an error.
+// are repeats of a resumed stream and are skipped; a gap is an error. Bytes are written where they
+// stay: into the band memory that host memory takes over when the upload is sealed.
 #ifndef KVTIER_STORE_UPLOAD_H_
 #define KVTIER_STORE_UPLOAD_H_
 
@@ -18,6 +19,7 @@
 #include "base/mutex.h"
 #include "kvcache/manifest.h"
 #include "kvcache/segment_ref.h"
+#include "store/host_memory.h"
 
 namespace kvtier {
 
@@ -25,8 +27,12 @@ namespace kvtier {
 // lost its first one may overlap it).
 class Upload {
  public:
-  // RESOURCE_EXHAUSTED when the memory for the segments cannot be had.
-  static absl::StatusOr<std::shared_ptr<Upload>> Create(std::shared_ptr<const Manifest> manifest);
+  // Takes memory for the whole object at once, so that an upload that has begun can end.
+  // RESOURCE_EXHAUSTED (of the budget, named) when it cannot be had.
+  static absl::StatusOr<std::shared_ptr<Upload>> Create(std::shared_ptr<const Manifest> manifest,
+                                                        HostMemory& memory);
+  // What Create charges.
+  static uint64_t ChargeOf(const Manifest& manifest, const HostMemory& memory);
 
   const std::shared_ptr<const Manifest>& manifest() const { return manifest_; }
   // Never decreases. Does not wait for an append that is running.

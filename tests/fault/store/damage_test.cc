@@ -38,9 +38,14 @@ class DamageTest : public testing::Test {
         OpenTestStore(dir_.File("store"), host_bytes, clock_, env_.env());
     KVTIER_CHECK_OK(store);
     store_ = *std::move(store);
+    host_bytes_ = host_bytes;
   }
+  // An upload needs host memory, whatever is read from where afterwards.
   void Put(const CompressedObject& object) {
+    const uint64_t host_bytes = host_bytes_;
+    if (host_bytes < kHostBytes) Open(kHostBytes);
     KVTIER_CHECK_OK(store_->Put(TenantId(), object, Durability::kDisk));
+    if (host_bytes < kHostBytes) Open(host_bytes);
   }
   absl::Status Check(const CompressedObject& object, uint32_t bands) {
     return CheckStored(*store_, TenantId(), object, bands);
@@ -82,6 +87,7 @@ class DamageTest : public testing::Test {
   TempDir dir_;
   FaultEnv env_;
   SimulatedClock clock_;
+  uint64_t host_bytes_ = 0;
   std::unique_ptr<TieredStore> store_;
   const CompressedObject object_ = MakeTestObject({.context_tokens = 300, .seed = 1});
   const CompressedObject other_ = MakeTestObject({.context_tokens = 300, .seed = 2});
@@ -190,7 +196,7 @@ TEST_F(DamageTest, ATruncatedOrMissingFileCostsItsBandAndThoseAbove) {
 TEST_F(DamageTest, ADamagedBlockOfRecordsDeletesNothingBehindIt) {
   constexpr uint64_t kObjects = 12;
   std::vector<CompressedObject> objects;
-  Open(kNoHostBytes);
+  Open(kHostBytes);
   for (uint64_t seed = 1; seed <= kObjects; ++seed) {
     objects.push_back(MakeTestObject({.seed = seed}));
     Put(objects.back());
@@ -244,8 +250,8 @@ TEST_F(DamageTest, AnIntactCopyInHostMemoryServesAndVerifyRepairsTheDisk) {
 }
 
 TEST_F(DamageTest, AnotherReaderOfLostBandsHearsOfTheLossAndCompressingAgainRestoresThem) {
-  Open(kNoHostBytes);
   Put(object_);
+  Open(kHostBytes);  // Nothing is in host memory yet.
   const Place place = Find(object_, 1, 0);
   FlipBit(place.file, place.offset, 0);
   KVTIER_ASSERT_OK_AND_ASSIGN(const auto reader,

@@ -407,13 +407,27 @@ TEST_F(TieredStoreTest, BandsLeaveHostFromTheTopOfTheColdestObjectOnceItIsOnDisk
   EXPECT_LE(store_->host_usage().bytes, store_->host_usage().budget_bytes);
 }
 
-TEST_F(TieredStoreTest, AnObjectLargerThanHostMemoryIsServedFromDisk) {
+TEST_F(TieredStoreTest, AnObjectLargerThanHostMemoryIsServedFromDiskAndNotTakenIn) {
+  KVTIER_ASSERT_OK(Put(a_));
   Open(a_.manifest->PrefixBytes(2));
-  KVTIER_ASSERT_OK_AND_ASSIGN(const ObjectStat stat, Put(a_));
-  EXPECT_EQ(stat.host_bands, 2u);
   KVTIER_EXPECT_OK(Check(a_, kBands));
   EXPECT_EQ(store_->counters().disk_hits, 1u);
-  EXPECT_EQ(Stat(a_).host_bands, 2u);  // No room to promote.
+  EXPECT_LE(store_->host_usage().bytes, store_->host_usage().budget_bytes);
+  EXPECT_THAT(Put(b_),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("host_budget_bytes")));
+}
+
+TEST_F(TieredStoreTest, OpenUploadsAreHostMemoryAndGiveWayWhenNobodySendsThem) {
+  Open(Bytes(a_) + Bytes(b_) / 2, /*with_disk=*/false);
+  KVTIER_ASSERT_OK_AND_ASSIGN(auto sending,
+                              store_->StartUpload(tenant_, a_.manifest, Durability::kHost));
+  EXPECT_EQ(store_->host_usage().bytes, Bytes(a_));
+  EXPECT_THAT(Put(b_, Durability::kHost), StatusIs(absl::StatusCode::kResourceExhausted));
+  sending.reset();
+  KVTIER_EXPECT_OK(Put(b_, Durability::kHost));
+  EXPECT_EQ(store_->host_usage().bytes, Bytes(b_));
+  EXPECT_THAT(store_->UploadedBytes(tenant_, a_.manifest->upload_id),
+              StatusIs(absl::StatusCode::kNotFound));
 }
 
 TEST_F(TieredStoreTest, WithAFullDiskAHostObjectGivesUpItsTopBandInstead) {
@@ -430,14 +444,15 @@ TEST_F(TieredStoreTest, WithAFullDiskAHostObjectGivesUpItsTopBandInstead) {
   KVTIER_EXPECT_OK(Check(b_, kBands));
 }
 
-TEST_F(TieredStoreTest, CachingWhatIsOnDiskCostsNobodyElseABand) {
+TEST_F(TieredStoreTest, WhatWasPutOnDiskStaysInTheMemoryThatItArrivedIn) {
   KVTIER_ASSERT_OK(Put(b_));
   const uint64_t disk_bytes = store_->disk_usage()->bytes;
   KVTIER_ASSERT_OK(store_->Delete(tenant_, b_.manifest->key));
-  Open(Bytes(a_) + Bytes(b_) / 4, /*with_disk=*/true, disk_bytes);
+  Open(Bytes(a_) + 2 * Bytes(b_), /*with_disk=*/true, disk_bytes);
   KVTIER_ASSERT_OK(Put(a_, Durability::kHost));
   KVTIER_ASSERT_OK_AND_ASSIGN(const ObjectStat stat, Put(b_, Durability::kDisk));
-  EXPECT_LT(stat.host_bands, kBands);
+  EXPECT_EQ(stat.host_bands, kBands);
+  EXPECT_EQ(store_->host_usage().bytes, Bytes(a_) + Bytes(b_));
   EXPECT_EQ(store_->counters().bands_dropped, 0u);
   KVTIER_EXPECT_OK(Check(a_, kBands));
   KVTIER_EXPECT_OK(Check(b_, kBands));

@@ -18,7 +18,7 @@ namespace {
 
 class UploadTest : public testing::Test {
  protected:
-  UploadTest() : upload_(*Upload::Create(object_.manifest)) {}
+  UploadTest() : upload_(*Upload::Create(object_.manifest, *memory_)) {}
 
   absl::Status Append(uint64_t begin, uint64_t end) {
     return upload_->Append(begin, std::span(bytes_).subspan(begin, end - begin));
@@ -32,6 +32,8 @@ class UploadTest : public testing::Test {
     }
   }
 
+  const std::shared_ptr<HostMemory> memory_ =
+      HostMemory::Create({}, std::make_shared<MemoryBudget>(0));
   const CompressedObject object_ = MakeTestObject({.seed = 3});
   std::vector<std::byte> bytes_ = ConcatenateSegments(object_);
   const uint64_t first_bytes_ = object_.segments[0].bytes().size();
@@ -124,7 +126,7 @@ TEST_F(UploadTest, AWrongSegmentIsNamedAndCanBeSentAgain) {
 TEST_F(UploadTest, PassesEmptySegments) {
   const CompressedObject tiny = MakeTestObject(
       {.layers = 2, .kv_heads = 1, .system_tokens = 0, .context_tokens = 3, .seed = 5});
-  KVTIER_ASSERT_OK_AND_ASSIGN(const auto upload, Upload::Create(tiny.manifest));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto upload, Upload::Create(tiny.manifest, *memory_));
   KVTIER_ASSERT_OK(upload->Append(0, ConcatenateSegments(tiny)));
   EXPECT_TRUE(upload->complete());
 }

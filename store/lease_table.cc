@@ -1,0 +1,119 @@
+#include "store/lease_table.h"
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+
+namespace kvtier {
+
+Lease::~Lease() {
+  table_.End(id_);
+  const std::shared_ptr<const Manifest> manifest = object_->manifest();
+  const uint32_t band_count = object_->band_count();
+  object_.reset();  // First: what is not counted is not held, but for reads that go on.
+  table_.Release(*manifest, band_count);
+}
+
+LeaseTable::LeaseTable(const Options& options, TieredStore& store)
+    : options_(options), store_(store), epoch_(store.incarnation()) {}
+
+LeaseTable::~LeaseTable() {
+  MutexLock lock(&mutex_);
+  KVTIER_CHECK_EQ(reserved_, 0u) << "a lease outlives its table";
+}
+
+absl::Status LeaseTable::Reserve(const Manifest& manifest, uint32_t band_count) {
+  MutexLock lock(&mutex_);
+  if (reserved_ >= options_.leases_max) {
+    ++refused_;
+    return absl::ResourceExhaustedError(absl::StrCat(
+        reserved_, " leases are held, the limit (leases_max) is ", options_.leases_max));
+  }
+  uint64_t more_bytes = 0;
+  for (uint32_t band = 0; band < band_count; ++band) {
+    if (!band_holders_.contains({manifest.upload_id, band})) {
+      more_bytes += manifest.bands[band].encoded_bytes();
+    }
+  }
+  if (options_.bytes_max != 0 && more_bytes > options_.bytes_max - bytes_) {
+    ++refused_;
+    return absl::ResourceExhaustedError(
+        absl::StrCat("a lease of ", more_bytes, " bytes beside ", bytes_,
+                     " bytes of others; the limit (lease_bytes_max) is ", options_.bytes_max));
+  }
+  for (uint32_t band = 0; band < band_count; ++band) {
+    ++band_holders_[{manifest.upload_id, band}];
+  }
+  ++reserved_;
+  bytes_ += more_bytes;
+  return absl::OkStatus();
+}
+
+void LeaseTable::Release(const Manifest& manifest, uint32_t band_count) {
+  MutexLock lock(&mutex_);
+  for (uint32_t band = 0; band < band_count; ++band) {
+    const auto holders = band_holders_.find({manifest.upload_id, band});
+    KVTIER_CHECK(holders != band_holders_.end());
+    if (--holders->second > 0) continue;
+    band_holders_.erase(holders);
+    bytes_ -= manifest.bands[band].encoded_bytes();
+  }
+  --reserved_;
+}
+
+absl::StatusOr<std::unique_ptr<Lease>> LeaseTable::Acquire(const FetchRequest& request,
+                                                           BandPlacement placement) {
+  KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<PinnedObject> pinned,
+                          store_.Pin(request.tenant, request.key, request.upload_id));
+  const std::shared_ptr<const Manifest> manifest = pinned->manifest();
+  KVTIER_ASSIGN_OR_RETURN(const uint32_t band_count,
+                          ChooseBands(*manifest, pinned->resident_bands(), request));
+  KVTIER_RETURN_IF_ERROR(Reserve(*manifest, band_count));
+  std::vector<std::shared_ptr<const BandMemory>> bands;
+  for (uint32_t band = 0; band < band_count; ++band) {
+    absl::StatusOr<std::shared_ptr<const BandMemory>> held =
+        pinned->Hold(BandIndex(band), placement);
+    if (!held.ok()) {
+      bands.clear();
+      Release(*manifest, band_count);
+      if (absl::IsResourceExhausted(held.status())) {
+        MutexLock lock(&mutex_);
+        ++refused_;
+      }
+      return held.status();
+    }
+    bands.push_back(*std::move(held));
+  }
+  auto object =
+      std::make_shared<const HeldObject>(request.tenant, std::move(pinned), std::move(bands));
+  MutexLock lock(&mutex_);
+  const LeaseId id{.id = next_id_++, .epoch = epoch_};
+  leases_.emplace(id.id, object);
+  return std::unique_ptr<Lease>(new Lease(*this, id, std::move(object)));
+}
+
+void LeaseTable::End(LeaseId id) {
+  MutexLock lock(&mutex_);
+  leases_.erase(id.id);  // The handle still has it: nothing is let go of under the lock.
+}
+
+absl::StatusOr<std::shared_ptr<const HeldObject>> LeaseTable::Find(const TenantId& tenant,
+                                                                   LeaseId id) const {
+  MutexLock lock(&mutex_);
+  const auto found = leases_.find(id.id);
+  if (id.epoch != epoch_ || found == leases_.end() || found->second->tenant() != tenant) {
+    return absl::AbortedError(
+        absl::StrCat("lease ", id.id, " of epoch ", id.epoch, " is not held (any more)"));
+  }
+  return found->second;
+}
+
+LeaseTable::Usage LeaseTable::usage() const {
+  MutexLock lock(&mutex_);
+  return {.leases = leases_.size(),
+          .bytes = bytes_,
+          .bytes_max = options_.bytes_max,
+          .refused = refused_};
+}
+
+}  // namespace kvtier
