@@ -1,11 +1,11 @@
-// The real kvtier-store, killed and restarted: which objects survive, to the byte.
+// The real kvtier-store, killed and restarted: which objects survive, to the byte. Kills under
+// load: store_kill_test.cc.
 #include <signal.h>
 
 #include <algorithm>
 #include <map>
 #include <memory>
 #include <ostream>
-#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -15,7 +15,6 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
-#include "base/mutex.h"
 #include "base/status_matchers.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -23,7 +22,6 @@
 #include "services/client.h"
 #include "services/status_grpc.h"
 #include "tests/testing/child_process.h"
-#include "tests/testing/random.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/testing/test_object.h"
 
@@ -204,75 +202,6 @@ INSTANTIATE_TEST_SUITE_P(Put, StoreCrashTest,
                                [](char c) { return c == '.' || c == ':'; }, '_');
                            return name;
                          });
-
-TEST_F(StoreProcessTest, KilledAtRandomTimesKeepsWhatItAcknowledged) {
-  const uint64_t seed = TestSeed();
-  SCOPED_TRACE(SeedTrace(seed));
-  std::mt19937_64 random(seed);
-  std::map<uint64_t, CompressedObject> acknowledged;
-  uint64_t next_seed = 1;
-  for (int round = 0; round < 4; ++round) {
-    SCOPED_TRACE(testing::Message() << "round " << round);
-    Start();
-    for (const auto& [object_seed, object] : acknowledged) {
-      ASSERT_THAT(Check(object), IsOk()) << "object " << object_seed;
-    }
-    // A writer puts one object after the other; the store dies under it once so many pieces of them
-    // have been sent, wherever it is then.
-    Mutex mutex;
-    CondVar sent;
-    uint64_t pieces = 0;
-    bool stopped = false;
-    CancelToken gone;
-    std::vector<CompressedObject> unacknowledged;
-    std::thread writer([&] {
-      while (true) {
-        CompressedObject object = MakeTestObject(
-            {.layers = 6, .kv_heads = 4, .head_dim = 64, .context_tokens = 700, .seed = next_seed});
-        const auto on_bytes = [&](uint64_t) {
-          MutexLock lock(&mutex);
-          ++pieces;
-          sent.Signal();
-        };
-        const absl::Status status = Put(object, on_bytes, gone);
-        if (!status.ok()) {
-          unacknowledged.push_back(std::move(object));
-          break;
-        }
-        acknowledged.emplace(next_seed++, std::move(object));
-      }
-      MutexLock lock(&mutex);
-      stopped = true;
-      sent.Signal();
-    });
-    const uint64_t kill_after = RandomUniform(random, 1, 150);
-    {
-      MutexLock lock(&mutex);
-      while (pieces < kill_after && !stopped) sent.Wait(&mutex);
-    }
-    store_->Kill();
-    gone.Cancel();
-    writer.join();
-
-    Start();
-    for (const auto& [object_seed, object] : acknowledged) {
-      ASSERT_THAT(Check(object), IsOk()) << "object " << object_seed;
-    }
-    size_t whole = 0;
-    for (const CompressedObject& object : unacknowledged) {
-      const absl::Status status = Check(object);
-      if (status.ok()) {
-        ++whole;  // Sealed, and killed before the answer.
-        acknowledged.emplace(next_seed++, object);
-      } else {
-        EXPECT_THAT(status, StatusIs(absl::StatusCode::kNotFound));
-        ++next_seed;
-      }
-    }
-    EXPECT_EQ(StoredKeys().size(), acknowledged.size());
-    store_->Kill();
-  }
-}
 
 TEST_F(StoreProcessTest, ACutPutResumesAtThePersistedSize) {
   Start();
