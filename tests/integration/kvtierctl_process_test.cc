@@ -41,7 +41,7 @@ class CtlTest : public PipelineTest {
     const auto takes = [&command](absl::string_view commands) {
       return absl::StrContains(commands, absl::StrCat(" ", command, " "));
     };
-    if (store_ != nullptr && takes(" ls stat reband fetch rm verify stats ")) {
+    if (store_ != nullptr && takes(" ls stat reband fetch rm verify stats pin unpin ttl watch ")) {
       flags.push_back("--store=" + store_->address());
     }
     if (compressor_ != nullptr && takes(" compress models ")) {
@@ -81,8 +81,8 @@ TEST_F(CtlTest, ExplainsItself) {
   const Outcome all = RunExactly({"--help"});
   EXPECT_EQ(all.exit_code, 0);
   EXPECT_THAT(all.err, IsEmpty());
-  for (const char* command :
-       {"compress", "ask", "ls", "stat", "reband", "fetch", "rm", "verify", "models", "stats"}) {
+  for (const char* command : {"compress", "ask", "ls", "stat", "reband", "fetch", "rm", "verify",
+                              "models", "stats", "pin", "unpin", "ttl", "watch"}) {
     SCOPED_TRACE(command);
     EXPECT_THAT(all.out, HasSubstr(absl::StrCat("kvtierctl ", command)));
     const Outcome help = RunExactly({command, "--help"});
@@ -117,6 +117,14 @@ TEST_F(CtlTest, RefusesCommandLinesThatMakeNoSense) {
       {{"reband", std::string(64, 'a'), "--edges=1", "--of=layer"}, "--of shapes a rectangle"},
       {{"reband", std::string(64, 'a'), "--bytes=9", "--drop_rest"}, "goes with --edges"},
       {{"stat", "--timeout=soon"}, "--timeout=soon"},
+      {{"rm", "--all", "--model=m"}, "not both"},
+      {{"rm", "--all", "--keep_ratio=0.3"}, "for one object"},
+      {{"rm", std::string(64, 'a'), "--dry_run"}, "--dry_run is for"},
+      {{"pin"}, "--key HEX"},
+      {{"ttl", std::string(64, 'a')}, "KEY 36h"},
+      {{"ttl", std::string(64, 'a'), "soon"}, "'soon' is no time to live"},
+      {{"ttl", std::string(64, 'a'), "0s"}, "'0s' is no time to live"},
+      {{"watch", "--after=3"}, "--after needs --incarnation"},
   };
   for (const auto& [words, message] : cases) {
     SCOPED_TRACE(testing::PrintToString(words));
@@ -633,6 +641,55 @@ TEST_F(CtlTest, GivesUpBandsAndRemovesObjects) {
     EXPECT_THAT(missing.err, HasSubstr("not found"));
   }
   EXPECT_EQ(Run("rm", {}).exit_code, 2);
+}
+
+TEST_F(CtlTest, PinsAndLimitsTheLifeOfAnObject) {
+  StartStore();
+  StartCompressor();
+  const std::string key = CompressText();
+  const Outcome pinned = Run("pin", {key});
+  EXPECT_EQ(pinned.exit_code, 0) << pinned.err;
+  EXPECT_THAT(pinned.out, HasSubstr("pinned, never expires"));
+  EXPECT_GT(Run("stats", {"--json"}).json()["tenant"].value("pinned_bytes", 0), 0);
+  EXPECT_THAT(Run("stats").out, HasSubstr("own: 1 objects"));
+  EXPECT_THAT(Run("stat", {key}).out, HasSubstr("kept      pinned"));
+  const Outcome unpinned = Run("unpin", {key, "--json"});
+  EXPECT_EQ(unpinned.exit_code, 0) << unpinned.err;
+  EXPECT_FALSE(unpinned.json().value("pinned", true));
+  EXPECT_THAT(Run("ttl", {key, "36h"}).out, HasSubstr("not pinned, expires 20"));
+  EXPECT_EQ(Run("ttl", {key, "never", "--json"}).json().value("expires_unix_ms", -1), 0);
+  EXPECT_EQ(Run("ttl", {key, "1ms"}).exit_code, 0);
+  // A miss at once; the sweep then tells who watches.
+  EXPECT_EQ(Run("stat", {key}).exit_code, 3);
+  EXPECT_EQ(Run("pin", {key}).exit_code, 3);
+}
+
+TEST_F(CtlTest, WatchesAndRemovesMany) {
+  StartStore();
+  StartCompressor();
+  const std::string key = CompressText();
+  const Outcome snapshot = Run("watch", {"--json", "--timeout=10s"});
+  EXPECT_EQ(snapshot.exit_code, 0) << snapshot.err;
+  ASSERT_EQ(snapshot.json().value("event", ""), "snapshot") << snapshot.out;
+  EXPECT_EQ(snapshot.json()["objects"][0].value("key", ""), key);
+  const std::string incarnation =
+      absl::StrCat("--incarnation=", snapshot.json().value("incarnation", uint64_t{0}));
+  const std::string after =
+      absl::StrCat("--after=", snapshot.json().value("sequence", uint64_t{0}));
+
+  EXPECT_THAT(Run("rm", {"--model=nobody"}).err, HasSubstr("no stored object"));
+  const std::string model = Run("ls", {"--json"}).json()[0].value("model", "");
+  const Outcome dry = Run("rm", {"--model", model, "--dry_run"});
+  EXPECT_THAT(dry.out, StartsWith("would remove 1 objects"));
+  EXPECT_EQ(Run("ls", {"--json"}).json().size(), 1u);
+  const Outcome removed = Run("rm", {"--model", model, "--json"});
+  EXPECT_EQ(removed.exit_code, 0) << removed.err;
+  EXPECT_EQ(removed.json().value("objects", 0), 1);
+  EXPECT_THAT(Run("rm", {"--all"}).out, StartsWith("removed 0 objects"));
+
+  const Outcome event = Run("watch", {"--events=1", incarnation, after});
+  EXPECT_EQ(event.exit_code, 0) << event.err;
+  EXPECT_THAT(event.out, HasSubstr(key + " removed, deleted"));
 }
 
 TEST_F(CtlTest, FetchesToAFolderAndVerifiesIt) {
