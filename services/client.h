@@ -85,9 +85,16 @@ class StoreClient {
   std::unique_ptr<Impl> impl_;
 };
 
+struct GrpcTransportOptions {
+  // Whether every head's CRC32C is checked while its bytes are copied. Without it a sink is handed
+  // bytes that only TCP's checksum has seen: for a caller that calls VerifySegment itself.
+  bool verify = true;
+};
+
 // Transport over StoreService.Fetch. Frames are read in place from the wire's buffers and copied
-// once, into the segment.
-std::unique_ptr<Transport> MakeGrpcTransport(std::shared_ptr<grpc::Channel> channel);
+// once, into the segment, and verified in the same pass.
+std::unique_ptr<Transport> MakeGrpcTransport(std::shared_ptr<grpc::Channel> channel,
+                                             const GrpcTransportOptions& options = {});
 
 // Fetches into memory and assembles. REQUIRES: request.layers is absent (INVALID_ARGUMENT).
 absl::StatusOr<std::shared_ptr<const RaggedCache>> FetchRaggedCache(Transport& transport,

@@ -1,5 +1,4 @@
 // MakeGrpcTransport and FetchRaggedCache of services/client.h.
-#include <cstring>
 #include <utility>
 
 #include <grpcpp/client_context.h>
@@ -10,7 +9,7 @@
 #include "base/bytes.h"
 #include "base/limits.h"
 #include "base/status_macros.h"
-#include "kvcache/segment.h"
+#include "kvcache/segment_filler.h"
 #include "services/client.h"
 #include "services/fetch_plan.h"
 #include "services/frames.h"
@@ -31,8 +30,8 @@ absl::Status BadStream(absl::string_view what) {
 class FetchStream {
  public:
   FetchStream(grpc::ClientReader<grpc::ByteBuffer>& reader, const FetchRequest& request,
-              SegmentSink& sink)
-      : reader_(reader), request_(request), sink_(sink) {}
+              SegmentFiller::Check check, SegmentSink& sink)
+      : reader_(reader), request_(request), check_(check), sink_(sink) {}
 
   // Everything up to the last frame. If the stream ends early the reason is in the call's status,
   // and the one returned here (`ended()` is true then) counts only if that is OK.
@@ -89,35 +88,35 @@ class FetchStream {
     KVTIER_ASSIGN_OR_RETURN(
         AlignedBytes bytes,
         AlignedBytes::TryAllocate(range.end - range.begin, AlignedBytes::Fill::kUninitialized));
-    uint64_t filled = 0;
-    while (filled < bytes.size()) {
+    SegmentFiller filler(plan_.manifest->segment(band, layer), plan_.heads, bytes.span(), check_);
+    const auto append = [&](ByteSpan piece) -> absl::Status {
+      const absl::Status intact = filler.Append(piece);
+      if (intact.ok()) return intact;
+      return absl::DataLossError(absl::StrCat("band ", band.value(), ", layer ", layer.value(),
+                                              ", on the way: ", intact.message()));
+    };
+    KVTIER_RETURN_IF_ERROR(append({}));  // Judges a segment without bytes.
+    while (!filler.done()) {
       KVTIER_ASSIGN_OR_RETURN(const grpc::ByteBuffer message, Next());
       const absl::StatusOr<std::optional<SegmentFrameView>> frame = ReadFrame(message);
       if (!frame.ok() || !frame->has_value()) return BadStream("not a frame");
       const SegmentFrameView& view = **frame;
-      if (view.band != band.value() || view.layer != layer.value() || view.offset != filled ||
-          view.payload.bytes == 0 || view.payload.bytes > bytes.size() - filled) {
+      if (view.band != band.value() || view.layer != layer.value() ||
+          view.offset != filler.filled() || view.payload.bytes == 0 ||
+          view.payload.bytes > bytes.size() - filler.filled()) {
         return BadStream(absl::StrCat("band ", view.band, ", layer ", view.layer, ", offset ",
                                       view.offset, " with ", view.payload.bytes,
                                       " bytes where band ", band.value(), ", layer ", layer.value(),
-                                      ", offset ", filled, " was due"));
+                                      ", offset ", filler.filled(), " was due"));
       }
-      for (const std::span<const std::byte> piece : view.payload.pieces) {
-        std::memcpy(bytes.data() + filled, piece.data(), piece.size());
-        filled += piece.size();
-      }
-    }
-    const absl::Status intact =
-        VerifySegment(plan_.manifest->segment(band, layer), plan_.heads, bytes.span());
-    if (!intact.ok()) {
-      return absl::DataLossError(absl::StrCat("band ", band.value(), ", layer ", layer.value(),
-                                              ", on the way: ", intact.message()));
+      for (const ByteSpan piece : view.payload.pieces) KVTIER_RETURN_IF_ERROR(append(piece));
     }
     return sink_.OnSegment(band, layer, SegmentRef::Own(std::move(bytes)));
   }
 
   grpc::ClientReader<grpc::ByteBuffer>& reader_;
   const FetchRequest& request_;
+  const SegmentFiller::Check check_;
   SegmentSink& sink_;
   FetchPlan plan_;
   bool ended_ = false;
@@ -125,14 +124,16 @@ class FetchStream {
 
 class GrpcTransport final : public Transport {
  public:
-  explicit GrpcTransport(std::shared_ptr<grpc::Channel> channel) : channel_(std::move(channel)) {}
+  GrpcTransport(std::shared_ptr<grpc::Channel> channel, const GrpcTransportOptions& options)
+      : channel_(std::move(channel)),
+        check_(options.verify ? SegmentFiller::Check::kVerify : SegmentFiller::Check::kTrust) {}
 
   absl::Status Fetch(const FetchRequest& request, absl::Time deadline, SegmentSink& sink) override {
     grpc::ClientContext context;
     if (deadline != absl::InfiniteFuture()) context.set_deadline(absl::ToChronoTime(deadline));
     AddTenant(request.tenant, context);
     const auto reader = StartRawFetch(*channel_, &context, FetchRequestToProto(request));
-    FetchStream stream(*reader, request, sink);
+    FetchStream stream(*reader, request, check_, sink);
     const absl::Status received = stream.Receive();
     if (received.ok() || stream.ended()) {
       const absl::Status status = FromGrpcStatus(reader->Finish());
@@ -149,6 +150,7 @@ class GrpcTransport final : public Transport {
 
  private:
   const std::shared_ptr<grpc::Channel> channel_;
+  const SegmentFiller::Check check_;
 };
 
 // Puts segments, which come layer by layer, where a RaggedCache wants them.
@@ -179,8 +181,9 @@ class CollectingSink final : public SegmentSink {
 
 }  // namespace
 
-std::unique_ptr<Transport> MakeGrpcTransport(std::shared_ptr<grpc::Channel> channel) {
-  return std::make_unique<GrpcTransport>(std::move(channel));
+std::unique_ptr<Transport> MakeGrpcTransport(std::shared_ptr<grpc::Channel> channel,
+                                             const GrpcTransportOptions& options) {
+  return std::make_unique<GrpcTransport>(std::move(channel), options);
 }
 
 absl::StatusOr<std::shared_ptr<const RaggedCache>> FetchRaggedCache(Transport& transport,

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/bytes.h"
+#include "base/copy_crc32c.h"
 #include "gtest/gtest.h"
 #include "tests/testing/random.h"
 
@@ -70,6 +71,25 @@ TEST(Crc32cTest, ExtendAndConcatGiveTheWholeAtEverySplit) {
     const ByteSpan b = ByteSpan(bytes).subspan(split);
     ASSERT_EQ(ExtendCrc32c(ComputeCrc32c(a), b), whole) << split;
     ASSERT_EQ(ConcatCrc32c(ComputeCrc32c(a), ComputeCrc32c(b), b.size()), whole) << split;
+  }
+}
+
+// Sizes around the piece that is copied at once, at uneven addresses; nothing is written beyond.
+TEST(Crc32cTest, CopyAndExtendCopiesAndAgreesWithThePlainTwin) {
+  std::mt19937_64 random(TestSeed());
+  constexpr size_t kPiece = size_t{16} << 10;
+  const std::vector<std::byte> bytes = RandomBytes(random, 2 * kPiece + 100);
+  const Crc32c before = ComputeCrc32c(AsBytes("before"));
+  for (const size_t count :
+       {size_t{0}, size_t{1}, size_t{63}, kPiece - 1, kPiece, kPiece + 1, 2 * kPiece + 7}) {
+    for (const size_t shift : {size_t{0}, size_t{3}}) {
+      const ByteSpan from = ByteSpan(bytes).subspan(shift, count);
+      std::vector<std::byte> to(shift + count + 1, std::byte{0x5A});
+      const Crc32c crc = CopyAndExtendCrc32c(before, from, to.data() + shift);
+      ASSERT_EQ(crc, ConcatCrc32c(before, PlainCrc32c(from), count)) << count << " " << shift;
+      ASSERT_TRUE(std::ranges::equal(ByteSpan(to).subspan(shift, count), from)) << count;
+      ASSERT_EQ(to.back(), std::byte{0x5A}) << count;
+    }
   }
 }
 
