@@ -183,6 +183,8 @@ void TuneMalloc() {
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, INT32_MAX);
   mallopt(M_TOP_PAD, 64 << 20);
+  // Other arenas are made of pieces of 64 MiB that go back to the system whenever one is empty.
+  mallopt(M_ARENA_MAX, 1);
 }
 
 }  // namespace kvtier
