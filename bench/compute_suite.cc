@@ -18,6 +18,7 @@
 #include "bench/onednn_rate.h"
 #include "bench/random_model.h"
 #include "bench/suite.h"
+#include "bench/timing.h"
 #include "compressor/cpu_backend.h"
 #include "compressor/decoder.h"
 #include "compressor/onednn_linear.h"
@@ -105,11 +106,6 @@ double StatusBytes(absl::string_view name) {
   return 0;
 }
 
-double Median(std::vector<double> v) {
-  std::nth_element(v.begin(), v.begin() + static_cast<long>(v.size() / 2), v.end());
-  return v[v.size() / 2];
-}
-
 // Stage times of one run each, from the progress reports.
 struct StageTimes {
   std::vector<double> prefill, scoring;
@@ -135,8 +131,8 @@ absl::StatusOr<CompressedObject> CompressTimed(const Pipeline& pipeline, const C
 }
 
 // ScoreColumnMax of one layer over one chunk, all rows, on random queries and keys.
-absl::StatusOr<Figure> MeasureScoreStep(Backend& backend, const ModelConfig& c, int64_t columns,
-                                        int64_t q_rows, int runs, double ceiling) {
+absl::StatusOr<Row> MeasureScoreStep(Backend& backend, const ModelConfig& c, int64_t columns,
+                                     int64_t q_rows, int runs, double ceiling) {
   Geometry geometry = c.MakeGeometry(DType::kBf16);
   geometry.layers.resize(1, LayerKind::kGlobal);
   KVTIER_ASSIGN_OR_RETURN(DenseCache cache, DenseCache::Create(backend, geometry, columns));
@@ -169,11 +165,11 @@ absl::StatusOr<Figure> MeasureScoreStep(Backend& backend, const ModelConfig& c, 
                           MedianSeconds(runs, [&] { return backend.ScoreColumnMax(args); }));
   const double flops = 2.0 * static_cast<double>(c.q_heads * c.head_dim * q_rows) *
                        (static_cast<double>(columns) + (static_cast<double>(q_rows) + 1) / 2);
-  return Figure{"score step alone, one layer and chunk", 1e-9 * flops / seconds, "GFLOP/s", ceiling,
-                "oneDNN's linear layers"};
+  return Row{"score step alone, one layer and chunk", 1e-9 * flops / seconds, "GFLOP/s", ceiling,
+             "oneDNN's linear layers"};
 }
 
-absl::StatusOr<Figure> MeasureRankStep(const Geometry& geometry, uint64_t tokens, int runs) {
+absl::StatusOr<Row> MeasureRankStep(const Geometry& geometry, uint64_t tokens, int runs) {
   ScoreTable table = ScoreTable::Create(geometry.scored_layer_count(), geometry.kv_heads, tokens);
   std::mt19937_64 random(5);
   std::uniform_real_distribution<float> uniform(-20, 0);
@@ -182,12 +178,12 @@ absl::StatusOr<Figure> MeasureRankStep(const Geometry& geometry, uint64_t tokens
       const double seconds, MedianSeconds(runs, [&] {
         return AssignBands(table, BandEdges::Default(), /*first_token_first=*/false).status();
       }));
-  return Figure{"rank step alone", 1e-6 * static_cast<double>(table.pairs()) / seconds, "Mpairs/s"};
+  return Row{"rank step alone", 1e-6 * static_cast<double>(table.pairs()) / seconds, "Mpairs/s"};
 }
 
 // Tokens per second over the object at full ratio and at the third band.
 absl::Status MeasureDecode(const Model& model, const CompressedObject& object, int runs,
-                           std::vector<Figure>* figures) {
+                           std::vector<Row>* figures) {
   const ModelConfig& config = model.config();
   double full_rate = 0;
   for (const uint32_t bands : {static_cast<uint32_t>(object.manifest->bands.size()), 3u}) {
@@ -218,7 +214,7 @@ absl::Status MeasureDecode(const Model& model, const CompressedObject& object, i
 
 // What one compression takes beyond the packed weights, the dense cache and what the process had
 // before: at most 2 % of these two and 64 MiB.
-Figure PeakFigure(double before_bytes, double weight_bytes, double cache_bytes) {
+Row PeakFigure(double before_bytes, double weight_bytes, double cache_bytes) {
   constexpr double kMiB = 1 << 20;
   const double beyond = StatusBytes("VmHWM:") - before_bytes - weight_bytes - cache_bytes;
   const double allowed = 0.02 * (weight_bytes + cache_bytes) + 64 * kMiB;
@@ -228,7 +224,7 @@ Figure PeakFigure(double before_bytes, double weight_bytes, double cache_bytes) 
 
 }  // namespace
 
-absl::StatusOr<std::vector<Figure>> RunComputeSuite(const ComputeOptions& options) {
+absl::StatusOr<SuiteResult> RunComputeSuite(const ComputeOptions& options) {
   std::string folder = options.model_folder;
   std::string made;
   const absl::Cleanup remove = [&made] {
@@ -261,8 +257,8 @@ absl::StatusOr<std::vector<Figure>> RunComputeSuite(const ComputeOptions& option
   KVTIER_ASSIGN_OR_RETURN(CompressedObject object, CompressTimed(pipeline, input, times));
   const Geometry geometry = config.MakeGeometry(DType::kBf16);
   const double rows = static_cast<double>(context.size() + model->profile().prefix.size());
-  const Figure peak = PeakFigure(before_bytes, static_cast<double>(model->weight_bytes()),
-                                 rows * static_cast<double>(geometry.dense_token_bytes()));
+  const Row peak = PeakFigure(before_bytes, static_cast<double>(model->weight_bytes()),
+                              rows * static_cast<double>(geometry.dense_token_bytes()));
   times = {};
   for (int run = 0; run < std::max(1, options.runs); ++run) {
     KVTIER_ASSIGN_OR_RETURN(object, CompressTimed(pipeline, input, times));
@@ -274,7 +270,7 @@ absl::StatusOr<std::vector<Figure>> RunComputeSuite(const ComputeOptions& option
   const double prefill = Median(times.prefill);
   const double scoring = Median(times.scoring);
   const double n = options.context_tokens;
-  std::vector<Figure> figures = {
+  std::vector<Row> figures = {
       {absl::StrCat("oneDNN's linear layers, ", OnednnHasBf16Products() ? "bf16" : "fp32"), ceiling,
        "GFLOP/s"},
       {"prefill", n / prefill, "tokens/s"},
@@ -298,10 +294,10 @@ absl::StatusOr<std::vector<Figure>> RunComputeSuite(const ComputeOptions& option
                           MeasureRankStep(geometry, context.size(), options.runs));
   KVTIER_RETURN_IF_ERROR(MeasureDecode(*model, object, options.runs, &figures));
   if (options.long_tokens > 0) {
-    KVTIER_ASSIGN_OR_RETURN(const std::vector<Figure> more, RunLongContext(options.long_tokens));
+    KVTIER_ASSIGN_OR_RETURN(const std::vector<Row> more, RunLongContext(options.long_tokens));
     figures.insert(figures.end(), more.begin(), more.end());
   }
-  return figures;
+  return SuiteResult{.rows = std::move(figures)};
 }
 
 }  // namespace kvtier::bench

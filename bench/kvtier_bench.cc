@@ -1,27 +1,38 @@
-// kvtier-bench: how fast, beside what the machine allows. One file per suite.
-
-#include <unistd.h>
+// kvtier-bench: how fast, beside what the machine allows. One file per suite; this one reads the
+// command line, runs the suites in order and reports.
 
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
+#include <functional>
 #include <iostream>
+#include <set>
+#include <span>
+#include <string>
 #include <thread>  // NOLINT(build/c++11)
-
-#include <nlohmann/json.hpp>
+#include <utility>
+#include <vector>
 
 #include "absl/flags/flag.h"
-#include "absl/flags/parse.h"
-#include "absl/flags/usage.h"
-#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
-#include "base/clock.h"
 #include "base/status_macros.h"
+#include "bench/rows.h"
 #include "bench/suite.h"
+#include "services/command_line.h"
 #include "services/server.h"
 
+ABSL_FLAG(std::string, json, "", "also write every row as JSON to this file; '-': stdout");
+ABSL_FLAG(bool, check, false, "exit with 1 if a row misses its target or was not measured");
+ABSL_FLAG(bool, quick, false, "little data, one run: shows that a suite works, not how fast");
+ABSL_FLAG(int, runs, 5,
+          "timed runs of each figure, after one that is not counted; the median is "
+          "shown");
+ABSL_FLAG(std::string, folder, "",
+          "disk, pressure: make data folders in here; empty: the system's temporary folder");
+ABSL_FLAG(int, megabytes, 256, "transfer, disk: size of the object");
 ABSL_FLAG(std::string, model, "tests/fixtures/model", "compute: checkpoint folder");
 ABSL_FLAG(std::string, shape, "",
           "compute: instead of --model a random one: qwen2.5-0.5b, two-layers or tiny");
@@ -29,39 +40,77 @@ ABSL_FLAG(int, tokens, 4500, "compute: context length");
 ABSL_FLAG(int, long_tokens, 0,
           "compute: also a context of this length on a random model of two layers, its scores held "
           "against the reference backend's; 0: none");
-ABSL_FLAG(int, megabytes, 256, "transfer: size of the object");
-ABSL_FLAG(int, runs, 5, "timed runs of each figure; the median is shown");
-ABSL_FLAG(bool, json, false, "print JSON");
-ABSL_FLAG(std::string, trace, "", "retention: requests, in Mooncake's JSONL format");
+ABSL_FLAG(std::string, trace, "tests/fixtures/traces/chat.jsonl",
+          "retention: requests, in Mooncake's JSONL format");
 ABSL_FLAG(std::string, curve, "bench/data/quality_curve.json", "retention: quality of each ratio");
-ABSL_FLAG(std::vector<std::string>, capacities_gib, {},
+ABSL_FLAG(std::string, capacities_gib, "",
           "retention: capacities, with commas; by default ten, up to where everything fits");
-ABSL_FLAG(bool, check, false, "retention: exit with 1 if a row misses its target");
 
 namespace kvtier::bench {
-
-absl::StatusOr<double> MedianSeconds(int runs, const std::function<absl::Status()>& run) {
-  KVTIER_RETURN_IF_ERROR(run());
-  std::vector<double> seconds;
-  for (int i = 0; i < std::max(1, runs); ++i) {
-    const absl::Time begin = Clock::Real().Now();
-    KVTIER_RETURN_IF_ERROR(run());
-    seconds.push_back(absl::ToDoubleSeconds(Clock::Real().Now() - begin));
-  }
-  std::nth_element(seconds.begin(), seconds.begin() + seconds.size() / 2, seconds.end());
-  return seconds[seconds.size() / 2];
-}
-
 namespace {
 
 constexpr char kUsage[] =
     "Measures kvtier beside the limits of the machine, in the same run.\n\n"
-    "  kvtier-bench compute   prefill, scoring, ranking and decode of a model, its peak memory; "
-    "oneDNN's\n                         matrix products\n"
-    "  kvtier-bench transfer  fetch of an object over gRPC; raw TCP\n"
-    "  kvtier-bench retention --trace FILE   what caches of several sizes give back under a trace "
-    "of\n"
-    "                         requests: bands that degrade, fixed ratios, dense blocks\n";
+    "  kvtier-bench SUITE... | all [--json FILE] [--check] [--quick]\n\n";
+
+struct Suite {
+  const char* name;
+  const char* about;
+  std::function<absl::StatusOr<SuiteResult>()> run;
+};
+
+int Runs() { return absl::GetFlag(FLAGS_quick) ? 1 : absl::GetFlag(FLAGS_runs); }
+
+StoreSuiteOptions StoreOptions() {
+  const bool quick = absl::GetFlag(FLAGS_quick);
+  return {.folder = absl::GetFlag(FLAGS_folder),
+          .object_bytes = static_cast<uint64_t>(quick ? 32 : absl::GetFlag(FLAGS_megabytes)) << 20,
+          .runs = Runs(),
+          .is_quick = quick};
+}
+
+absl::StatusOr<SuiteResult> Compute() {
+  const bool quick = absl::GetFlag(FLAGS_quick);
+  return RunComputeSuite({.model_folder = absl::GetFlag(FLAGS_model),
+                          .shape = absl::GetFlag(FLAGS_shape),
+                          .context_tokens = quick ? std::min(300, absl::GetFlag(FLAGS_tokens))
+                                                  : absl::GetFlag(FLAGS_tokens),
+                          .long_tokens = absl::GetFlag(FLAGS_long_tokens),
+                          .runs = Runs()});
+}
+
+absl::StatusOr<SuiteResult> Retention() {
+  RetentionOptions options = {.trace = absl::GetFlag(FLAGS_trace),
+                              .curve = absl::GetFlag(FLAGS_curve)};
+  const std::string capacities = absl::GetFlag(FLAGS_capacities_gib);
+  if (!capacities.empty()) {
+    for (const absl::string_view text : absl::StrSplit(capacities, ',')) {
+      if (!absl::SimpleAtod(text, &options.capacities_gib.emplace_back())) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("--capacities_gib: ", text, " is not a number"));
+      }
+    }
+  }
+  return RunRetentionSuite(options);
+}
+
+// In the order of `all`.
+const std::vector<Suite>& Suites() {
+  static const auto* suites = new std::vector<Suite>{
+      {"transfer", "fetch and put over gRPC and TCP, host memory; raw TCP",
+       [] { return RunTransferSuite(StoreOptions()); }},
+      {"disk", "put DISK filling and after turnovers, fetch from disk; O_DIRECT files",
+       [] { return RunDiskSuite(StoreOptions()); }},
+      {"redis", "one context at ratio 0.3; the dense one through Redis",
+       [] { return RunRedisSuite(StoreOptions()); }},
+      {"pressure", "256 fetches at once, memory for a tenth of them",
+       [] { return RunPressureSuite(StoreOptions()); }},
+      {"retention", "what caches of several sizes give back under a trace of requests", Retention},
+      {"compute", "prefill, scoring, ranking, decode, peak memory; oneDNN's matrix products",
+       Compute},
+  };
+  return *suites;
+}
 
 std::string ProcessorName() {
   std::ifstream file("/proc/cpuinfo");
@@ -75,84 +124,96 @@ std::string ProcessorName() {
   return "unknown processor";
 }
 
-void Print(const std::string& suite, const std::vector<Figure>& figures) {
-  const unsigned cores = std::thread::hardware_concurrency();
-  if (absl::GetFlag(FLAGS_json)) {
-    nlohmann::json list = nlohmann::json::array();
-    for (const Figure& figure : figures) {
-      nlohmann::json json = {{"name", figure.name}, {"value", figure.value}, {"unit", figure.unit}};
-      if (figure.ceiling > 0) {
-        json["ceiling"] = figure.ceiling;
-        json["ceiling_name"] = figure.ceiling_name;
-      }
-      list.push_back(std::move(json));
+// The suites that the words name, in their order, each once.
+absl::StatusOr<std::vector<const Suite*>> Choose(const std::vector<std::string>& words) {
+  if (words.empty()) return absl::InvalidArgumentError("no suite");
+  std::vector<const Suite*> chosen;
+  std::set<std::string> seen;
+  for (const std::string& word : words) {
+    bool is_known = word == "all";
+    for (const Suite& suite : Suites()) {
+      if (word != "all" && word != suite.name) continue;
+      is_known = true;
+      if (seen.insert(suite.name).second) chosen.push_back(&suite);
     }
-    std::cout << nlohmann::json({{"suite", suite},
-                                 {"processor", ProcessorName()},
-                                 {"cores", cores},
-                                 {"runs", absl::GetFlag(FLAGS_runs)},
-                                 {"figures", std::move(list)}})
-              << "\n";
-    return;
+    if (!is_known) return absl::InvalidArgumentError(absl::StrCat("no suite '", word, "'"));
   }
-  std::printf("%s on %s, %u cores, median of %d runs after a warm-up\n", suite.c_str(),
-              ProcessorName().c_str(), cores, absl::GetFlag(FLAGS_runs));
-  for (const Figure& figure : figures) {
-    std::printf("  %-42s %12.2f %-10s", figure.name.c_str(), figure.value, figure.unit.c_str());
-    if (figure.ceiling > 0) {
-      std::printf("  %5.2f of %s", figure.value / figure.ceiling, figure.ceiling_name.c_str());
-    }
-    std::printf("\n");
-  }
+  return chosen;
 }
 
-// The exit code.
-int Retention() {
-  RetentionOptions options = {.trace = absl::GetFlag(FLAGS_trace),
-                              .curve = absl::GetFlag(FLAGS_curve),
-                              .json = absl::GetFlag(FLAGS_json)};
-  for (const std::string& text : absl::GetFlag(FLAGS_capacities_gib)) {
-    if (!absl::SimpleAtod(text, &options.capacities_gib.emplace_back())) {
-      std::cerr << "kvtier-bench: --capacities_gib: " << text << " is not a number\n";
-      return 2;
-    }
+std::string Help(const std::vector<std::string>& flags) {
+  std::string text = kUsage;
+  for (const Suite& suite : Suites()) {
+    absl::StrAppend(&text, "  ", suite.name, std::string(12 - std::string(suite.name).size(), ' '),
+                    suite.about, "\n");
   }
-  const absl::StatusOr<bool> pass = RunRetentionSuite(options);
-  if (!pass.ok()) {
-    std::cerr << "kvtier-bench: " << pass.status() << "\n";
-    return 1;
-  }
-  return *pass || !absl::GetFlag(FLAGS_check) ? 0 : 1;
+  return absl::StrCat(text, "\nFlags, with their defaults:\n", FormatFlags(flags));
 }
 
-int Main(int argc, char** argv) {
+absl::Status WriteFile(const std::string& path, const std::string& text) {
+  std::ofstream file(path, std::ios::binary);
+  file << text;
+  file.close();
+  if (!file) return absl::UnavailableError(absl::StrCat("cannot write ", path));
+  return absl::OkStatus();
+}
+
+int Main(std::span<const char* const> words) {
   TuneMalloc();
-  absl::SetProgramUsageMessage(kUsage);
-  const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
-  const std::string suite = rest.size() == 2 ? rest[1] : "";
-  if (suite == "retention") return Retention();
-  absl::StatusOr<std::vector<Figure>> figures;
-  if (suite == "compute") {
-    figures = RunComputeSuite({.model_folder = absl::GetFlag(FLAGS_model),
-                               .shape = absl::GetFlag(FLAGS_shape),
-                               .context_tokens = absl::GetFlag(FLAGS_tokens),
-                               .long_tokens = absl::GetFlag(FLAGS_long_tokens),
-                               .runs = absl::GetFlag(FLAGS_runs)});
-  } else if (suite == "transfer") {
-    figures = RunTransferSuite(absl::GetFlag(FLAGS_megabytes), absl::GetFlag(FLAGS_runs));
-  } else {
-    std::cerr << kUsage;
+  const std::vector<std::string> flags = FlagsDefinedIn("bench/", "absl/");
+  const absl::StatusOr<CommandLine> line = ParseFlags(words, flags);
+  if (line.ok() && line->help) {
+    std::cout << Help(flags);
+    return 0;
+  }
+  const absl::StatusOr<std::vector<const Suite*>> chosen =
+      line.ok() ? Choose(line->arguments) : line.status();
+  if (!chosen.ok()) {
+    std::cerr << "kvtier-bench: " << chosen.status().message() << "\nTry --help.\n";
     return 2;
   }
-  if (!figures.ok()) {
-    std::cerr << "kvtier-bench: " << figures.status() << "\n";
-    return 1;
+
+  const Machine machine = {ProcessorName(), std::thread::hardware_concurrency()};
+  const std::string json = absl::GetFlag(FLAGS_json);
+  std::ostream& tables = json == "-" ? std::cerr : std::cout;
+  std::vector<NamedResult> results;
+  std::vector<std::string> misses;
+  bool has_failed = false;
+  for (const Suite* suite : *chosen) {
+    absl::StatusOr<SuiteResult> result = suite->run();
+    if (!result.ok()) {  // The others may well run.
+      std::cerr << "kvtier-bench: " << suite->name << ": " << result.status().message() << "\n";
+      has_failed = true;
+      continue;
+    }
+    for (Row& row : result->rows) row.suite = suite->name;
+    tables << suite->name << " on " << machine.processor << ", " << machine.cores
+           << " cores, median of " << Runs() << " after a warm-up"
+           << (absl::GetFlag(FLAGS_quick) ? ", --quick: not for comparison" : "") << "\n"
+           << (result->table.empty() ? FormatTable(result->rows) : result->table);
+    if (!result->note.empty()) tables << "  " << result->note << "\n";
+    tables << "\n" << std::flush;
+    for (std::string& miss : Misses(result->rows)) misses.push_back(std::move(miss));
+    results.push_back({suite->name, *std::move(result)});
   }
-  Print(suite, *figures);
-  return 0;
+
+  if (!json.empty()) {
+    const std::string text = FormatJson(machine, Runs(), absl::GetFlag(FLAGS_quick), results);
+    const absl::Status written = json == "-" ? absl::OkStatus() : WriteFile(json, text);
+    if (json == "-") std::cout << text;
+    if (!written.ok()) {
+      std::cerr << "kvtier-bench: " << written.message() << "\n";
+      has_failed = true;
+    }
+  }
+  for (const std::string& miss : misses) std::cerr << "kvtier-bench: missed: " << miss << "\n";
+  return has_failed || (absl::GetFlag(FLAGS_check) && !misses.empty()) ? 1 : 0;
 }
 
 }  // namespace
 }  // namespace kvtier::bench
 
-int main(int argc, char** argv) { return kvtier::bench::Main(argc, argv); }
+int main(int argc, char** argv) {
+  return kvtier::bench::Main(
+      std::span<const char* const>(argv, static_cast<size_t>(argc)).subspan(1));
+}

@@ -115,7 +115,7 @@ absl::StatusOr<double> CompareSamples(const Model& model, std::span<const uint32
 
 }  // namespace
 
-absl::StatusOr<std::vector<Figure>> RunLongContext(int tokens) {
+absl::StatusOr<std::vector<Row>> RunLongContext(int tokens) {
   std::string folder = (std::filesystem::temp_directory_path() / "kvtier-long-XXXXXX").string();
   if (mkdtemp(folder.data()) == nullptr) {
     return absl::UnavailableError(absl::StrCat(folder, ": cannot be made"));
@@ -157,7 +157,7 @@ absl::StatusOr<std::vector<Figure>> RunLongContext(int tokens) {
     return absl::InternalError(
         absl::StrCat("scores of ", tokens, " tokens differ from the reference's by ", difference));
   }
-  return std::vector<Figure>{
+  return std::vector<Row>{
       {absl::StrCat(tokens, " tokens, 2 layers: prefill"), absl::ToDoubleSeconds(prefilled - begin),
        "s"},
       {absl::StrCat(tokens, " tokens, 2 layers: scoring"),

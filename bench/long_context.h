@@ -11,9 +11,9 @@ namespace kvtier::bench {
 
 // Prefills and scores `tokens` random tokens on the random model two-layers, then scores the last
 // whole chunk of some (layer, KV head) pairs again on the reference backend, from the same queries
-// and keys. Figures: seconds and the largest difference. INTERNAL: they differ by more than 1e-3 (a
+// and keys. Rows: seconds and the largest difference. INTERNAL: they differ by more than 1e-3 (a
 // log score; sums of a few thousand terms in fp32).
-absl::StatusOr<std::vector<Figure>> RunLongContext(int tokens);
+absl::StatusOr<std::vector<Row>> RunLongContext(int tokens);
 
 }  // namespace kvtier::bench
 

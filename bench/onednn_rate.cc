@@ -8,7 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/half.h"
 #include "base/status_macros.h"
-#include "bench/suite.h"
+#include "bench/timing.h"
 
 namespace kvtier::bench {
 namespace {

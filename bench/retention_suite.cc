@@ -1,14 +1,11 @@
-// kvtier-bench retention: reads the trace and the curve, sweeps, prints.
+// kvtier-bench retention: reads the trace and the curve, sweeps.
 
 #include <unistd.h>
 
 #include <cstdio>
 #include <fstream>
-#include <iostream>
 #include <sstream>
 #include <string>
-
-#include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "base/limits.h"
@@ -33,27 +30,22 @@ absl::Status InFile(const std::string& path, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
 }
 
-nlohmann::json RowJson(const RetentionRow& row) {
-  nlohmann::json json = {{"suite", "retention"},
-                         {"name", row.name()},
-                         {"value", row.value},
-                         {"unit", row.limit > 0 ? "of blocks asked" : "GB"}};
+Row ToRow(const RetentionRow& row) {
+  Row out{row.name(), row.value, row.limit > 0 ? "of blocks asked" : "GB"};
   if (row.limit > 0) {
-    json["limit"] = row.limit;
-    json["limit_name"] = "everything fits";
-    json["of_limit"] = row.value / row.limit;
+    out.limit = row.limit;
+    out.limit_name = "everything fits";
   }
   if (row.target.has_value()) {
-    json["target"] = *row.target;
-    json["pass"] = row.pass();
-    json["required"] = row.required;
+    out.target = Target::AtLeast(*row.target);
+    out.target->is_required = row.required;
   }
-  return json;
+  return out;
 }
 
 }  // namespace
 
-absl::StatusOr<bool> RunRetentionSuite(const RetentionOptions& options) {
+absl::StatusOr<SuiteResult> RunRetentionSuite(const RetentionOptions& options) {
   if (options.trace.empty()) return absl::InvalidArgumentError("retention: --trace is missing");
   KVTIER_ASSIGN_OR_RETURN(const std::string trace_text, ReadFile(options.trace));
   KVTIER_ASSIGN_OR_RETURN(const std::string curve_text, ReadFile(options.curve));
@@ -78,22 +70,11 @@ absl::StatusOr<bool> RunRetentionSuite(const RetentionOptions& options) {
                           }));
   if (terminal) std::fprintf(stderr, "\r    \r");
 
-  bool pass = true;
-  nlohmann::json list = nlohmann::json::array();
-  for (const RetentionRow& row : rows) {
-    if (row.required && !row.pass()) {
-      pass = false;
-      std::cerr << "kvtier-bench: " << row.name() << " is " << row.value << ", below "
-                << *row.target << "\n";
-    }
-    list.push_back(RowJson(row));
-  }
-  if (options.json) {
-    std::cout << nlohmann::json({{"requests", trace->size()}, {"rows", std::move(list)}}) << "\n";
-  } else {
-    std::cout << trace->size() << " requests\n\n" << RetentionTable(rows);
-  }
-  return pass;
+  SuiteResult result;
+  for (const RetentionRow& row : rows) result.rows.push_back(ToRow(row));
+  result.table = absl::StrCat(trace->size(), " requests\n\n", RetentionTable(rows));
+  result.facts = {{"requests", static_cast<double>(trace->size())}};
+  return result;
 }
 
 }  // namespace kvtier::bench

@@ -50,6 +50,7 @@ THIRD_PARTY = [
     ("nlohmann-json", r"nlohmann/", ["*.cc", "services/*"] + TESTS),
     ("oneDNN", r"(oneapi/)?dnnl", ["compressor/*.cc", "bench/*"]),
     ("ISA-L", r"(isa-l/|isa-l\.h|crc\.h)", ["base/crc32c.cc", "bench/*"]),
+    ("hiredis", r"hiredis/", ["bench/*"]),
     ("zstd", r"zstd\w*\.h", ["kvcache/*_codec.cc"] + TESTS),
     ("GoogleTest", r"(gtest|gmock)/", ["tests/*", "base/status_matchers.*"]),
     ("Google Benchmark", r"benchmark/", ["bench/*"]),

@@ -24,16 +24,17 @@ def bench(*args):
 
 class RetentionTest(unittest.TestCase):
     def test_rows(self):
-        result = bench("--trace", "tests/fixtures/traces/chat.jsonl", "--check", "--json")
+        result = bench("--trace", "tests/fixtures/traces/chat.jsonl", "--check", "--json", "-")
         self.assertEqual(result.returncode, 0, result.stderr)
         data = json.loads(result.stdout)
         rows = {row["name"]: row for row in data["rows"]}
         self.assertEqual(len(rows), 10 * 11 * 6)
-        self.assertEqual(data["requests"], len((TRACES / "chat.jsonl").read_text().splitlines()))
+        self.assertEqual(data["facts"]["retention"]["requests"], len((TRACES / "chat.jsonl").read_text().splitlines()))
         for name, row in rows.items():
             scheme, _, column = name.split("/")
             judged = scheme.startswith("banded_") and column.startswith("weighted")
             self.assertEqual("pass" in row, judged, name)
+            self.assertEqual(row["suite"], "retention")
             if judged:
                 self.assertEqual(row["pass"], row["value"] >= row["target"], name)
         self.assertEqual(rows["banded_gdsf/2GiB/weighted"]["limit_name"], "everything fits")
@@ -51,7 +52,7 @@ class RetentionTest(unittest.TestCase):
             bad.write_text('{"timestamp": 1}\n')
             good = str(TRACES / "chat.jsonl")
             for args, message in [
-                    ([], "--trace is missing"),
+                    (["--trace="], "--trace is missing"),
                     (["--trace", folder + "/none"], "cannot read"),
                     (["--trace", str(bad)], "line 1: input_length"),
                     (["--trace", good, "--curve", str(bad)], "quality curve: no list of points"),
