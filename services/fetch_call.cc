@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "base/limits.h"
+#include "base/mutex.h"
 #include "base/status_macros.h"
 #include "kvtier/v1/store.pb.h"
 #include "services/fetch_plan.h"
@@ -15,9 +18,17 @@
 namespace kvtier {
 namespace {
 
-// One Fetch. gRPC calls OnWriteDone and OnDone; at any time either a write or a pool job is under
-// way, never both, so the members need no lock. Letting go of a pin may remove bytes from the disk,
-// so a fetch that has one ends on the pool. Deletes itself when the call is over.
+// One Fetch. While a segment is being written the next one is read on the pool, so that disk and
+// wire work at the same time; two segments are in use at most. Deletes itself when the call is
+// over.
+//
+//   1. At most one write and one job that reads are under way. The job touches `planned_` and
+//      pinned_; what it has read goes through read_, under mutex_. All else is of whoever may start
+//      the next write: gRPC's callback of the last one, or the job that it left the turn to
+//      (is_awaited_).
+//   2. Letting go of a pin may remove bytes from the disk, so a fetch that has one ends on the
+//   pool,
+//      and only when no job reads.
 class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
   FetchCall(CallEnvironment& environment, const grpc::ServerContextBase& context,
@@ -35,11 +46,11 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
 
   void OnWriteDone(bool ok) override {
     if (!ok) {
-      environment_.Schedule([this] { End(absl::CancelledError("the reader is gone")); });
-    } else if (offset_ < range_.end) {
+      Leave(absl::CancelledError("the reader is gone"));
+    } else if (offset_ < current_.range.end) {
       SendFrame();
     } else {
-      environment_.Schedule([this] { ReadSegment(); });
+      Advance();
     }
   }
 
@@ -75,6 +86,8 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     const absl::StatusOr<ObjectStat> stat =
         environment_.store().Stat(request_.tenant, request_.key);
     if (stat.ok() && stat->host_bands < plan_.band_count) source_ = LoadTimes::Source::kDisk;
+    planned_ = TakeFromPlan();
+    if (planned_.has_value()) StartReading(/*is_awaited=*/false);
     v1::FetchResponse response;
     v1::FetchHeader& header = *response.mutable_header();
     header.set_manifest(EncodeManifest(*plan_.manifest));
@@ -85,40 +98,112 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     StartWrite(&message_);
   }
 
-  // On the pool: makes the next segment with bytes readable.
-  void ReadSegment() {
-    for (; layer_ < plan_.layers.end; AdvanceSegment()) {
-      range_ = plan_.bytes_of(BandIndex(band_), LayerIndex(layer_));
-      if (range_.begin == range_.end) continue;
-      absl::StatusOr<SegmentRef> segment = pinned_->Read(BandIndex(band_), LayerIndex(layer_));
-      if (!segment.ok()) {
-        End(segment.status());
-        return;
+  // A segment, or the part of it that was asked for.
+  struct Segment {
+    BandIndex band;
+    LayerIndex layer;
+    SegmentEntry::ByteRange range;
+    SegmentRef bytes;
+  };
+
+  // The next segment with bytes, which are not read yet; nothing at the end.
+  std::optional<Segment> TakeFromPlan() {
+    while (layer_ < plan_.layers.end) {
+      Segment segment{BandIndex(band_), LayerIndex(layer_), {}, {}};
+      segment.range = plan_.bytes_of(segment.band, segment.layer);
+      if (++band_ == plan_.band_count) {
+        band_ = 0;
+        ++layer_;
       }
-      segment_ = *std::move(segment);
-      frame_band_ = BandIndex(band_);
-      frame_layer_ = LayerIndex(layer_);
-      offset_ = range_.begin;
-      AdvanceSegment();
-      SendFrame();
-      return;
+      if (segment.range.begin < segment.range.end) return segment;
     }
-    End(absl::OkStatus());
+    return std::nullopt;
   }
 
-  void AdvanceSegment() {
-    if (++band_ < plan_.band_count) return;
-    band_ = 0;
-    ++layer_;
+  // Makes planned_ readable, on the pool. REQUIRES: it is there, and no job reads.
+  void StartReading(bool is_awaited) {
+    {
+      MutexLock lock(&mutex_);
+      is_reading_ = true;
+      is_awaited_ = is_awaited;
+    }
+    environment_.Schedule([this] { Read(); });
+  }
+
+  void Read() {
+    absl::StatusOr<SegmentRef> bytes = pinned_->Read(planned_->band, planned_->layer);
+    absl::Status leave_with;
+    {
+      MutexLock lock(&mutex_);
+      is_reading_ = false;
+      if (!is_awaited_) {
+        read_ = std::move(bytes);
+        return;
+      }
+      leave_with = leave_with_;
+    }
+    if (leave_with.ok()) {
+      Use(std::move(bytes));
+    } else {
+      End(leave_with);
+    }
+  }
+
+  // The current segment has been sent.
+  void Advance() {
+    current_ = Segment();
+    std::optional<absl::StatusOr<SegmentRef>> bytes;
+    {
+      MutexLock lock(&mutex_);
+      if (is_reading_) {
+        is_awaited_ = true;
+        return;
+      }
+      bytes.swap(read_);
+    }
+    if (!planned_.has_value()) {
+      Leave(absl::OkStatus());
+    } else if (!bytes.has_value() || absl::IsResourceExhausted(bytes->status())) {
+      // Nothing was read ahead, or there was no room for two.
+      StartReading(/*is_awaited=*/true);
+    } else {
+      Use(*std::move(bytes));
+    }
+  }
+
+  // Sends planned_ and has the one after it read.
+  void Use(absl::StatusOr<SegmentRef> bytes) {
+    if (!bytes.ok()) {
+      Leave(bytes.status());
+      return;
+    }
+    current_ = *std::exchange(planned_, TakeFromPlan());
+    current_.bytes = *std::move(bytes);
+    offset_ = current_.range.begin;
+    if (planned_.has_value()) StartReading(/*is_awaited=*/false);
+    SendFrame();
   }
 
   void SendFrame() {
-    const uint64_t end = std::min(range_.end, offset_ + limits::kFrameBytesMax);
-    message_ =
-        MakeFrame(frame_band_, frame_layer_, offset_ - range_.begin, segment_, {offset_, end});
+    const uint64_t end = std::min(current_.range.end, offset_ + limits::kFrameBytesMax);
+    message_ = MakeFrame(current_.band, current_.layer, offset_ - current_.range.begin,
+                         current_.bytes, {offset_, end});
     environment_.metrics().store_fetch_bytes.Increment(static_cast<double>(end - offset_));
     offset_ = end;
     StartWrite(&message_);
+  }
+
+  // Ends the call, on the pool, once no job reads. REQUIRES: no write is under way.
+  void Leave(const absl::Status& status) {
+    {
+      MutexLock lock(&mutex_);
+      if (is_reading_) {
+        is_awaited_ = true;
+        leave_with_ = status;
+        return;
+      }
+    }
+    environment_.Schedule([this, status] { End(status); });
   }
 
   // Counts before the caller hears of the end, so that who asks next sees it counted.
@@ -126,7 +211,11 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     if (absl::IsResourceExhausted(status) && !RetryAfter(status).has_value()) {
       status = WithRetryAfter(std::move(status), kFullRetryDelay);  // Others' segments will go.
     }
-    segment_ = SegmentRef();
+    current_ = Segment();
+    {
+      MutexLock lock(&mutex_);
+      read_.reset();
+    }
     pinned_.reset();
     if (status.ok()) {
       environment_.load_times().Record(source_, plan_.payload_bytes(),
@@ -144,14 +233,17 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   FetchPlan plan_;
   LoadTimes::Source source_ = LoadTimes::Source::kHost;
 
-  uint32_t layer_ = 0;  // Next segment to read.
+  uint32_t layer_ = 0;  // Next segment to plan.
   uint32_t band_ = 0;
+  std::optional<Segment> planned_;  // Next to send; its bytes are being read, or in read_.
+  Segment current_;                 // The one being sent.
+  uint64_t offset_ = 0;             // Inside it; next byte to send.
 
-  SegmentRef segment_;  // The one being sent, and what of it.
-  BandIndex frame_band_;
-  LayerIndex frame_layer_;
-  SegmentEntry::ByteRange range_;
-  uint64_t offset_ = 0;  // Inside the segment; next byte to send.
+  Mutex mutex_;
+  bool is_reading_ ABSL_GUARDED_BY(mutex_) = false;
+  bool is_awaited_ ABSL_GUARDED_BY(mutex_) = false;  // The job goes on when it has read.
+  absl::Status leave_with_ ABSL_GUARDED_BY(mutex_);  // Not OK: by ending the call.
+  std::optional<absl::StatusOr<SegmentRef>> read_ ABSL_GUARDED_BY(mutex_);
 
   grpc::ByteBuffer message_;  // The one being written.
 };
