@@ -99,6 +99,8 @@ const std::vector<Suite>& Suites() {
   static const auto* suites = new std::vector<Suite>{
       {"transfer", "fetch and put over gRPC and TCP, host memory; raw TCP",
        [] { return RunTransferSuite(StoreOptions()); }},
+      {"get", "fetches of 4 KiB, one after the other; raw TCP",
+       [] { return RunGetSuite(StoreOptions()); }},
       {"disk", "put DISK filling and after turnovers, fetch from disk; O_DIRECT files",
        [] { return RunDiskSuite(StoreOptions()); }},
       {"redis", "one context at ratio 0.3; the dense one through Redis",

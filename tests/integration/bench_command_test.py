@@ -48,6 +48,12 @@ class BenchCommandTest(unittest.TestCase):
             self.assertEqual(row["pass"], row["of_limit"] >= share)
         self.assertEqual(rows["transfer", "fetch of 4 MiB segments, server CPU"]["target_is"], "<= value")
 
+    def test_get(self):
+        rows = self.rows("get")
+        for name, most in [("4 KiB get, p50", 100), ("4 KiB get, p99", 250)]:
+            self.assertEqual((rows["get", name]["target"], rows["get", name]["target_is"]), (most, "<= value"))
+            self.assertGreater(rows["get", name]["limit"], 0)
+
     def test_redis_or_why_not(self):
         row = self.rows("redis")["redis", "one context at ratio 0.3, beside the dense one through Redis"]
         self.assertEqual(row["target"], 3)
@@ -79,7 +85,7 @@ class BenchCommandTest(unittest.TestCase):
             self.assertIn(message, result.stderr)
         result = bench("--help")
         self.assertEqual(result.returncode, 0)
-        for word in ("transfer", "disk", "redis", "pressure", "retention", "compute", "--json", "--check", "--quick"):
+        for word in ("transfer", "get", "disk", "redis", "pressure", "retention", "compute", "--json", "--check", "--quick"):
             self.assertIn(word, result.stdout)
 
 
