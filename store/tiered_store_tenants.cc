@@ -214,8 +214,9 @@ absl::StatusOr<std::unique_ptr<ObjectWatch>> TieredStoreImpl::Watch(
   // Under the lock no more than a pointer for each object; descriptions are made part by part.
   std::vector<Watching::Seen> snapshot;
   for (ObjectPtr& object : index_.List(tenant, std::nullopt, limits::kObjectsMax)) {
+    // Also what has expired: its end has not been told yet.
     const uint32_t bands = object->accounted_bands;
-    if (!IsExpired(*object)) snapshot.push_back({std::move(object), bands});
+    snapshot.push_back({std::move(object), bands});
   }
   return std::make_unique<Watching>(*this, std::move(events), sequence, std::move(snapshot));
 }
