@@ -20,6 +20,7 @@
 #include "store/page_store.h"
 #include "store/rocksdb_page_tier.h"
 #include "store/rocksdb_tier.h"
+#include "store/scrubber.h"
 #include "store/tiered_store.h"
 
 ABSL_FLAG(std::string, data_dir, "",
@@ -46,6 +47,9 @@ ABSL_FLAG(double, prefill_tokens_per_second, 0,
 ABSL_FLAG(std::string, tenant_quota_bytes, "",
           "bytes that tenants may use, as name:bytes,name:bytes; the name * is every other tenant; "
           "who is not named has no quota. Over it, the tenant's own objects go first");
+ABSL_FLAG(uint64_t, scrub_bytes_per_second, kvtier::ScrubberOptions().bytes_per_second,
+          "reads everything stored at this rate, in bytes a second, again and again, to find and "
+          "repair damage before a reader meets it; 0: never");
 
 namespace kvtier {
 namespace {
@@ -110,9 +114,12 @@ absl::Status Run(const ServerOptions& server_options) {
                           TieredStore::Create(store_options, std::move(disk), Clock::Real()));
   const ExpirySweeper sweeper(*store, Clock::Real());
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<PageStore> pages, OpenPages(data_dir));
+  const Scrubber scrubber({.bytes_per_second = absl::GetFlag(FLAGS_scrub_bytes_per_second)}, *store,
+                          Clock::Real());
   Metrics metrics;
   metrics.ExportStore(*store);
   metrics.ExportPages(*pages);
+  metrics.ExportScrub(scrubber.counters());
   StoreServiceOptions service_options;
   service_options.object_bytes_max = store_options.host_budget_bytes;
   service_options.prefill_tokens_per_second = absl::GetFlag(FLAGS_prefill_tokens_per_second);

@@ -1,5 +1,6 @@
 #include "services/metrics.h"
 
+#include <atomic>
 #include <cstdint>
 #include <initializer_list>
 #include <map>
@@ -10,6 +11,7 @@
 #include <prometheus/metric_family.h>
 
 #include "services/page_metrics.h"
+#include "store/scrubber.h"
 #include "store/tiered_store.h"
 
 namespace kvtier {
@@ -61,7 +63,23 @@ absl::string_view CodeName(absl::StatusCode code) {
   return kNames[number];
 }
 
-// Reads a store's own counters at each scrape, so that nothing is counted twice.
+// For families that are read from counters of others at each scrape, so that nothing is counted
+// twice.
+MetricFamily& AddFamily(std::vector<MetricFamily>& out, const char* name, const char* help,
+                        MetricType type) {
+  MetricFamily& family = out.emplace_back();
+  family.name = name;
+  family.help = help;
+  family.type = type;
+  return family;
+}
+
+void AddCounterValue(std::vector<MetricFamily>& out, const char* name, const char* help,
+                     const std::atomic<uint64_t>& value) {
+  AddFamily(out, name, help, MetricType::Counter).metric.emplace_back().counter.value =
+      static_cast<double>(value.load(std::memory_order_relaxed));
+}
+
 class StoreCollectable final : public prometheus::Collectable {
  public:
   explicit StoreCollectable(const TieredStore& store) : store_(store) {}
@@ -71,12 +89,10 @@ class StoreCollectable final : public prometheus::Collectable {
     std::vector<MetricFamily> out;
     const auto counter = [&](const char* name, const char* help,
                              const std::atomic<uint64_t>& value) {
-      MetricFamily& family = Add(out, name, help, MetricType::Counter);
-      family.metric.emplace_back().counter.value =
-          static_cast<double>(value.load(std::memory_order_relaxed));
+      AddCounterValue(out, name, help, value);
     };
     const auto gauge = [&](const char* name, const char* help, uint64_t value) {
-      MetricFamily& family = Add(out, name, help, MetricType::Gauge);
+      MetricFamily& family = AddFamily(out, name, help, MetricType::Gauge);
       family.metric.emplace_back().gauge.value = static_cast<double>(value);
     };
     counter("kvtier_store_requests_total", "Fetches that asked for an object", counters.requests);
@@ -99,6 +115,8 @@ class StoreCollectable final : public prometheus::Collectable {
             counters.bands_lost);
     counter("kvtier_store_checksum_failures_total", "Segments whose checksum was wrong when read",
             counters.checksum_failures);
+    counter("kvtier_store_log_damage_total",
+            "Places of the log of records that could not be read at start-up", counters.log_damage);
     counter("kvtier_store_objects_evicted_total", "Objects that went whole under pressure",
             counters.objects_evicted);
     counter("kvtier_store_objects_expired_total", "Objects removed after their time",
@@ -130,7 +148,7 @@ class StoreCollectable final : public prometheus::Collectable {
     const std::vector<std::pair<TenantId, TenantStat>> tenants = store_.StatOfConfiguredTenants();
     const auto gauges = [&](const char* name, const char* help,
                             uint64_t (*value)(const TenantStat&)) {
-      MetricFamily& family = Add(out, name, help, MetricType::Gauge);
+      MetricFamily& family = AddFamily(out, name, help, MetricType::Gauge);
       for (const auto& [tenant, stat] : tenants) {
         prometheus::ClientMetric& metric = family.metric.emplace_back();
         metric.label = {{"tenant", std::string(tenant.name())}};
@@ -147,16 +165,31 @@ class StoreCollectable final : public prometheus::Collectable {
            [](const TenantStat& stat) { return stat.use.pinned_bytes; });
   }
 
-  static MetricFamily& Add(std::vector<MetricFamily>& out, const char* name, const char* help,
-                           MetricType type) {
-    MetricFamily& family = out.emplace_back();
-    family.name = name;
-    family.help = help;
-    family.type = type;
-    return family;
+  const TieredStore& store_;
+};
+
+class ScrubCollectable final : public prometheus::Collectable {
+ public:
+  explicit ScrubCollectable(const ScrubCounters& counters) : counters_(counters) {}
+
+  std::vector<MetricFamily> Collect() const override {
+    std::vector<MetricFamily> out;
+    AddCounterValue(out, "kvtier_store_scrub_bytes_total", "Bytes that the scrub has read",
+                    counters_.bytes);
+    AddCounterValue(out, "kvtier_store_scrub_passes_total",
+                    "Passes of the scrub through the whole store", counters_.passes);
+    AddCounterValue(out, "kvtier_store_scrub_repaired_total",
+                    "Segments of which a damaged copy was repaired from an intact one",
+                    counters_.repaired);
+    AddCounterValue(out, "kvtier_store_scrub_lost_total",
+                    "Segments that the scrub found without an intact copy", counters_.lost);
+    AddCounterValue(out, "kvtier_store_scrub_errors_total",
+                    "Objects that the scrub could not read now", counters_.errors);
+    return out;
   }
 
-  const TieredStore& store_;
+ private:
+  const ScrubCounters& counters_;
 };
 
 }  // namespace
@@ -234,10 +267,15 @@ void Metrics::ExportStore(const TieredStore& store) {
 
 void Metrics::ExportPages(const PageStore& pages) { pages_ = MakePageCollectable(pages); }
 
+void Metrics::ExportScrub(const ScrubCounters& counters) {
+  scrub_ = std::make_shared<ScrubCollectable>(counters);
+}
+
 std::vector<std::shared_ptr<prometheus::Collectable>> Metrics::collectables() const {
   std::vector<std::shared_ptr<prometheus::Collectable>> all = {registry_};
   if (store_ != nullptr) all.push_back(store_);
   if (pages_ != nullptr) all.push_back(pages_);
+  if (scrub_ != nullptr) all.push_back(scrub_);
   return all;
 }
 

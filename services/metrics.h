@@ -21,11 +21,12 @@
 namespace kvtier {
 
 class PageStore;
+struct ScrubCounters;
 class TieredStore;
 
 // Thread-safe. Lives as long as the server. Every server exports the metrics of every part (those
 // of other parts stay 0), so that one page and one dashboard fit all; kvtier_store_* beyond the two
-// byte counters appear only where ExportStore was called.
+// byte counters appear only where ExportStore and ExportScrub were called.
 class Metrics {
  private:
   // First, because everything below is a member of it.
@@ -73,6 +74,8 @@ class Metrics {
   void ExportStore(const TieredStore& store);
   // The same of pages (kvtier_page_*).
   void ExportPages(const PageStore& pages);
+  // Exports kvtier_store_scrub_*. They must outlive the metrics.
+  void ExportScrub(const ScrubCounters& counters);
 
   prometheus::Registry& registry() { return *registry_; }
   std::shared_ptr<prometheus::Registry> shared_registry() { return registry_; }
@@ -84,6 +87,7 @@ class Metrics {
   prometheus::Family<prometheus::Histogram>& rpc_seconds_;
   std::shared_ptr<prometheus::Collectable> store_;  // Null until ExportStore.
   std::shared_ptr<prometheus::Collectable> pages_;  // Null until ExportPages.
+  std::shared_ptr<prometheus::Collectable> scrub_;  // Null until ExportScrub.
 };
 
 }  // namespace kvtier

@@ -34,6 +34,12 @@ void ObjectIndex::Forget(const ObjectPtr& object) {
   uploads_.erase(object->upload());
 }
 
+ObjectIndex::ObjectPtr ObjectIndex::Next(const std::optional<ObjectName>& after) const {
+  const auto next =
+      after.has_value() ? objects_.upper_bound(Name(after->tenant, after->key)) : objects_.begin();
+  return next == objects_.end() ? nullptr : next->second;
+}
+
 std::vector<ObjectIndex::ObjectPtr> ObjectIndex::List(const TenantId& tenant,
                                                       const std::optional<Key>& after,
                                                       size_t limit) const {

@@ -71,6 +71,8 @@ class ObjectIndex {
   std::vector<ObjectPtr> List(const TenantId& tenant, const std::optional<Key>& after,
                               size_t limit) const;
   std::vector<ObjectPtr> All() const;
+  // The current object after `after`, of any tenant; null after the last.
+  ObjectPtr Next(const std::optional<ObjectName>& after) const;
   size_t size() const { return objects_.size(); }
 
  private:

@@ -41,6 +41,18 @@
 
 namespace kvtier {
 
+// What a client asks for by.
+struct ObjectName {
+  TenantId tenant;
+  Key key;
+};
+
+// Of one segment, all of whose copies are intact now.
+struct VerifiedCopies {
+  uint64_t bytes_read = 0;  // Of all copies together.
+  bool repaired = false;    // One was damaged: written again from the other, or given up for it.
+};
+
 // Counted since start. Invariant: requests == host_hits + disk_hits + misses + failures, each a
 // Pin() that was served wholly from host, partly or wholly from disk, not at all, or by an error. A
 // Pin() that succeeds is counted when it is released; one from which nothing was read is a miss.
@@ -52,6 +64,7 @@ struct StoreCounters {
                                            // object stays.
   std::atomic<uint64_t> bands_lost{0};     // Gone because bytes failed their checksum.
   std::atomic<uint64_t> checksum_failures{0};
+  std::atomic<uint64_t> log_damage{0};       // See DurableCounters; found at start-up.
   std::atomic<uint64_t> objects_evicted{0};  // Gone whole, by pressure.
   std::atomic<uint64_t> objects_expired{0};
   std::atomic<uint64_t> quota_give_ups{
@@ -209,6 +222,13 @@ class TieredStore {
                                        size_t limit) = 0;
   // Reads everything resident of an object and checks every CRC and row. DATA_LOSS as Read does.
   virtual absl::Status Verify(const TenantId& tenant, const Key& key) = 0;
+  // The same for one segment, pinned only while this runs; for going through a store bit by bit.
+  // NOT_FOUND: the upload is not current, or the band not resident.
+  virtual absl::StatusOr<VerifiedCopies> VerifyCopies(const UploadId& upload, BandIndex band,
+                                                      LayerIndex layer) = 0;
+  // The object after `after` in the order of (tenant, key), over all tenants: the first one if it
+  // is not given, none after the last.
+  virtual std::optional<ObjectName> NextObject(const std::optional<ObjectName>& after) = 0;
 
   // For tests: INTERNAL naming what is broken of the invariants above, of the budgets, or of what
   // the policies were told. REQUIRES: no other call is running; pins and open uploads are fine.

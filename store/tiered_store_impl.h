@@ -46,6 +46,8 @@
 
 namespace kvtier {
 
+class PinnedObjectImpl;
+
 class TieredStoreImpl final : public TieredStore {
  public:
   using ObjectPtr = ObjectIndex::ObjectPtr;
@@ -79,6 +81,9 @@ class TieredStoreImpl final : public TieredStore {
   std::vector<ObjectStat> List(const TenantId& tenant, const std::optional<Key>& after,
                                size_t limit) override;
   absl::Status Verify(const TenantId& tenant, const Key& key) override;
+  absl::StatusOr<VerifiedCopies> VerifyCopies(const UploadId& upload, BandIndex band,
+                                              LayerIndex layer) override;
+  std::optional<ObjectName> NextObject(const std::optional<ObjectName>& after) override;
 
   absl::StatusOr<ObjectStat> SetAttributes(const TenantId& tenant, const Key& key,
                                            const std::optional<UploadId>& upload,
@@ -299,8 +304,13 @@ class TieredStoreImpl final : public TieredStore {
   // Keeps a band that was read from disk in host memory if it is worth what must go for it.
   void Promote(const ObjectPtr& object, BandIndex band, const std::vector<SegmentRef>& layers)
       ABSL_LOCKS_EXCLUDED(mutex_);
-  absl::Status VerifySegmentCopies(const ObjectPtr& object, BandIndex band, LayerIndex layer);
-  absl::Status RepairDiskCopy(const ObjectPtr& object, BandIndex band);
+  // A pin that is not counted as a request. REQUIRES: the object is current.
+  std::unique_ptr<PinnedObjectImpl> PinUncounted(const ObjectPtr& object)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<VerifiedCopies> VerifySegmentCopies(const ObjectPtr& object, BandIndex band,
+                                                     LayerIndex layer);
+  // False: there was nothing to repair from any more.
+  absl::StatusOr<bool> RepairDiskCopy(const ObjectPtr& object, BandIndex band);
 
   const TieredStoreOptions options_;
   const uint64_t upload_bytes_max_;

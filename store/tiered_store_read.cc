@@ -225,16 +225,20 @@ void TieredStoreImpl::Promote(const ObjectPtr& object, BandIndex band,
 
 // --- Verify --------------------------------------------------------------------------------------
 
+std::unique_ptr<PinnedObjectImpl> TieredStoreImpl::PinUncounted(const ObjectPtr& object) {
+  ++object->pin_count;
+  ++pin_count_;
+  return std::make_unique<PinnedObjectImpl>(*this, object, ResidentBands(*object),
+                                            /*is_counted=*/false);
+}
+
 absl::Status TieredStoreImpl::Verify(const TenantId& tenant, const Key& key) {
   std::unique_ptr<PinnedObjectImpl> pinned;
   {
     MutexLock lock(&mutex_);
     const ObjectPtr object = FindLive(tenant, key);
-    const uint32_t resident = object == nullptr ? 0 : ResidentBands(*object);
-    if (resident == 0) return absl::NotFoundError("");
-    ++object->pin_count;
-    ++pin_count_;
-    pinned = std::make_unique<PinnedObjectImpl>(*this, object, resident, /*is_counted=*/false);
+    if (object == nullptr || ResidentBands(*object) == 0) return absl::NotFoundError("");
+    pinned = PinUncounted(object);
   }
   for (uint32_t band = 0; band < pinned->resident_bands(); ++band) {
     for (uint32_t layer = 0; layer < pinned->manifest()->geometry.layer_count(); ++layer) {
@@ -245,14 +249,39 @@ absl::Status TieredStoreImpl::Verify(const TenantId& tenant, const Key& key) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<VerifiedCopies> TieredStoreImpl::VerifyCopies(const UploadId& upload, BandIndex band,
+                                                             LayerIndex layer) {
+  std::unique_ptr<PinnedObjectImpl> pinned;
+  {
+    MutexLock lock(&mutex_);
+    const ObjectPtr object = index_.FindUpload(upload);
+    if (object == nullptr || object->retired || band.value() >= ResidentBands(*object) ||
+        layer.value() >= object->manifest->geometry.layer_count()) {
+      return absl::NotFoundError("");
+    }
+    pinned = PinUncounted(object);
+  }
+  return VerifySegmentCopies(pinned->object(), band, layer);
+}
+
+std::optional<ObjectName> TieredStoreImpl::NextObject(const std::optional<ObjectName>& after) {
+  MutexLock lock(&mutex_);
+  const ObjectPtr next = index_.Next(after);
+  if (next == nullptr) return std::nullopt;
+  return ObjectName{next->tenant, next->manifest->key};
+}
+
 // Both copies, where there are two. A damaged one goes if the other is intact.
-absl::Status TieredStoreImpl::VerifySegmentCopies(const ObjectPtr& object, BandIndex band,
-                                                  LayerIndex layer) {
+absl::StatusOr<VerifiedCopies> TieredStoreImpl::VerifySegmentCopies(const ObjectPtr& object,
+                                                                    BandIndex band,
+                                                                    LayerIndex layer) {
+  VerifiedCopies verified;
   const Manifest& manifest = *object->manifest;
   const SegmentEntry& entry = manifest.segment(band, layer);
   const HeadRange heads{0, manifest.geometry.kv_heads};
   absl::StatusOr<SegmentRef> in_host = host_->Get(manifest, band, layer);
   if (in_host.ok()) {
+    verified.bytes_read += in_host->bytes().size();
     const absl::Status intact = VerifySegment(entry, heads, in_host->bytes());
     if (!intact.ok()) {
       ++counters_.checksum_failures;
@@ -270,6 +299,7 @@ absl::Status TieredStoreImpl::VerifySegmentCopies(const ObjectPtr& object, BandI
       MutexLock lock(&mutex_);
       TellPolicies(object);
       in_host = absl::NotFoundError("");
+      verified.repaired = true;
     }
   }
   absl::StatusOr<SegmentRef> on_disk = absl::NotFoundError("");
@@ -281,24 +311,28 @@ absl::Status TieredStoreImpl::VerifySegmentCopies(const ObjectPtr& object, BandI
       Lose(object, band);
       return on_disk.status();
     }
-    KVTIER_RETURN_IF_ERROR(RepairDiskCopy(object, band));
+    verified.bytes_read += entry.encoded_bytes();
+    KVTIER_ASSIGN_OR_RETURN(verified.repaired, RepairDiskCopy(object, band));
   } else if (!on_disk.ok() && !absl::IsNotFound(on_disk.status())) {
     return on_disk.status();
+  } else if (on_disk.ok()) {
+    verified.bytes_read += on_disk->bytes().size();
   }
   if (!in_host.ok() && !on_disk.ok()) {
     return absl::DataLossError(absl::StrCat("band ", band.value(), " of upload ",
                                             object->upload().ToHex(), " has been given up"));
   }
   const SegmentRef& copy = in_host.ok() ? *in_host : *on_disk;
-  return VerifySegmentContent(manifest, band, layer, copy.bytes());
+  KVTIER_RETURN_IF_ERROR(VerifySegmentContent(manifest, band, layer, copy.bytes()));
+  return verified;
 }
 
 // The disk's copy of `band` is damaged, host memory's is not: writes it again from there. Bands
 // that only the disk has, above what host memory holds, go with the damaged one.
-absl::Status TieredStoreImpl::RepairDiskCopy(const ObjectPtr& object, BandIndex band) {
+absl::StatusOr<bool> TieredStoreImpl::RepairDiskCopy(const ObjectPtr& object, BandIndex band) {
   const Turns::Turn turn = turns_.Take(TurnName(object->tenant, object->manifest->key));
   const uint32_t in_host = HostBands(*object);
-  if (in_host <= band.value()) return absl::OkStatus();  // Demoted meanwhile; a read will find it.
+  if (in_host <= band.value()) return false;  // Demoted meanwhile; a read will find it.
   bool has_lost = false;
   {
     MutexLock lock(&mutex_);
@@ -307,7 +341,7 @@ absl::Status TieredStoreImpl::RepairDiskCopy(const ObjectPtr& object, BandIndex 
   }
   KVTIER_RETURN_IF_ERROR(disk_->DropBands(object->upload(), band.value()));
   KVTIER_RETURN_IF_ERROR(EnsureOnDisk(object));
-  if (!has_lost) return absl::OkStatus();
+  if (!has_lost) return true;
   return absl::DataLossError(absl::StrCat("bands of upload ", object->upload().ToHex(), " from ",
                                           in_host, " on are lost"));
 }

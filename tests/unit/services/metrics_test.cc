@@ -19,6 +19,7 @@
 #include "gtest/gtest.h"
 #include "store/page_store.h"
 #include "store/tiered_store.h"
+#include "store/scrubber.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/test_object.h"
 
@@ -85,6 +86,8 @@ TEST(MetricsTest, ThePageDescribesExactlyWhatIsExported) {
   Metrics metrics;
   metrics.ExportStore(*store);
   metrics.ExportPages(*pages);
+  const Scrubber scrubber({.bytes_per_second = 0}, *store, Clock::Real());
+  metrics.ExportScrub(scrubber.counters());
   metrics.CountRpc("Fetch", absl::OkStatus(), absl::Milliseconds(3));
 
   std::map<std::string, Described> exported;
