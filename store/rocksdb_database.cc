@@ -2,7 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <cstdarg>
+#include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -30,15 +34,15 @@ absl::string_view ToView(const rocksdb::Slice& slice) { return {slice.data(), sl
 rocksdb::DBOptions MakeDbOptions(rocksdb::Env* env, uint64_t memory_bytes) {
   rocksdb::DBOptions options;
   options.env = env;
+  // A damaged record of the log costs itself, not all that come after it. Each of ours stands for
+  // itself, and was synced before it was acknowledged, so none hides behind a torn one.
+  options.wal_recovery_mode = rocksdb::WALRecoveryMode::kSkipAnyCorruptedRecords;
   options.create_if_missing = true;
   options.create_missing_column_families = true;
   // A file per band: all of them open at once would be more files than a process may have.
   options.max_open_files = static_cast<int>(memory_bytes * 2 / 5 / RocksDbDatabase::kOpenFileBytes);
   options.db_write_buffer_size = memory_bytes * 2 / 5;  // All families together.
   options.max_total_wal_size = 64 << 20;
-  options.keep_log_file_num = 4;
-  options.max_log_file_size = 8 << 20;
-  options.info_log_level = rocksdb::WARN_LEVEL;
   options.stats_dump_period_sec = 0;
   options.stats_persist_period_sec = 0;
   // We recover from failed writes ourselves.
@@ -83,6 +87,26 @@ rocksdb::ColumnFamilyOptions MakeRecordsOptions(const std::shared_ptr<rocksdb::C
 }
 
 }  // namespace
+
+// What RocksDB has to say goes to our log. Damage in its write-ahead log it reports nowhere else:
+// "... dropping <n> bytes; Corruption: ...", a line for each place.
+class RocksDbDatabase::Messages final : public rocksdb::Logger {
+ public:
+  Messages() : rocksdb::Logger(rocksdb::WARN_LEVEL) {}
+
+  using rocksdb::Logger::Logv;
+  void Logv(const char* format, va_list arguments) override {
+    char text[512];
+    std::vsnprintf(text, sizeof(text), format, arguments);
+    if (absl::StrContains(text, ": dropping ")) ++log_damage_;
+    KVTIER_LOG(WARNING) << "RocksDB: " << text;
+  }
+  size_t GetLogFileSize() const override { return 0; }
+  uint64_t log_damage() const { return log_damage_; }
+
+ private:
+  std::atomic<uint64_t> log_damage_{0};
+};
 
 struct RocksDbDatabase::Handle {
   std::unique_ptr<rocksdb::DB> db;
@@ -146,9 +170,12 @@ RocksDbDatabase::RocksDbDatabase(std::string folder, Mode mode, rocksdb::Env* en
     : folder_(std::move(folder)),
       mode_(mode),
       env_(env != nullptr ? env : rocksdb::Env::Default()),
-      memory_bytes_(std::clamp(memory_bytes, kMemoryBytesMin, kMemoryBytesMax)) {}
+      memory_bytes_(std::clamp(memory_bytes, kMemoryBytesMin, kMemoryBytesMax)),
+      messages_(std::make_shared<Messages>()) {}
 
 RocksDbDatabase::~RocksDbDatabase() = default;
+
+uint64_t RocksDbDatabase::log_damage() const { return messages_->log_damage(); }
 
 absl::StatusOr<std::unique_ptr<RocksDbDatabase>> RocksDbDatabase::Open(std::string folder,
                                                                        Mode mode, rocksdb::Env* env,
@@ -187,6 +214,7 @@ absl::StatusOr<std::unique_ptr<RocksDbDatabase::Handle>> RocksDbDatabase::OpenHa
       {"attributes", MakeRecordsOptions(cache)},
   };
   rocksdb::DBOptions options = MakeDbOptions(env_, memory_bytes_);
+  options.info_log = messages_;
   if (read_only) {
     // Nothing is made then. If they cannot be listed, opening says why.
     std::vector<std::string> names;
@@ -542,6 +570,23 @@ absl::StatusOr<std::vector<std::string>> ListFolder(rocksdb::Env* env, const std
       Rocks(folder, [&] { return OrDefault(env)->GetChildren(folder, &names); }));
   std::erase_if(names, [](const std::string& name) { return name == "." || name == ".."; });
   return names;
+}
+
+absl::Status CreateFolder(rocksdb::Env* env, const std::string& folder) {
+  KVTIER_ASSIGN_OR_RETURN(const bool exists, Exists(env, folder));
+  if (exists) {  // As a folder?
+    return Rocks(folder, [&] { return OrDefault(env)->CreateDirIfMissing(folder); });
+  }
+  std::string parent = std::filesystem::path(folder).parent_path();
+  if (parent.empty()) parent = ".";
+  KVTIER_RETURN_IF_ERROR(CreateFolder(env, parent));
+  return Rocks(folder, [&] {
+    rocksdb::Status status = OrDefault(env)->CreateDirIfMissing(folder);
+    std::unique_ptr<rocksdb::Directory> directory;
+    if (status.ok()) status = OrDefault(env)->NewDirectory(parent, &directory);
+    if (status.ok()) status = directory->Fsync();
+    return status;
+  });
 }
 
 absl::Status EmptyFolder(rocksdb::Env* env, const std::string& folder) {

@@ -58,6 +58,10 @@ class RocksDbDatabase {
       std::string folder, Mode mode, rocksdb::Env* env, uint64_t memory_bytes = kMemoryBytesMax);
   ~RocksDbDatabase();
 
+  // Places of the write-ahead log that could not be read when the database was opened. A write that
+  // was cut off by a loss of power looks the same as one that has rotted.
+  uint64_t log_damage() const;
+
   // --- Records: small, through the write-ahead log, synced.
   struct RecordChange {
     Family family;
@@ -106,6 +110,7 @@ class RocksDbDatabase {
  private:
   struct Handle;  // An open rocksdb::DB with its column families.
   class Access;   // Keeps the handle from being closed.
+  class Messages;
 
   RocksDbDatabase(std::string folder, Mode mode, rocksdb::Env* env, uint64_t memory_bytes);
 
@@ -124,6 +129,7 @@ class RocksDbDatabase {
   const Mode mode_;
   rocksdb::Env* const env_;
   const uint64_t memory_bytes_;
+  const std::shared_ptr<Messages> messages_;
   bool direct_writes_ = false;  // Constant after Open.
 
   // Held across disk writes, the one lock that is: what it orders are those writes. Readers never
@@ -148,6 +154,9 @@ absl::Status WriteAtomically(rocksdb::Env* env, const std::string& folder, const
                              absl::string_view content);
 // Names of what is in it, in no order.
 absl::StatusOr<std::vector<std::string>> ListFolder(rocksdb::Env* env, const std::string& folder);
+// Creates the folder and those above it, as far as they are missing, durably: a folder is a name in
+// its parent, and without an fsync of that one a loss of power takes it with all that is in it.
+absl::Status CreateFolder(rocksdb::Env* env, const std::string& folder);
 // Creates the folder if it is missing; removes every file in it.
 absl::Status EmptyFolder(rocksdb::Env* env, const std::string& folder);
 // Fine if it is not there.

@@ -1,7 +1,6 @@
 #include "store/rocksdb_tier.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <map>
 #include <optional>
 #include <set>
@@ -66,7 +65,9 @@ class RocksDbTier final : public DurableTier {
   }
   DurableCounters counters() override {
     MutexLock lock(&mutex_);
-    return counters_;
+    DurableCounters counters = counters_;
+    counters.log_damage = database_->log_damage();
+    return counters;
   }
 
  private:
@@ -133,9 +134,7 @@ class RocksDbTier final : public DurableTier {
 absl::Status RocksDbTier::Open() {
   const bool must_exist = options_.must_exist || options_.read_only;
   if (!must_exist) {
-    std::error_code error;
-    std::filesystem::create_directories(options_.folder, error);
-    if (error) return absl::UnavailableError(absl::StrCat(options_.folder, ": ", error.message()));
+    KVTIER_RETURN_IF_ERROR(rocksdb_files::CreateFolder(options_.env, options_.folder));
   }
   // Before anything is written, the lock's file included.
   KVTIER_ASSIGN_OR_RETURN(const uint32_t format, FormatVersion());
@@ -164,6 +163,8 @@ absl::Status RocksDbTier::Open() {
   }
   // First: RocksDB may need the room to open.
   KVTIER_RETURN_IF_ERROR(rocksdb_files::EmptyFolder(options_.env, StagingFolder()));
+  // RocksDB would create it too, but its name would not be durable.
+  KVTIER_RETURN_IF_ERROR(rocksdb_files::CreateFolder(options_.env, database));
   KVTIER_ASSIGN_OR_RETURN(
       database_, RocksDbDatabase::Open(database, RocksDbDatabase::Mode::kReadWrite, options_.env,
                                        memory_bytes));

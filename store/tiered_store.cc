@@ -95,6 +95,7 @@ absl::Status TieredStoreImpl::Recover() {
   const DurableCounters found = disk_->counters();
   counters_.bands_lost += found.bands_lost;
   counters_.checksum_failures += found.records_lost;
+  counters_.log_damage += found.log_damage;
   MutexLock lock(&mutex_);
   for (const SealedObject& object : sealed) {
     const auto state = std::make_shared<ObjectState>(

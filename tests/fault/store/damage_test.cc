@@ -16,6 +16,7 @@
 #include "gtest/gtest.h"
 #include "kvcache/manifest.h"
 #include "store/disk_format.h"
+#include "store/scrubber.h"
 #include "store/tiered_store.h"
 #include "tests/fault/store/fault_env.h"
 #include "tests/testing/files.h"
@@ -247,6 +248,37 @@ TEST_F(DamageTest, AnIntactCopyInHostMemoryServesAndVerifyRepairsTheDisk) {
   KVTIER_EXPECT_OK(Check(object_, kBands));
   Open(kNoHostBytes);
   KVTIER_EXPECT_OK(Check(object_, kBands));
+}
+
+// Before any reader has met the damage.
+TEST_F(DamageTest, TheScrubRepairsWhatHasAnotherCopyAndGivesUpWhatHasNone) {
+  for (const bool has_other_copy : {true, false}) {
+    SCOPED_TRACE(has_other_copy ? "in host memory too" : "on disk only");
+    Open(kHostBytes);
+    Put(object_);
+    Put(other_);
+    if (!has_other_copy) Open(kHostBytes);
+    FlipBit(Find(object_, 2, 1).file, Find(object_, 2, 1).offset, 0);
+    {
+      Scrubber scrubber({.bytes_per_second = UINT64_MAX, .start_delay = absl::ZeroDuration()},
+                        *store_, clock_);
+      while (scrubber.counters().passes == 0) {
+        clock_.AwaitWaiters(1);
+        if (scrubber.counters().passes == 0) clock_.AdvanceTime(absl::Microseconds(1));
+      }
+      EXPECT_EQ(scrubber.counters().repaired, has_other_copy ? 1u : 0u);
+      EXPECT_EQ(scrubber.counters().lost, has_other_copy ? 0u : 1u);
+      EXPECT_EQ(scrubber.counters().errors, 0u);
+    }
+    EXPECT_EQ(store_->counters().checksum_failures, 1u);
+    EXPECT_EQ(store_->counters().bands_lost, has_other_copy ? 0u : kBands - 2);
+    Open(kNoHostBytes);
+    KVTIER_EXPECT_OK(Check(object_, has_other_copy ? kBands : 2));
+    KVTIER_EXPECT_OK(Check(other_, kBands));
+    EXPECT_EQ(store_->counters().checksum_failures, 0u);
+    KVTIER_ASSERT_OK(store_->Delete(TenantId(), object_.manifest->key));
+    KVTIER_ASSERT_OK(store_->Delete(TenantId(), other_.manifest->key));
+  }
 }
 
 TEST_F(DamageTest, AnotherReaderOfLostBandsHearsOfTheLossAndCompressingAgainRestoresThem) {
