@@ -114,8 +114,8 @@ TEST_P(PageFaultTest, AcknowledgedPagesSurviveAndServingGoesOn) {
 
 INSTANTIATE_TEST_SUITE_P(Faults, PageFaultTest,
                          testing::Values(FaultEnv::Fault::kNoSpace, FaultEnv::Fault::kIoError),
-                         [](const auto& info) {
-                           return info.param == FaultEnv::Fault::kNoSpace ? "NoSpace" : "IoError";
+                         [](const auto& test) {
+                           return test.param == FaultEnv::Fault::kNoSpace ? "NoSpace" : "IoError";
                          });
 
 }  // namespace

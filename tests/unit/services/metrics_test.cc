@@ -18,8 +18,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "store/page_store.h"
-#include "store/tiered_store.h"
 #include "store/scrubber.h"
+#include "store/tiered_store.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/test_object.h"
 
