@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -68,6 +69,13 @@ absl::StatusOr<std::unique_ptr<RawTcp>> RawTcp::Connect(uint64_t bytes) {
       connect(tcp->reader_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 ||
       (tcp->sender_ = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC)) < 0) {
     return Errno("a TCP connection on loopback");
+  }
+  // Otherwise the last bytes of a transfer wait for an acknowledgement that the reader may delay.
+  const int on = 1;
+  for (const int end : {tcp->reader_, tcp->sender_}) {
+    if (setsockopt(end, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)) != 0) {
+      return Errno("TCP_NODELAY on loopback");
+    }
   }
   tcp->thread_ = std::thread([raw = tcp.get()] { raw->Send(); });
   return tcp;
