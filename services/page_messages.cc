@@ -121,6 +121,11 @@ absl::Status CheckBatchPut(const v1::BatchPutRequest& request) {
     return absl::InvalidArgumentError(absl::StrCat(bytes, " bytes of pages, at most ",
                                                    limits::kPageBatchBytesMax, " in one call"));
   }
+  // A promise that this build does not know is not one to make.
+  if (!v1::Durability_IsValid(request.durability())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("durability ", static_cast<int>(request.durability()), " is unknown"));
+  }
   return absl::OkStatus();
 }
 

@@ -233,7 +233,8 @@ grpc::ServerUnaryReactor* PageServiceImpl::BatchGet(grpc::CallbackServerContext*
   }
   pool_.Schedule([=, this, tenant = std::move(tenant), keys = std::move(keys),
                   pages = std::move(pages)]() mutable {
-    std::vector<absl::Status> statuses = store_.GetFromDisk(tenant, keys, &pages);
+    std::vector<absl::Status> statuses =
+        store_.GetFromDisk(tenant, keys, limits::kPageBatchBytesMax, &pages);
     *response = MakeResponse(std::move(statuses), std::move(pages));
     End(reactor, "BatchGet", absl::OkStatus(), start);
   });

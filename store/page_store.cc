@@ -68,11 +68,23 @@ class PageStoreImpl final : public PageStore {
   }
 
   std::vector<absl::Status> GetFromDisk(const TenantId& tenant, std::span<const PageKey> keys,
-                                        std::vector<PageRef>* pages) override {
+                                        uint64_t bytes_max, std::vector<PageRef>* pages) override {
     std::vector<absl::Status> statuses(keys.size());
+    uint64_t bytes = 0;
+    for (const PageRef& page : *pages) bytes += page == nullptr ? 0 : page->bytes().size();
     for (size_t i = 0; i < keys.size(); ++i) {
       PageRef& page = (*pages)[i];
-      if (page == nullptr) statuses[i] = ReadFromDisk({tenant, keys[i]}, &page);
+      if (page != nullptr) continue;
+      const std::optional<PageDigest> found = disk_->Find({tenant, keys[i]});
+      if (found.has_value() && (bytes > bytes_max || found->bytes > bytes_max - bytes)) {
+        ++counters_.gets;
+        ++counters_.failures;
+        statuses[i] = absl::ResourceExhaustedError(
+            absl::StrCat("more than ", bytes_max, " bytes of pages in one call"));
+        continue;
+      }
+      statuses[i] = ReadFromDisk({tenant, keys[i]}, &page);
+      if (page != nullptr) bytes += page->bytes().size();
     }
     return statuses;
   }
@@ -138,6 +150,12 @@ class PageStoreImpl final : public PageStore {
     if (put->crc32c.has_value() && *put->crc32c != crc32c) {
       return absl::InvalidArgumentError("the page does not match its CRC32C");
     }
+    // Before anybody can see it; once more below, because the disk may have got another meanwhile.
+    const auto differs = [&] {
+      const std::optional<PageDigest> on_disk = disk_ == nullptr ? std::nullopt : disk_->Find(name);
+      return on_disk.has_value() && *on_disk != PageDigest{static_cast<uint32_t>(size), crc32c};
+    };
+    if (differs()) return OtherBytesError();
     TrimCapacity(put->bytes);
     KVTIER_ASSIGN_OR_RETURN(*inserted, host_.Insert(name, crc32c, &put->bytes));
     if (!inserted->is_new) {
@@ -145,8 +163,7 @@ class PageStoreImpl final : public PageStore {
       return there.bytes().size() == size && there.crc32c() == crc32c ? absl::OkStatus()
                                                                       : OtherBytesError();
     }
-    const std::optional<PageDigest> on_disk = disk_ == nullptr ? std::nullopt : disk_->Find(name);
-    if (on_disk.has_value() && *on_disk != PageDigest{static_cast<uint32_t>(size), crc32c}) {
+    if (differs()) {
       host_.Remove(name.tenant, name.key);
       return OtherBytesError();
     }
@@ -206,7 +223,7 @@ std::vector<absl::StatusOr<PageRef>> PageStore::Get(const TenantId& tenant,
                                                     std::span<const PageKey> keys) {
   std::vector<PageRef> pages;
   std::vector<absl::Status> statuses(keys.size());
-  if (GetFromHost(tenant, keys, &pages)) statuses = GetFromDisk(tenant, keys, &pages);
+  if (GetFromHost(tenant, keys, &pages)) statuses = GetFromDisk(tenant, keys, UINT64_MAX, &pages);
   std::vector<absl::StatusOr<PageRef>> results;
   for (size_t i = 0; i < keys.size(); ++i) {
     if (pages[i] != nullptr) {

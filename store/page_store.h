@@ -82,10 +82,11 @@ class PageStore {
   // has one of the others: GetFromDisk must follow. Otherwise the others are counted as misses.
   virtual bool GetFromHost(const TenantId& tenant, std::span<const PageKey> keys,
                            std::vector<PageRef>* pages) = 0;
-  // Reads those that are null, and keeps them in host memory where there is room. One status for
-  // each key: OK, NOT_FOUND, DATA_LOSS, UNAVAILABLE. May wait for the disk.
+  // Reads those that are null, and keeps them in host memory where there is room; never more than
+  // bring all of `pages` to `bytes_max`. One status for each key: OK, NOT_FOUND, DATA_LOSS,
+  // UNAVAILABLE, RESOURCE_EXHAUSTED (not read: beyond bytes_max). May wait for the disk.
   virtual std::vector<absl::Status> GetFromDisk(const TenantId& tenant,
-                                                std::span<const PageKey> keys,
+                                                std::span<const PageKey> keys, uint64_t bytes_max,
                                                 std::vector<PageRef>* pages) = 0;
   // Both, one after the other.
   std::vector<absl::StatusOr<PageRef>> Get(const TenantId& tenant, std::span<const PageKey> keys);

@@ -1,7 +1,6 @@
 #include "store/rocksdb_page_tier.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <map>
 #include <set>
 #include <utility>
@@ -80,12 +79,13 @@ std::optional<Place> DecodePlace(absl::string_view name_key, absl::string_view v
 
 // How the budget is spent. In 64ths, beside the window: the write-ahead log has up to 3 (RocksDB
 // flushes above 2, and a batch is at most 1), the newest file up to 2 before the oldest goes, the
-// names 1; and the files hold 3 more than the window, because whole files go.
+// names 1, files that wait for their removal on a busy machine 2; and the files hold 3 more than
+// the window, because whole files go.
 struct Shares {
   explicit Shares(uint64_t budget)
       : write_buffer(std::min(budget / 64, uint64_t{64} << 20)),
-        files(budget - 6 * write_buffer),
-        window(budget - 9 * write_buffer) {}
+        files(budget - 8 * write_buffer),
+        window(budget - 11 * write_buffer) {}
   uint64_t write_buffer;
   uint64_t files;   // Of pages, before RocksDB drops the oldest.
   uint64_t window;  // Positions that are still found.
@@ -211,10 +211,10 @@ absl::Status RocksDbPageTier::Open() {
                                                    options_.budget_bytes, " bytes; the least is ",
                                                    kPageDiskBudgetMin));
   }
-  std::error_code error;
-  std::filesystem::create_directories(options_.folder, error);
-  if (error) return absl::UnavailableError(absl::StrCat(options_.folder, ": ", error.message()));
+  KVTIER_RETURN_IF_ERROR(rocksdb_files::CreateFolder(env_, options_.folder));
   KVTIER_RETURN_IF_ERROR(CheckFormat());
+  // By us, because RocksDB does not sync the folder that names it.
+  KVTIER_RETURN_IF_ERROR(rocksdb_files::CreateFolder(env_, options_.folder + "/db"));
   KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<Handle> handle, OpenHandle(/*read_only=*/false));
   {
     MutexLock lock(&mutex_);
@@ -242,6 +242,8 @@ absl::StatusOr<std::unique_ptr<RocksDbPageTier::Handle>> RocksDbPageTier::OpenHa
   options.env = env_;
   options.create_if_missing = true;
   options.create_missing_column_families = true;
+  // A damaged log record costs the pages in it, not all that came after.
+  options.wal_recovery_mode = rocksdb::WALRecoveryMode::kSkipAnyCorruptedRecords;
   options.max_open_files = -1;  // FIFO compaction wants it. Each file has a 64th of the budget.
   options.max_total_wal_size = 2 * shares_.write_buffer;
   options.keep_log_file_num = 4;
@@ -257,9 +259,13 @@ absl::StatusOr<std::unique_ptr<RocksDbPageTier::Handle>> RocksDbPageTier::OpenHa
   table.format_version = 5;
   table.block_size = 16 << 10;  // Fewer index entries than blocks of a page each.
 
+  constexpr uint64_t kNever = uint64_t{100} * 365 * 24 * 3600;  // Seconds.
   rocksdb::ColumnFamilyOptions pages;
   pages.compaction_style = rocksdb::kCompactionStyleFIFO;
   pages.compaction_options_fifo.max_table_files_size = shares_.files;
+  // Pages go when the budget is full, not when they are old: left alone, RocksDB takes 30 days.
+  pages.ttl = kNever;
+  pages.periodic_compaction_seconds = kNever;
   pages.compression = rocksdb::kNoCompression;
   pages.write_buffer_size = shares_.write_buffer;
   pages.max_write_buffer_number = 2;
@@ -289,6 +295,8 @@ absl::StatusOr<std::unique_ptr<RocksDbPageTier::Handle>> RocksDbPageTier::OpenHa
         absl::StrCat(folder, " is in use by another process: ", opened.message()));
   }
   KVTIER_RETURN_IF_ERROR(opened);
+  KVTIER_CHECK_GE(handle->db->GetOptions(handle->families[1]).ttl, kNever)
+      << "RocksDB would remove pages by age";
   return handle;
 }
 

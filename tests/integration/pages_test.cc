@@ -207,6 +207,10 @@ TEST_F(PagesTest, RefusesWhatLimitsForbid) {
   for (uint32_t i = 0; i <= limits::kPageBatchMax; ++i) get.add_keys(std::string(32, 'k'));
   EXPECT_THAT(Call(&v1::PageService::Stub::BatchGet, get),
               StatusIs(Code::kInvalidArgument, HasSubstr("1024")));
+  v1::BatchPutRequest unknown;
+  unknown.set_durability(static_cast<v1::Durability>(7));
+  EXPECT_THAT(Call(&v1::PageService::Stub::BatchPut, unknown),
+              StatusIs(Code::kInvalidArgument, HasSubstr("durability 7")));
   v1::BatchPutRequest put;
   put.add_pages()->set_key("short");
   EXPECT_THAT(Call(&v1::PageService::Stub::BatchPut, put),

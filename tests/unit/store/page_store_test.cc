@@ -228,6 +228,23 @@ TEST_F(PageStoreTest, AHostPagePutAgainWithDiskBecomesDurable) {
   EXPECT_EQ(Get(1), Bytes(1));
 }
 
+TEST_F(PageStoreTest, PagesBeyondTheBytesAskedForAreNotRead) {
+  Open(1, /*with_disk=*/true);
+  std::vector<PageKey> keys;
+  for (int page = 0; page < 5; ++page) {
+    ASSERT_THAT(Put(page, 0, Durability::kDisk), IsOk());
+    keys.push_back(Key(page));
+  }
+  std::vector<PageRef> pages(keys.size());
+  const std::vector<absl::Status> statuses =
+      store_->GetFromDisk(tenant_, keys, 2 * kPageBytes + 1, &pages);
+  for (size_t i = 0; i < keys.size(); ++i) {
+    EXPECT_EQ(pages[i] != nullptr, i < 2) << i;
+    EXPECT_THAT(statuses[i], i < 2 ? StatusIs(Code::kOk) : StatusIs(Code::kResourceExhausted)) << i;
+  }
+  ExpectCountersAddUp();
+}
+
 TEST_F(PageStoreTest, TheDiskKeepsTheNewestWithinItsBudget) {
   constexpr uint64_t kBudget = kPageDiskBudgetMin;
   constexpr int kBatch = 32;
@@ -261,6 +278,7 @@ TEST_F(PageStoreTest, DamageOnDiskIsALossThenAMiss) {
     ASSERT_THAT(Put(page, 0, Durability::kDisk), IsOk());
   }
   Open(1, /*with_disk=*/true);
+  store_.reset();  // Nothing removes files under us.
   int damaged = 0;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(dir_.File("pages"))) {
     if (entry.path().extension() != ".sst") continue;
@@ -270,6 +288,7 @@ TEST_F(PageStoreTest, DamageOnDiskIsALossThenAMiss) {
     ++damaged;
   }
   ASSERT_GE(damaged, 1);
+  Open(1, /*with_disk=*/true);
   const PageKey keys[] = {Key(7)};
   EXPECT_THAT(store_->Get(tenant_, keys)[0], StatusIs(Code::kDataLoss));
   EXPECT_EQ(store_->counters().checksum_failures, 1u);
