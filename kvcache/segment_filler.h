@@ -1,6 +1,6 @@
 // Puts one segment together from pieces that arrive in order, and verifies it on the way: each byte
-// is copied and summed in one pass, so a receiver reads memory once. Used by whoever gets segments
-// from outside: the client's end of a fetch and the store's end of a Put.
+// is copied and summed in one pass, so a receiver reads memory once. Used by
+// the client's end of a fetch.
 //
 //   SegmentFiller filler(entry, heads, buffer.span(), SegmentFiller::Check::kVerify);
 //   while (!filler.done()) KVTIER_RETURN_IF_ERROR(filler.Append(NextPiece()));

@@ -17,6 +17,7 @@
 #include "services/server_flags.h"
 #include "services/store_service.h"
 #include "store/expiry_sweeper.h"
+#include "store/host_memory.h"
 #include "store/page_store.h"
 #include "store/rocksdb_page_tier.h"
 #include "store/rocksdb_tier.h"
@@ -106,6 +107,7 @@ absl::Status Run(const ServerOptions& server_options) {
   }
   TieredStoreOptions store_options;
   store_options.host_budget_bytes = host_budget_mib * limits::kMiB - database_bytes;
+  store_options.memory.files_max = ReserveMemoryFiles();
   store_options.eviction_policy = absl::GetFlag(FLAGS_eviction_policy);
   store_options.floor_ratio = absl::GetFlag(FLAGS_floor_ratio);
   KVTIER_ASSIGN_OR_RETURN(store_options.tenant_quotas,

@@ -69,14 +69,14 @@ absl::Status Delete(CallEnvironment& environment, const TenantId& tenant,
   TieredStore& store = environment.store();
   KVTIER_ASSIGN_OR_RETURN(const ObjectNameParts name, NameFromProto(request.name()));
   KVTIER_ASSIGN_OR_RETURN(ObjectStat stat, StatNamed(store, tenant, name));
-  if (request.keep_ratio() == 0) return store.Delete(tenant, name.key);
+  if (request.keep_ratio() == 0) return store.Delete(tenant, name.key, name.upload_id);
   KVTIER_ASSIGN_OR_RETURN(const Ratio keep, Ratio::FromDouble(request.keep_ratio()));
   if (keep == Ratio()) {
     return absl::InvalidArgumentError("keep_ratio 1 would keep everything; it must be below 1");
   }
   uint32_t bands = 1;
   while (bands < stat.manifest->bands.size() && stat.manifest->bands[bands].edge <= keep) ++bands;
-  KVTIER_RETURN_IF_ERROR(store.DropBands(tenant, name.key, bands));
+  KVTIER_RETURN_IF_ERROR(store.DropBands(tenant, name.key, bands, stat.manifest->upload_id));
   KVTIER_ASSIGN_OR_RETURN(stat, store.Stat(tenant, name.key));
   *response.mutable_object() = SummaryToProto(stat);
   return absl::OkStatus();
@@ -86,7 +86,7 @@ absl::Status Verify(CallEnvironment& environment, const TenantId& tenant,
                     const v1::VerifyRequest& request, v1::VerifyResponse& response) {
   KVTIER_ASSIGN_OR_RETURN(const ObjectNameParts name, NameFromProto(request.name()));
   KVTIER_ASSIGN_OR_RETURN(const ObjectStat stat, StatNamed(environment.store(), tenant, name));
-  KVTIER_RETURN_IF_ERROR(environment.store().Verify(tenant, name.key));
+  KVTIER_RETURN_IF_ERROR(environment.store().Verify(tenant, name.key, stat.manifest->upload_id));
   response.set_segments(uint64_t{stat.resident_bands} * stat.manifest->geometry.layer_count());
   response.set_bytes(stat.manifest->PrefixBytes(stat.resident_bands));
   return absl::OkStatus();

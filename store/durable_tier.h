@@ -50,6 +50,9 @@ class DurableTier : public Tier {
   // The first half of DropBands: once it returns, a crash leaves at most `band_count` bands of the
   // upload (0: no record of it). Until DropBands they are still served, to readers that pin them.
   virtual absl::Status LowerResidency(const UploadId& upload, uint32_t band_count) = 0;
+  // Bands that a crash now would leave, as the record says: fewer than BandCount while bands are
+  // put and not sealed yet, or lowered and not dropped yet.
+  virtual uint32_t SealedBands(const UploadId& upload) = 0;
   // Removes the record of (tenant, key) if it is of `upload`, then the upload's segments.
   virtual absl::Status Unseal(const TenantId& tenant, const Key& key, const UploadId& upload) = 0;
   // Makes `attributes` durable for an upload. They may come before its Seal, so that it is never

@@ -41,7 +41,8 @@ rocksdb::DBOptions MakeDbOptions(rocksdb::Env* env, uint64_t memory_bytes) {
   options.create_missing_column_families = true;
   // A file per band: all of them open at once would be more files than a process may have.
   options.max_open_files = static_cast<int>(memory_bytes * 2 / 5 / RocksDbDatabase::kOpenFileBytes);
-  options.db_write_buffer_size = memory_bytes * 2 / 5;  // All families together.
+  // All families together. A tenth stays free for what is being flushed.
+  options.db_write_buffer_size = memory_bytes * 3 / 10;
   options.max_total_wal_size = 64 << 20;
   options.stats_dump_period_sec = 0;
   options.stats_persist_period_sec = 0;

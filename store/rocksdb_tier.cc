@@ -48,6 +48,7 @@ class RocksDbTier final : public DurableTier {
                                  LayerIndex layer) override;
   absl::Status DropBands(const UploadId& upload, uint32_t band_count) override;
   uint32_t BandCount(const UploadId& upload) override;
+  uint32_t SealedBands(const UploadId& upload) override;
   TierUsage Usage() override;
 
   absl::Status Seal(const TenantId& tenant, const Manifest& manifest,
@@ -393,6 +394,12 @@ uint32_t RocksDbTier::BandCount(const UploadId& upload) {
   MutexLock lock(&mutex_);
   const auto found = uploads_.find(upload);
   return found == uploads_.end() ? 0 : static_cast<uint32_t>(found->second.charges.size());
+}
+
+uint32_t RocksDbTier::SealedBands(const UploadId& upload) {
+  MutexLock lock(&mutex_);
+  const auto found = uploads_.find(upload);
+  return found == uploads_.end() ? 0 : found->second.recorded_bands;
 }
 
 TierUsage RocksDbTier::Usage() {

@@ -184,15 +184,15 @@ std::vector<ObjectStat> TieredStoreImpl::FindPrefixes(const TenantId& tenant,
   return stats;
 }
 
-absl::Status TieredStoreImpl::Delete(const TenantId& tenant, const Key& key) {
+absl::Status TieredStoreImpl::Delete(const TenantId& tenant, const Key& key,
+                                     const std::optional<UploadId>& upload) {
   {
     const Turns::Turn turn = turns_.Take(TurnName(tenant, key));
     ObjectPtr object;
     {
       MutexLock lock(&mutex_);
-      object = FindLive(tenant, key);
+      KVTIER_ASSIGN_OR_RETURN(object, FindNamed(tenant, key, upload));
     }
-    if (object == nullptr) return absl::NotFoundError("");
     KVTIER_RETURN_IF_ERROR(RemoveWhole(object, ChangeCause::kRequested));
   }
   Trim();
@@ -211,8 +211,8 @@ absl::Status TieredStoreImpl::RemoveWhole(const ObjectPtr& object, ChangeCause c
   return absl::OkStatus();
 }
 
-absl::Status TieredStoreImpl::DropBands(const TenantId& tenant, const Key& key,
-                                        uint32_t band_count) {
+absl::Status TieredStoreImpl::DropBands(const TenantId& tenant, const Key& key, uint32_t band_count,
+                                        const std::optional<UploadId>& upload) {
   if (band_count == 0) {
     return absl::InvalidArgumentError("band_count is 0; Delete removes whole objects");
   }
@@ -221,8 +221,7 @@ absl::Status TieredStoreImpl::DropBands(const TenantId& tenant, const Key& key,
     ObjectPtr object;
     {
       MutexLock lock(&mutex_);
-      object = FindLive(tenant, key);
-      if (object == nullptr) return absl::NotFoundError("");
+      KVTIER_ASSIGN_OR_RETURN(object, FindNamed(tenant, key, upload));
       if (band_count >= ResidentBands(*object)) return absl::OkStatus();
     }
     if (DiskBands(*object) > band_count) {

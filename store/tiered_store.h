@@ -192,11 +192,13 @@ class TieredStore {
   virtual std::vector<ObjectStat> FindPrefixes(const TenantId& tenant, const PrefixQuery& prompt,
                                                Ratio min_ratio, size_t candidates_max) = 0;
 
-  // Removes the object; current readers finish. NOT_FOUND when there is none.
-  virtual absl::Status Delete(const TenantId& tenant, const Key& key) = 0;
+  // Removes the object; current readers finish. NOT_FOUND when there is none; ABORTED as Pin.
+  virtual absl::Status Delete(const TenantId& tenant, const Key& key,
+                              const std::optional<UploadId>& upload = std::nullopt) = 0;
   // Gives up bands above the first `band_count` for good, in every tier (counted). REQUIRES
-  // band_count >= 1 (INVALID_ARGUMENT otherwise).
-  virtual absl::Status DropBands(const TenantId& tenant, const Key& key, uint32_t band_count) = 0;
+  // band_count >= 1 (INVALID_ARGUMENT otherwise). NOT_FOUND, ABORTED as Pin.
+  virtual absl::Status DropBands(const TenantId& tenant, const Key& key, uint32_t band_count,
+                                 const std::optional<UploadId>& upload = std::nullopt) = 0;
 
   // Changes what is decided about an object. NOT_FOUND, ABORTED as Pin.
   //   RESOURCE_EXHAUSTED  its tenant's pinned bytes, or those of all, would exceed their limit; or
@@ -220,8 +222,10 @@ class TieredStore {
   // Objects of a tenant in key order, after `after`, at most `limit`.
   virtual std::vector<ObjectStat> List(const TenantId& tenant, const std::optional<Key>& after,
                                        size_t limit) = 0;
-  // Reads everything resident of an object and checks every CRC and row. DATA_LOSS as Read does.
-  virtual absl::Status Verify(const TenantId& tenant, const Key& key) = 0;
+  // Reads everything resident of an object and checks every CRC and row. DATA_LOSS as Read does,
+  // NOT_FOUND, ABORTED as Pin.
+  virtual absl::Status Verify(const TenantId& tenant, const Key& key,
+                              const std::optional<UploadId>& upload = std::nullopt) = 0;
   // The same for one segment, pinned only while this runs; for going through a store bit by bit.
   // NOT_FOUND: the upload is not current, or the band not resident.
   virtual absl::StatusOr<VerifiedCopies> VerifyCopies(const UploadId& upload, BandIndex band,

@@ -18,6 +18,17 @@ TieredStoreImpl::ObjectPtr TieredStoreImpl::FindLive(const TenantId& tenant, con
   return object == nullptr || IsExpired(*object) ? nullptr : object;
 }
 
+absl::StatusOr<TieredStoreImpl::ObjectPtr> TieredStoreImpl::FindNamed(
+    const TenantId& tenant, const Key& key, const std::optional<UploadId>& upload) const {
+  ObjectPtr object = FindLive(tenant, key);
+  if (object == nullptr) return absl::NotFoundError("");
+  if (upload.has_value() && *upload != object->upload()) {
+    return absl::AbortedError(absl::StrCat("upload ", upload->ToHex(), " is not the current one; ",
+                                           object->upload().ToHex(), " is"));
+  }
+  return object;
+}
+
 void TieredStoreImpl::Decide(ObjectState& object, const ObjectAttributes& attributes) {
   object.attributes = attributes;
   if (object.retired) return;
@@ -33,13 +44,7 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::SetAttributes(const TenantId& tenant
   ObjectAttributes before;
   {
     MutexLock lock(&mutex_);
-    object = FindLive(tenant, key);
-    if (object == nullptr) return absl::NotFoundError("");
-    if (upload.has_value() && *upload != object->upload()) {
-      return absl::AbortedError(absl::StrCat("upload ", upload->ToHex(),
-                                             " is not the current one; ", object->upload().ToHex(),
-                                             " is"));
-    }
+    KVTIER_ASSIGN_OR_RETURN(object, FindNamed(tenant, key, upload));
     before = object->attributes;
     ObjectAttributes after = before;
     if (change.pinned.has_value()) after.pinned = *change.pinned;

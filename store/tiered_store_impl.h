@@ -76,11 +76,14 @@ class TieredStoreImpl final : public TieredStore {
   absl::StatusOr<ObjectStat> Stat(const TenantId& tenant, const Key& key) override;
   std::vector<ObjectStat> FindPrefixes(const TenantId& tenant, const PrefixQuery& prompt,
                                        Ratio min_ratio, size_t candidates_max) override;
-  absl::Status Delete(const TenantId& tenant, const Key& key) override;
-  absl::Status DropBands(const TenantId& tenant, const Key& key, uint32_t band_count) override;
+  absl::Status Delete(const TenantId& tenant, const Key& key,
+                      const std::optional<UploadId>& upload) override;
+  absl::Status DropBands(const TenantId& tenant, const Key& key, uint32_t band_count,
+                         const std::optional<UploadId>& upload) override;
   std::vector<ObjectStat> List(const TenantId& tenant, const std::optional<Key>& after,
                                size_t limit) override;
-  absl::Status Verify(const TenantId& tenant, const Key& key) override;
+  absl::Status Verify(const TenantId& tenant, const Key& key,
+                      const std::optional<UploadId>& upload) override;
   absl::StatusOr<VerifiedCopies> VerifyCopies(const UploadId& upload, BandIndex band,
                                               LayerIndex layer) override;
   std::optional<ObjectName> NextObject(const std::optional<ObjectName>& after) override;
@@ -165,6 +168,10 @@ class TieredStoreImpl final : public TieredStore {
   bool IsExpired(const ObjectState& object) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Null if there is none, or it has expired.
   ObjectPtr FindLive(const TenantId& tenant, const Key& key) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // NOT_FOUND: a miss. ABORTED: `upload` is given and another one is current.
+  absl::StatusOr<ObjectPtr> FindNamed(const TenantId& tenant, const Key& key,
+                                      const std::optional<UploadId>& upload) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // In memory alone, at once: nothing of it is given up while its record is written. REQUIRES: its
   // turn.

@@ -235,25 +235,26 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::FinishUpload(const std::shared_ptr<U
   absl::StatusOr<ObjectStat> finished = [&]() -> absl::StatusOr<ObjectStat> {
     const Turns::Turn turn = turns_.Take(TurnName(tenant, manifest.key));
     OpenUpload open;
+    ObjectPtr sealed;  // By an earlier stream.
     ObjectPtr stored;
     {
       MutexLock lock(&mutex_);
-      if (const ObjectPtr sealed = index_.FindUpload(manifest.upload_id)) {
-        if (sealed->retired) {
-          return absl::ResourceExhaustedError(absl::StrCat(
-              "upload ", manifest.upload_id.ToHex(), " was stored and removed, and is still read"));
-        }
-        CloseUpload(manifest.upload_id);
-        return StatOf(*sealed);
+      sealed = index_.FindUpload(manifest.upload_id);
+      if (sealed != nullptr && sealed->retired) {
+        return absl::ResourceExhaustedError(absl::StrCat(
+            "upload ", manifest.upload_id.ToHex(), " was stored and removed, and is still read"));
       }
       const auto found = uploads_.find(manifest.upload_id);
       if (found == uploads_.end()) {
+        if (sealed != nullptr) return StatOf(*sealed);
         return absl::NotFoundError(
             absl::StrCat("upload ", manifest.upload_id.ToHex(), " is not open"));
       }
       open = found->second;
       stored = FindLive(tenant, manifest.key);
     }
+    // Sent again, perhaps asking for more than it got then.
+    if (sealed != nullptr) return KeepStored(sealed, open);
     if (!open.upload->complete()) {
       return absl::InvalidArgumentError(
           absl::StrCat("upload ", manifest.upload_id.ToHex(), ": ", open.upload->uploaded_bytes(),

@@ -35,6 +35,7 @@ class PinnedObjectImpl final : public PinnedObject {
     std::vector<SegmentRef> layers;  // [layers]
     std::vector<bool> is_there;      // [layers]; an empty segment has no bytes to tell it by.
     uint32_t count = 0;
+    std::vector<MemoryCharge> charges;  // Of what is in `layers`.
   };
 
   void Collect(BandIndex band, LayerIndex layer, const SegmentRef& segment);
@@ -49,7 +50,6 @@ class PinnedObjectImpl final : public PinnedObject {
   bool has_read_disk_ ABSL_GUARDED_BY(mutex_) = false;
   bool has_failed_ ABSL_GUARDED_BY(mutex_) = false;
   std::map<BandIndex, BandFromDisk> from_disk_ ABSL_GUARDED_BY(mutex_);
-  uint64_t collected_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 PinnedObjectImpl::~PinnedObjectImpl() {
@@ -104,15 +104,12 @@ absl::StatusOr<std::shared_ptr<const BandMemory>> PinnedObjectImpl::Hold(BandInd
 }
 
 void PinnedObjectImpl::Collect(BandIndex band, LayerIndex layer, const SegmentRef& segment) {
-  const TierUsage usage = store_.host_->Usage();
   std::vector<SegmentRef> complete;
   {
     MutexLock lock(&mutex_);
-    const uint64_t wanted = collected_bytes_ + segment.bytes().size();
-    if (usage.budget_bytes != 0 &&
-        (usage.bytes > usage.budget_bytes || wanted > usage.budget_bytes - usage.bytes)) {
-      return;
-    }
+    absl::StatusOr<MemoryCharge> charge =
+        MemoryCharge::Take(store_.memory_->budget(), segment.bytes().size());
+    if (!charge.ok()) return;  // No room to keep it.
     const uint32_t layers = object_->manifest->geometry.layer_count();
     BandFromDisk& collected = from_disk_[band];
     collected.layers.resize(layers);
@@ -120,11 +117,10 @@ void PinnedObjectImpl::Collect(BandIndex band, LayerIndex layer, const SegmentRe
     if (collected.is_there[layer.value()]) return;
     collected.is_there[layer.value()] = true;
     collected.layers[layer.value()] = segment;
-    collected_bytes_ += segment.bytes().size();
+    collected.charges.push_back(*std::move(charge));
     if (++collected.count < layers) return;
     complete = std::move(collected.layers);
-    for (const SegmentRef& ref : complete) collected_bytes_ -= ref.bytes().size();
-    from_disk_.erase(band);
+    from_disk_.erase(band);  // With its charges: host memory takes its own.
   }
   store_.Promote(object_, band, complete);
 }
@@ -232,12 +228,13 @@ std::unique_ptr<PinnedObjectImpl> TieredStoreImpl::PinUncounted(const ObjectPtr&
                                             /*is_counted=*/false);
 }
 
-absl::Status TieredStoreImpl::Verify(const TenantId& tenant, const Key& key) {
+absl::Status TieredStoreImpl::Verify(const TenantId& tenant, const Key& key,
+                                     const std::optional<UploadId>& upload) {
   std::unique_ptr<PinnedObjectImpl> pinned;
   {
     MutexLock lock(&mutex_);
-    const ObjectPtr object = FindLive(tenant, key);
-    if (object == nullptr || ResidentBands(*object) == 0) return absl::NotFoundError("");
+    KVTIER_ASSIGN_OR_RETURN(const ObjectPtr object, FindNamed(tenant, key, upload));
+    if (ResidentBands(*object) == 0) return absl::NotFoundError("");
     pinned = PinUncounted(object);
   }
   for (uint32_t band = 0; band < pinned->resident_bands(); ++band) {
@@ -336,11 +333,14 @@ absl::StatusOr<bool> TieredStoreImpl::RepairDiskCopy(const ObjectPtr& object, Ba
   bool has_lost = false;
   {
     MutexLock lock(&mutex_);
+    // Replaced or removed while we waited: the record of its key is not ours to write any more.
+    if (object->retired) return false;
     has_lost = in_host < ResidentBands(*object);
     if (has_lost) Lower(object, in_host, ChangeCause::kLoss);
   }
   KVTIER_RETURN_IF_ERROR(disk_->DropBands(object->upload(), band.value()));
-  KVTIER_RETURN_IF_ERROR(EnsureOnDisk(object));
+  KVTIER_RETURN_IF_ERROR(
+      StoreMakingRoom(BytesNotOnDisk(object), [&] { return EnsureOnDisk(object); }));
   if (!has_lost) return true;
   return absl::DataLossError(absl::StrCat("bands of upload ", object->upload().ToHex(), " from ",
                                           in_host, " on are lost"));

@@ -110,20 +110,26 @@ absl::Status TieredStoreImpl::EnsureOnDisk(const ObjectPtr& object) {
   uint32_t resident = 0;
   {
     MutexLock lock(&mutex_);
+    if (object->retired) return absl::AbortedError("the object is being given up");
     resident = ResidentBands(*object);
   }
-  const uint32_t on_disk = DiskBands(*object);
+  const uint32_t on_disk = disk_->SealedBands(object->upload());
   if (on_disk >= resident) return absl::OkStatus();
+  // Left by an attempt that failed before it was sealed, and could not clean up.
+  KVTIER_RETURN_IF_ERROR(disk_->DropBands(object->upload(), on_disk));
   KVTIER_SYNC_POINT("store.demote.before_disk");
   absl::Status stored;
   for (uint32_t band = on_disk; stored.ok() && band < resident; ++band) {
     std::vector<SegmentRef> layers;
-    for (uint32_t layer = 0; layer < manifest.geometry.layer_count(); ++layer) {
+    for (uint32_t layer = 0; stored.ok() && layer < manifest.geometry.layer_count(); ++layer) {
       absl::StatusOr<SegmentRef> segment = host_->Get(manifest, BandIndex(band), LayerIndex(layer));
-      if (!segment.ok()) return absl::AbortedError("the object is being given up");
-      layers.push_back(*std::move(segment));
+      if (segment.ok()) {
+        layers.push_back(*std::move(segment));
+      } else {
+        stored = absl::AbortedError("the object is being given up");
+      }
     }
-    stored = disk_->PutBand(manifest, BandIndex(band), layers);
+    if (stored.ok()) stored = disk_->PutBand(manifest, BandIndex(band), layers);
   }
   if (stored.ok()) stored = RecordAttributes(object);
   if (stored.ok()) {
@@ -145,7 +151,8 @@ absl::Status TieredStoreImpl::EnsureOnDisk(const ObjectPtr& object) {
 uint64_t TieredStoreImpl::BytesNotOnDisk(const ObjectPtr& object) {
   uint64_t bytes = 0;
   MutexLock lock(&mutex_);
-  for (uint32_t band = DiskBands(*object); band < ResidentBands(*object); ++band) {
+  for (uint32_t band = disk_->SealedBands(object->upload()); band < ResidentBands(*object);
+       ++band) {
     bytes += disk_->ChargeOf(object->manifest->bands[band]);
   }
   return bytes;

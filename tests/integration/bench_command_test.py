@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs kvtier-bench on little data: every row of docs/performance.md is there, in the table and in the
+"""Runs kvtier-bench on little data: the rows of docs/performance.md are there, in the table and in the
 JSON file, with its limit; --check and wrong command lines do what the help says. Speed is not judged.
 
     bench_command_test.py BIN_DIR
@@ -68,7 +68,7 @@ class BenchCommandTest(unittest.TestCase):
         self.assertEqual(rows["pressure", "256 fetches, budget a tenth: failed"]["value"], 0)
         self.assertEqual(rows["pressure", "256 fetches, budget a tenth: verified bytes / bytes asked for"]["value"], 1)
 
-    def test_check_fails_where_a_row_misses(self):
+    def test_check_insists_on_required_rows_only(self):
         # Banded LRU has targets too, but only those of banded_gdsf are required.
         self.assertEqual(bench("retention", "--check").returncode, 0)
 

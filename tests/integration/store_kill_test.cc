@@ -227,7 +227,7 @@ TEST(StoreKillTest, UnderLoadKeepsWhatItAcknowledged) {
 }
 
 // How long a start takes, from the process to the first answer. KVTIER_TEST_REOPEN_MB megabytes (64
-// if it is not set); docs/performance.md has the figure of 5,000.
+// if it is not set).
 TEST(StoreKillTest, ReopensWhatIsStored) {
   const char* const text = std::getenv("KVTIER_TEST_REOPEN_MB");
   uint64_t megabytes = 64;

@@ -24,7 +24,8 @@
 namespace kvtier {
 namespace {
 
-constexpr uint64_t kNoHostBytes = 64;  // Smaller than any band: everything is read from disk.
+constexpr uint64_t kHostBytes = 64
+                                << 20;  // Empty at every start: what was there is read from disk.
 constexpr uint32_t kBands = 3;
 constexpr uint64_t kObjects = 6;
 
@@ -41,7 +42,7 @@ void PrintTo(const FileKind& kind, std::ostream* os) { *os << kind.name; }
 class DamagedFile : public testing::Test {
  protected:
   absl::StatusOr<std::unique_ptr<TieredStore>> Open(const std::string& folder) {
-    return OpenTestStore(folder, kNoHostBytes, clock_, env_.env());
+    return OpenTestStore(folder, kHostBytes, clock_, env_.env());
   }
   static CompressedObject ObjectOf(uint64_t seed) {
     return MakeTestObject({.edges = "0.3,0.6,1", .seed = seed});

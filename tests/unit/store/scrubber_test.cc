@@ -134,7 +134,8 @@ TEST_F(ScrubberTest, ARateOfZeroReadsNothing) {
 }
 
 TEST_F(ScrubberTest, RunsBesideWritersAndReadersWithoutFalseAlarm) {
-  Open(dir_.File("store"), 3 * MakeTestObject({}).manifest->total_bytes());
+  // Little host memory, but an upload and what its writer reads fit for each thread.
+  Open(dir_.File("store"), 8 * MakeTestObject({}).manifest->total_bytes());
   Scrubber scrubber({.bytes_per_second = UINT64_MAX,
                      .start_delay = absl::ZeroDuration(),
                      .pass_interval = absl::ZeroDuration()},

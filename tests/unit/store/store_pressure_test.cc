@@ -186,7 +186,8 @@ TEST_P(StorePressureTest, TheDiskTurnsOverThreeTimes) {
 
 TEST_P(StorePressureTest, WhatIsBeingReadKeepsItsBytesOnDisk) {
   const CompressedObject a = Object(1), b = Object(2), c = Object(3);
-  Open(1, DiskCharge(a) + std::max(DiskCharge(b), DiskCharge(c)));
+  // Host memory for an upload and little more.
+  Open(2 * a.manifest->total_bytes(), DiskCharge(a) + std::max(DiskCharge(b), DiskCharge(c)));
   KVTIER_ASSERT_OK(Put(a, Durability::kDisk));
   KVTIER_ASSERT_OK(Put(b, Durability::kDisk));
   {
@@ -254,8 +255,8 @@ TEST_P(StorePressureTest, HostObjectsDegradeWhenNeitherTierHasRoom) {
 }
 
 TEST_P(StorePressureTest, AnObjectThatIsAskedForOftenIsNotEvicted) {
-  Open(1, 3 * DiskCharge(Object(1)));
   const CompressedObject hot = Object(1);
+  Open(2 * hot.manifest->total_bytes(), 3 * DiskCharge(hot));
   KVTIER_ASSERT_OK(Put(hot, Durability::kDisk));
   for (uint64_t seed = 2; seed <= 20; ++seed) {
     for (int use = 0; use < 3; ++use) {

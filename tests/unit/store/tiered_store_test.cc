@@ -86,6 +86,30 @@ TEST_F(TieredStoreTest, HostDurabilityLastsAsLongAsTheProcess) {
   KVTIER_EXPECT_OK(Check(a_, 0));
 }
 
+TEST_F(TieredStoreTest, AHostObjectSentAgainForTheDiskIsThereAfterARestart) {
+  KVTIER_ASSERT_OK(Put(a_, Durability::kHost));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const ObjectStat stat, Put(a_));
+  EXPECT_EQ(stat.durability, Durability::kDisk);
+  EXPECT_EQ(stat.disk_bands, kBands);
+  Open(kPlenty);
+  KVTIER_EXPECT_OK(Check(a_, kBands));
+}
+
+TEST_F(TieredStoreTest, WhatIsAskedOfAnUploadIsNotDoneToAnother) {
+  const CompressedObject other = Object(1, /*upload_seed=*/7);
+  ASSERT_EQ(other.manifest->key, a_.manifest->key);
+  KVTIER_ASSERT_OK(Put(a_));
+  const Key& key = a_.manifest->key;
+  const UploadId& gone = other.manifest->upload_id;
+  const auto aborted = StatusIs(absl::StatusCode::kAborted, HasSubstr(gone.ToHex()));
+  EXPECT_THAT(store_->Delete(tenant_, key, gone), aborted);
+  EXPECT_THAT(store_->DropBands(tenant_, key, 1, gone), aborted);
+  EXPECT_THAT(store_->Verify(tenant_, key, gone), aborted);
+  KVTIER_EXPECT_OK(Check(a_, kBands));
+  KVTIER_EXPECT_OK(store_->Delete(tenant_, key, a_.manifest->upload_id));
+  KVTIER_EXPECT_OK(Check(a_, 0));
+}
+
 TEST_F(TieredStoreTest, DiskDurabilityNeedsADisk) {
   Open(kPlenty, /*with_disk=*/false);
   EXPECT_THAT(Put(a_), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("no disk")));
