@@ -31,6 +31,9 @@ namespace {
 rocksdb::Slice ToSlice(absl::string_view text) { return {text.data(), text.size()}; }
 absl::string_view ToView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
 
+// All families together. A tenth of the whole stays free for what is being flushed.
+uint64_t WriteBufferBytes(uint64_t memory_bytes) { return memory_bytes * 3 / 10; }
+
 rocksdb::DBOptions MakeDbOptions(rocksdb::Env* env, uint64_t memory_bytes) {
   rocksdb::DBOptions options;
   options.env = env;
@@ -41,8 +44,7 @@ rocksdb::DBOptions MakeDbOptions(rocksdb::Env* env, uint64_t memory_bytes) {
   options.create_missing_column_families = true;
   // A file per band: all of them open at once would be more files than a process may have.
   options.max_open_files = static_cast<int>(memory_bytes * 2 / 5 / RocksDbDatabase::kOpenFileBytes);
-  // All families together. A tenth stays free for what is being flushed.
-  options.db_write_buffer_size = memory_bytes * 3 / 10;
+  options.db_write_buffer_size = WriteBufferBytes(memory_bytes);
   options.max_total_wal_size = 64 << 20;
   options.stats_dump_period_sec = 0;
   options.stats_persist_period_sec = 0;
@@ -332,7 +334,17 @@ absl::Status RocksDbDatabase::WriteBatch(std::span<const RecordChange> changes) 
     }
     rocksdb::WriteOptions options;
     options.sync = true;
-    return status.ok() ? access->db->Write(options, &batch) : status;
+    if (status.ok()) status = access->db->Write(options, &batch);
+    // Its background threads fall behind on a busy machine. They are waited for here, where writers
+    // take turns; what a flush runs into, the next write is told.
+    uint64_t unflushed_bytes = 0;
+    if (status.ok() &&
+        access->db->GetAggregatedIntProperty(rocksdb::DB::Properties::kCurSizeAllMemTables,
+                                             &unflushed_bytes) &&
+        unflushed_bytes > WriteBufferBytes(memory_bytes_)) {
+      access->db->Flush(rocksdb::FlushOptions(), access->families).PermitUncheckedError();
+    }
+    return status;
   });
 }
 
