@@ -93,7 +93,7 @@ inline constexpr uint64_t kPageBytesMax = 16 * kMiB;
 // may have us hold.
 inline constexpr uint32_t kPageBatchMax = 1024;
 inline constexpr uint64_t kPageBatchBytesMax = 64 * kMiB;
-// Events kept for replay by a Watch that reconnects; older ones force a new List.
+// Events kept for replay by a Watch that reconnects; older ones cost a snapshot.
 inline constexpr uint32_t kWatchReplayEventsMax = 65536;
 inline constexpr uint32_t kWatchersMax = 256;
 // Of one tenant, so that it cannot keep all others out.

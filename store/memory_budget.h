@@ -2,7 +2,7 @@
 // not fit is refused, so that the budget is never exceeded.
 //
 // Two sums, together never above the budget:
-//   used  live bytes: bands in host memory, open uploads, segments read from disk for a reader
+//   used  live bytes: bands in host memory, open uploads, what a reader keeps of a band from disk
 //   kept  free memory that its owner (HostMemory) holds for the next allocation, because fresh
 //         pages cost many times more than used ones. It gives way to any charge.
 //
