@@ -4,7 +4,7 @@
 # is optimised and no debug information is written.
 if(KVTIER_HEADER_CHECK)
   set(sources)
-  foreach(folder IN ITEMS base kvcache compressor store services tests bench)
+  foreach(folder IN ITEMS base kvcache compressor cuda store services tests bench)
     file(GLOB_RECURSE headers CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}"
       "${PROJECT_SOURCE_DIR}/${folder}/*.h")
     foreach(header IN LISTS headers)
@@ -44,6 +44,7 @@ kvtier_lint(layers_self_test ${Python3_EXECUTABLE} "${scripts}/check_layers.py" 
 kvtier_lint(style ${Python3_EXECUTABLE} "${scripts}/check_style.py")
 kvtier_lint(style_self_test ${Python3_EXECUTABLE} "${scripts}/check_style.py" --self-test)
 kvtier_lint(format "${scripts}/format.sh" --check)
+kvtier_lint(nvcc_checked_self_test ${Python3_EXECUTABLE} -B "${scripts}/nvcc_checked.py" --self-test)
 kvtier_lint(docs_commands ${Python3_EXECUTABLE} "${scripts}/check_docs.py" "${PROJECT_BINARY_DIR}")
 kvtier_lint(docs_commands_self_test ${Python3_EXECUTABLE} "${scripts}/check_docs.py" --self-test)
 if(KVTIER_HEADER_CHECK)

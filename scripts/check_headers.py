@@ -15,7 +15,7 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FOLDERS = ["base", "kvcache", "compressor", "store", "services", "tests", "bench"]
+FOLDERS = ["base", "kvcache", "compressor", "cuda", "store", "services", "tests", "bench"]
 
 
 def guard_of(path):

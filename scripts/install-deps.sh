@@ -4,7 +4,8 @@
 #
 #   scripts/install-deps.sh            install what is missing (as root, or through sudo)
 #   scripts/install-deps.sh --check    print what is missing; exit 1 if anything is
-#   scripts/install-deps.sh --cuda     say what the GPU build needs (nothing is installed for it yet)
+#   scripts/install-deps.sh --cuda     also the headers of cuDNN's frontend, into build/deps (no rights
+#                                      needed). The toolkit, cuDNN and NCCL come from NVIDIA.
 set -euo pipefail
 
 packages=(
@@ -26,15 +27,58 @@ packages=(
 
 say() { printf 'install-deps: %s\n' "$*"; }
 
+# Headers only (MIT), from one pinned wheel of PyPI: the same file whatever Python runs here.
+frontend_version=1.32.0
+frontend_sha256=c6006556017a4d1c914c52a556c71b1267f2d6a0500f742e7b4edef539878df0
+frontend_folder=build/deps/cudnn-frontend
+
+install_frontend() {
+  local work header="$frontend_folder/include/cudnn_frontend.h"
+  if [[ -f "$header" && "$(cat "$frontend_folder/version" 2> /dev/null)" == "$frontend_version" ]]; then
+    say "cudnn-frontend $frontend_version is there"
+    return
+  fi
+  work=$(mktemp -d)
+  say "fetching the headers of cudnn-frontend $frontend_version"
+  if ! python3 -m pip download -q --no-deps --only-binary=:all: --python-version 3.11 \
+    --implementation cp --abi cp311 --platform manylinux_2_28_x86_64 -d "$work" \
+    "nvidia-cudnn-frontend==$frontend_version"; then
+    rm -rf "$work"
+    say "pip could not fetch nvidia-cudnn-frontend==$frontend_version (Debian: python3-pip)"
+    exit 1
+  fi
+  if ! sha256sum --quiet --check <<< "$frontend_sha256  $(echo "$work"/*.whl)"; then
+    rm -rf "$work"
+    say "the wheel of cudnn-frontend $frontend_version has another checksum: not used"
+    exit 1
+  fi
+  rm -rf "$frontend_folder"
+  mkdir -p "$frontend_folder"
+  python3 - "$work"/*.whl "$frontend_folder" << 'PYTHON'
+import sys, zipfile
+with zipfile.ZipFile(sys.argv[1]) as wheel:
+    names = [n for n in wheel.namelist() if n.startswith("include/") or "/licenses/" in n]
+    wheel.extractall(sys.argv[2], names)
+PYTHON
+  echo "$frontend_version" > "$frontend_folder/version"
+  rm -rf "$work"
+}
+
 check_only=0
+cuda=0
 for argument in "$@"; do
   case "$argument" in
     --check) check_only=1 ;;
-    --cuda) say "cuda/ has no sources yet; nothing to install for it (see cuda/README.md)" ;;
-    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    --cuda) cuda=1 ;;
+    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) say "unknown option: $argument (try --help)"; exit 2 ;;
   esac
 done
+
+if ((cuda && !check_only)); then
+  cd "$(dirname "${BASH_SOURCE[0]}")/.."
+  install_frontend
+fi
 
 id="" version="" name="this system"
 if [[ -r /etc/os-release ]]; then

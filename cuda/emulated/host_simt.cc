@@ -1,0 +1,179 @@
+#include "cuda/emulated/host_simt.h"
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+
+namespace kvtier::host_simt {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr size_t kStackBytes = 128 * 1024;
+constexpr size_t kExchangeBytesMax = 64;
+
+enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
+
+// One per thread of a block, kept from launch to launch for its stack.
+struct Fibre {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  ThreadState state;
+  State at = State::kDone;
+};
+
+struct Scheduler {
+  ucontext_t main;
+  std::vector<std::unique_ptr<Fibre>> fibres;
+  Fibre* running = nullptr;
+  const std::function<void()>* body = nullptr;
+  std::vector<std::byte> shared;
+  // What lanes give each other, twice: a lane that is already at the next exchange must not write
+  // over what a slower one still reads. It cannot be two ahead.
+  std::vector<std::byte> exchange[2];
+  std::vector<uint32_t> exchanges;  // [threads] done so far.
+  uint32_t order = 12345;           // Of the threads between two barriers.
+  std::string error;
+};
+
+Scheduler& Scheduling() {
+  static thread_local Scheduler scheduler;
+  return scheduler;
+}
+
+void Enter() {
+  Scheduler& s = Scheduling();
+  (*s.body)();
+  s.running->at = State::kDone;
+  swapcontext(&s.running->context, &s.main);
+}
+
+void Wait(State at) {
+  Scheduler& s = Scheduling();
+  Fibre* self = s.running;
+  self->at = at;
+  swapcontext(&self->context, &s.main);
+}
+
+void Prepare(Scheduler& s, int threads) {
+  while (static_cast<int>(s.fibres.size()) < threads) {
+    s.fibres.push_back(std::make_unique<Fibre>());
+    s.fibres.back()->stack = std::make_unique<char[]>(kStackBytes);
+  }
+  for (int t = 0; t < threads; ++t) {
+    Fibre& fibre = *s.fibres[t];
+    getcontext(&fibre.context);
+    fibre.context.uc_stack.ss_sp = fibre.stack.get();
+    fibre.context.uc_stack.ss_size = kStackBytes;
+    fibre.context.uc_link = nullptr;
+    makecontext(&fibre.context, Enter, 0);
+    fibre.at = State::kReady;
+  }
+}
+
+// Lets everyone go who has been waited for. False: nobody can go on.
+bool Release(Scheduler& s, int threads) {
+  bool released = false;
+  const auto count = [&](int begin, int end, State at) {
+    int n = 0;
+    for (int t = begin; t < end; ++t) n += s.fibres[t]->at == at ? 1 : 0;
+    return n;
+  };
+  const auto release = [&](int begin, int end) {
+    for (int t = begin; t < end; ++t) s.fibres[t]->at = State::kReady;
+    released = true;
+  };
+  for (int w = 0; w < threads; w += kWarp) {
+    if (count(w, w + kWarp, State::kAtWarpBarrier) == kWarp) release(w, w + kWarp);
+  }
+  if (count(0, threads, State::kAtBlockBarrier) == threads) release(0, threads);
+  return released;
+}
+
+int RunBlock(Scheduler& s, int threads) {
+  Prepare(s, threads);
+  for (;;) {
+    s.order = s.order * 1664525u + 1013904223u;
+    const int first = static_cast<int>((s.order >> 8) % static_cast<uint32_t>(threads));
+    const int step = (s.order >> 31) != 0 ? threads - 1 : 1;  // Backwards or forwards.
+    int done = 0;
+    for (int i = 0, t = first; i < threads; ++i, t = (t + step) % threads) {
+      Fibre& fibre = *s.fibres[t];
+      if (fibre.at == State::kReady) {
+        s.running = &fibre;
+        swapcontext(&s.main, &fibre.context);
+      }
+      done += fibre.at == State::kDone ? 1 : 0;
+    }
+    if (done == threads) return 0;
+    if (Release(s, threads)) continue;
+    int counts[4] = {};
+    for (int t = 0; t < threads; ++t) ++counts[static_cast<int>(s.fibres[t]->at)];
+    const ThreadState& at = s.fibres[0]->state;
+    s.error = absl::StrCat("block (", at.block[0], ", ", at.block[1], ", ", at.block[2],
+                           ") is stuck: of ", threads, " threads ", counts[1],
+                           " wait at a block barrier, ", counts[2], " at a shuffle, ", counts[3],
+                           " have returned");
+    return kBarrierError;
+  }
+}
+
+}  // namespace
+
+ThreadState& Current() { return Scheduling().running->state; }
+
+void BlockBarrier() { Wait(State::kAtBlockBarrier); }
+
+void WarpExchange(const void* mine, size_t bytes, void* all) {
+  Scheduler& s = Scheduling();
+  const int thread = Current().thread;
+  std::vector<std::byte>& slots = s.exchange[s.exchanges[thread]++ % 2];
+  std::memcpy(slots.data() + thread * kExchangeBytesMax, mine, bytes);
+  Wait(State::kAtWarpBarrier);
+  const int first = thread - thread % kWarp;
+  for (int lane = 0; lane < kWarp; ++lane) {
+    std::memcpy(static_cast<std::byte*>(all) + lane * bytes,
+                slots.data() + (first + lane) * kExchangeBytesMax, bytes);
+  }
+}
+
+int Run(const int (&grid)[3], int threads, size_t shared_bytes, const std::function<void()>& body) {
+  Scheduler& s = Scheduling();
+  if (threads <= 0 || threads > kThreadsMax || threads % kWarp != 0 ||
+      shared_bytes > kSharedBytesMax) {
+    s.error = absl::StrCat(threads, " threads and ", shared_bytes, " bytes of shared memory");
+    return kConfigurationError;
+  }
+  s.body = &body;
+  s.shared.resize(shared_bytes + 16);
+  for (auto& slots : s.exchange) slots.resize(threads * kExchangeBytesMax);
+  s.exchanges.assign(threads, 0);
+  void* aligned = s.shared.data();
+  size_t space = s.shared.size();
+  std::align(16, shared_bytes, aligned, space);
+  for (int z = 0; z < grid[2]; ++z) {
+    for (int y = 0; y < grid[1]; ++y) {
+      for (int x = 0; x < grid[0]; ++x) {
+        std::fill(s.shared.begin(), s.shared.end(), std::byte{0xFF});
+        while (static_cast<int>(s.fibres.size()) < threads) Prepare(s, threads);
+        for (int t = 0; t < threads; ++t) {
+          s.fibres[t]->state = {.thread = t,
+                                .threads = threads,
+                                .block = {x, y, z},
+                                .grid = {grid[0], grid[1], grid[2]},
+                                .shared = aligned};
+        }
+        if (const int error = RunBlock(s, threads); error != 0) return error;
+      }
+    }
+  }
+  return 0;
+}
+
+const std::string& LastError() { return Scheduling().error; }
+
+}  // namespace kvtier::host_simt

@@ -1,0 +1,51 @@
+// Runs kernels on the CPU, block after block, each thread of a block a fibre: what cuda/simt.h
+// means under a host compiler. For tests, not for speed.
+//
+// It is stricter than a device: a barrier that some thread of the block never reaches (also because
+// it returned) ends the launch with kBarrierError and a message; shared memory starts as NaNs; and
+// between barriers the threads run in an order that changes from launch to launch, so that a
+// missing barrier shows as a wrong result.
+//
+// Thread-safe: each thread of the CPU runs its own launches.
+#ifndef KVTIER_CUDA_EMULATED_HOST_SIMT_H_
+#define KVTIER_CUDA_EMULATED_HOST_SIMT_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace kvtier::host_simt {
+
+struct ThreadState {
+  int thread = 0;
+  int threads = 0;
+  int block[3] = {};
+  int grid[3] = {};
+  void* shared = nullptr;
+};
+
+inline constexpr int kBarrierError = 719;      // cudaErrorLaunchFailure
+inline constexpr int kConfigurationError = 9;  // cudaErrorInvalidConfiguration
+inline constexpr int kThreadsMax = 1024;
+inline constexpr size_t kSharedBytesMax = 163 * 1024;  // Of a block on sm_80; sm_90 has more.
+
+// Of the fibre that runs. REQUIRES: inside a kernel.
+ThreadState& Current();
+
+void BlockBarrier();
+
+// Every lane of the warp gives `bytes` bytes and gets those of all 32, in order.
+void WarpExchange(const void* mine, size_t bytes, void* all);
+
+// Runs `body` as every thread of every block of grid[0] x grid[1] x grid[2] blocks.
+// Returns 0, kConfigurationError (threads no multiple of 32, too many; too much shared memory) or
+// kBarrierError; LastError() says more.
+int Run(const int (&grid)[3], int threads, size_t shared_bytes, const std::function<void()>& body);
+
+// What went wrong in this CPU thread's last failed launch.
+const std::string& LastError();
+
+}  // namespace kvtier::host_simt
+
+#endif  // KVTIER_CUDA_EMULATED_HOST_SIMT_H_
