@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
 #include "base/limits.h"
 #include "base/mutex.h"
 #include "base/status_macros.h"
@@ -14,6 +15,7 @@
 #include "services/frames.h"
 #include "services/proto_convert.h"
 #include "services/tenant.h"
+#include "store/lease_table.h"
 
 namespace kvtier {
 namespace {
@@ -22,13 +24,12 @@ namespace {
 // wire work at the same time; two segments are in use at most. Deletes itself when the call is
 // over.
 //
-//   1. At most one write and one job that reads are under way. The job touches `planned_` and
-//      pinned_; what it has read goes through read_, under mutex_. All else is of whoever may start
-//      the next write: gRPC's callback of the last one, or the job that it left the turn to
-//      (is_awaited_).
-//   2. Letting go of a pin may remove bytes from the disk, so a fetch that has one ends on the
-//   pool,
-//      and only when no job reads.
+//   1. At most one write and one job that reads are under way. The job touches `planned_` and what
+//      it reads from (held_ or pinned_); what it has read goes through read_, under mutex_. All
+//      else is of whoever may start the next write: gRPC's callback of the last one, or the job
+//      that it left the turn to (is_awaited_).
+//   2. Letting go of a pin, or of what a lease held, may remove bytes from the disk, so a fetch
+//      that has one ends on the pool, and only when no job reads.
 class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
   FetchCall(CallEnvironment& environment, const grpc::ServerContextBase& context,
@@ -65,12 +66,16 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     KVTIER_RETURN_IF_ERROR(ParseFromByteBuffer(bytes, message));
     KVTIER_ASSIGN_OR_RETURN(const TenantId tenant, TenantOf(context));
     KVTIER_ASSIGN_OR_RETURN(request_, FetchRequestFromProto(tenant, message));
+    if (message.has_lease()) {
+      lease_ = LeaseId{.id = message.lease().id(), .epoch = message.lease().epoch()};
+    }
     return absl::OkStatus();
   }
 
   // On the pool: finds the object and sends the header.
   void Open() {
     const absl::Status status = [&]() -> absl::Status {
+      if (lease_.has_value()) return OpenUnderLease();
       KVTIER_ASSIGN_OR_RETURN(
           pinned_, environment_.store().Pin(request_.tenant, request_.key, request_.upload_id));
       KVTIER_ASSIGN_OR_RETURN(plan_,
@@ -85,7 +90,9 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     // A guess by the time of reading: it feeds an estimate only.
     const absl::StatusOr<ObjectStat> stat =
         environment_.store().Stat(request_.tenant, request_.key);
-    if (stat.ok() && stat->host_bands < plan_.band_count) source_ = LoadTimes::Source::kDisk;
+    if (held_ == nullptr && stat.ok() && stat->host_bands < plan_.band_count) {
+      source_ = LoadTimes::Source::kDisk;
+    }
     planned_ = TakeFromPlan();
     if (planned_.has_value()) StartReading(/*is_awaited=*/false);
     v1::FetchResponse response;
@@ -96,6 +103,20 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     header.set_payload_bytes(plan_.payload_bytes());
     message_ = SerializeToByteBuffer(response);
     StartWrite(&message_);
+  }
+
+  absl::Status OpenUnderLease() {
+    LeaseTable* const leases = environment_.options().leases;
+    if (leases == nullptr) return absl::UnimplementedError("this store gives no leases");
+    KVTIER_ASSIGN_OR_RETURN(held_, leases->Find(request_.tenant, *lease_));
+    const Manifest& manifest = *held_->manifest();
+    if (manifest.key != request_.key ||
+        (request_.upload_id.has_value() && manifest.upload_id != *request_.upload_id)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "lease ", lease_->id, " holds upload ", manifest.upload_id.ToHex(), " of another name"));
+    }
+    KVTIER_ASSIGN_OR_RETURN(plan_, PlanFetch(held_->manifest(), held_->band_count(), request_));
+    return absl::OkStatus();
   }
 
   // A segment, or the part of it that was asked for.
@@ -131,7 +152,9 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   }
 
   void Read() {
-    absl::StatusOr<SegmentRef> bytes = pinned_->Read(planned_->band, planned_->layer);
+    absl::StatusOr<SegmentRef> bytes = held_ != nullptr
+                                           ? held_->Segment(planned_->band, planned_->layer)
+                                           : pinned_->Read(planned_->band, planned_->layer);
     absl::Status leave_with;
     {
       MutexLock lock(&mutex_);
@@ -217,6 +240,7 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
       read_.reset();
     }
     pinned_.reset();
+    held_.reset();
     if (status.ok()) {
       environment_.load_times().Record(source_, plan_.payload_bytes(),
                                        environment_.clock().Now() - start_);
@@ -229,6 +253,8 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   const absl::Time start_;
   bool admitted_ = false;
   FetchRequest request_;
+  std::optional<LeaseId> lease_;            // What the caller reads under, ...
+  std::shared_ptr<const HeldObject> held_;  // ... and what that holds. Else:
   std::unique_ptr<PinnedObject> pinned_;
   FetchPlan plan_;
   LoadTimes::Source source_ = LoadTimes::Source::kHost;

@@ -11,13 +11,16 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "services/drain_signal.h"
 #include "services/metrics.h"
 #include "services/page_service.h"
 #include "services/server.h"
 #include "services/server_flags.h"
+#include "services/shm_server.h"
 #include "services/store_service.h"
 #include "store/expiry_sweeper.h"
 #include "store/host_memory.h"
+#include "store/lease_table.h"
 #include "store/page_store.h"
 #include "store/rocksdb_page_tier.h"
 #include "store/rocksdb_tier.h"
@@ -51,6 +54,12 @@ ABSL_FLAG(std::string, tenant_quota_bytes, "",
 ABSL_FLAG(uint64_t, scrub_bytes_per_second, kvtier::ScrubberOptions().bytes_per_second,
           "reads everything stored at this rate, in bytes a second, again and again, to find and "
           "repair damage before a reader meets it; 0: never");
+ABSL_FLAG(std::string, shm_socket, "",
+          "path of a UNIX socket on which workers of this host are handed the memory of what they "
+          "read; empty: none. Whoever may open it can read any tenant's objects");
+ABSL_FLAG(uint32_t, shm_socket_mode, 0600, "mode of that socket's file, e.g. 432 (0660)");
+ABSL_FLAG(double, lease_fraction, 0.5,
+          "part of the host memory budget that leases may hold, in (0, 1]");
 
 namespace kvtier {
 namespace {
@@ -105,6 +114,10 @@ absl::Status Run(const ServerOptions& server_options) {
   } else if (disk_budget_mib != 0) {
     return absl::InvalidArgumentError("--disk_budget_mib needs --data_dir");
   }
+  const double lease_fraction = absl::GetFlag(FLAGS_lease_fraction);
+  if (!(lease_fraction > 0 && lease_fraction <= 1)) {
+    return absl::InvalidArgumentError("--lease_fraction must be in (0, 1]");
+  }
   TieredStoreOptions store_options;
   store_options.host_budget_bytes = host_budget_mib * limits::kMiB - database_bytes;
   store_options.memory.files_max = ReserveMemoryFiles();
@@ -115,11 +128,14 @@ absl::Status Run(const ServerOptions& server_options) {
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<TieredStore> store,
                           TieredStore::Create(store_options, std::move(disk), Clock::Real()));
   const ExpirySweeper sweeper(*store, Clock::Real());
+  LeaseTable leases({.bytes_max = static_cast<uint64_t>(
+                         lease_fraction * static_cast<double>(store_options.host_budget_bytes))},
+                    *store);
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<PageStore> pages, OpenPages(data_dir));
   const Scrubber scrubber({.bytes_per_second = absl::GetFlag(FLAGS_scrub_bytes_per_second)}, *store,
                           Clock::Real());
   Metrics metrics;
-  metrics.ExportStore(*store);
+  metrics.ExportStore(*store, &leases);
   metrics.ExportPages(*pages);
   metrics.ExportScrub(scrubber.counters());
   StoreServiceOptions service_options;
@@ -127,6 +143,15 @@ absl::Status Run(const ServerOptions& server_options) {
   service_options.prefill_tokens_per_second = absl::GetFlag(FLAGS_prefill_tokens_per_second);
   if (!(service_options.prefill_tokens_per_second >= 0)) {  // Nor NaN.
     return absl::InvalidArgumentError("--prefill_tokens_per_second must not be negative");
+  }
+  service_options.leases = &leases;
+  DrainSignal drain;
+  service_options.drain = &drain;
+  std::unique_ptr<ShmServer> shm_server;
+  if (const std::string path = absl::GetFlag(FLAGS_shm_socket); !path.empty()) {
+    KVTIER_ASSIGN_OR_RETURN(
+        shm_server, ShmServer::Start({.path = path, .mode = absl::GetFlag(FLAGS_shm_socket_mode)},
+                                     leases, metrics));
   }
   const std::unique_ptr<grpc::Service> service =
       MakeStoreService(service_options, *store, metrics, Clock::Real());
@@ -138,8 +163,12 @@ absl::Status Run(const ServerOptions& server_options) {
   KVTIER_LOG(INFO) << "serving " << store->object_count() << " objects on port " << server->port()
                    << (data_dir.empty() ? std::string(", host memory only")
                                         : absl::StrCat(", folder ", data_dir));
-  // Watches never end by themselves.
-  server->WaitForSignalAndDrain([&] { store->StopWatches(); });
+  // Neither watches nor leases end by themselves. What was mapped stays readable.
+  server->WaitForSignalAndDrain([&] {
+    store->StopWatches();
+    drain.Fire();
+    shm_server.reset();
+  });
   return absl::OkStatus();
 }
 

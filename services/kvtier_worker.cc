@@ -1,6 +1,8 @@
 // kvtier-worker: the reference inference worker. Fetches compressed caches and answers questions.
 
 #include <memory>
+#include <string>
+#include <utility>
 
 #include "absl/flags/flag.h"
 #include "base/log.h"
@@ -8,9 +10,14 @@
 #include "services/model_flags.h"
 #include "services/server.h"
 #include "services/server_flags.h"
+#include "services/shm_transport.h"
 #include "services/worker_service.h"
 
 ABSL_FLAG(std::string, store, "127.0.0.1:7071", "host:port of the store to fetch from");
+ABSL_FLAG(
+    std::string, store_shm, "",
+    "the store's --shm_socket, when it runs on this host: objects are then read in its memory; "
+    "what is refused there is fetched from --store");
 ABSL_FLAG(uint64_t, attached_mib_max, 4096, "memory for all attached caches together");
 ABSL_FLAG(uint32_t, tail_tokens_max, 1024, "longest question and answer together, in tokens");
 ABSL_FLAG(uint32_t, asks_max, kvtier::limits::kConcurrentAsksPerObjectMax,
@@ -32,7 +39,11 @@ absl::Status Run(const ServerOptions& server_options) {
   Metrics metrics;
   const auto channel = MakeChannel(absl::GetFlag(FLAGS_store));
   StoreClient store(channel);
-  const std::unique_ptr<Transport> transport = MakeGrpcTransport(channel);
+  std::unique_ptr<Transport> transport = MakeGrpcTransport(channel);
+  if (const std::string path = absl::GetFlag(FLAGS_store_shm); !path.empty()) {
+    transport =
+        MakeFallbackTransport(MakeShmTransport({.path = path}), std::move(transport), metrics);
+  }
   WorkerService::Options options;
   options.attachments.bytes_max = absl::GetFlag(FLAGS_attached_mib_max) * limits::kMiB;
   options.attachments.asks_per_object_max = absl::GetFlag(FLAGS_asks_max);

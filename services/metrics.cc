@@ -11,6 +11,7 @@
 #include <prometheus/metric_family.h>
 
 #include "services/page_metrics.h"
+#include "store/lease_table.h"
 #include "store/scrubber.h"
 #include "store/tiered_store.h"
 
@@ -82,7 +83,8 @@ void AddCounterValue(std::vector<MetricFamily>& out, const char* name, const cha
 
 class StoreCollectable final : public prometheus::Collectable {
  public:
-  explicit StoreCollectable(const TieredStore& store) : store_(store) {}
+  StoreCollectable(const TieredStore& store, const LeaseTable* leases)
+      : store_(store), leases_(leases) {}
 
   std::vector<MetricFamily> Collect() const override {
     const StoreCounters& counters = store_.counters();
@@ -134,11 +136,25 @@ class StoreCollectable final : public prometheus::Collectable {
     gauge("kvtier_store_host_bytes", "Segment bytes in host memory", host.bytes);
     gauge("kvtier_store_host_budget_bytes", "Most that host memory may hold; 0: unbounded",
           host.budget_bytes);
+    const HostMemory::Counters memory = store_.host_memory_counters();
+    gauge("kvtier_store_memory_files", "Memory files, those kept for the next band included",
+          memory.files);
+    counter("kvtier_store_memory_files_recycled_total", "Bands that took over a kept memory file",
+            std::atomic<uint64_t>(memory.files_recycled));
+    counter("kvtier_store_memory_files_refused_total",
+            "Bands on the heap because there were too many memory files",
+            std::atomic<uint64_t>(memory.files_refused));
     const TierUsage disk = store_.disk_usage().value_or(TierUsage());
     gauge("kvtier_store_disk_bytes", "Segment bytes on disk; 0 without a disk", disk.bytes);
     gauge("kvtier_store_disk_budget_bytes", "Most that the disk may hold; 0: unbounded or none",
           disk.budget_bytes);
     AddTenants(out);
+    const LeaseTable::Usage leases = leases_ == nullptr ? LeaseTable::Usage() : leases_->usage();
+    gauge("kvtier_store_leases", "Leases held now", leases.leases);
+    gauge("kvtier_store_leased_bytes", "Bytes that they hold in host memory", leases.bytes);
+    counter("kvtier_store_leases_refused_total",
+            "Leases refused: too many, too many bytes, or no host memory",
+            std::atomic<uint64_t>(leases.refused));
     return out;
   }
 
@@ -166,6 +182,7 @@ class StoreCollectable final : public prometheus::Collectable {
   }
 
   const TieredStore& store_;
+  const LeaseTable* const leases_;  // May be null.
 };
 
 class ScrubCollectable final : public prometheus::Collectable {
@@ -231,10 +248,19 @@ Metrics::Metrics()
       worker_prefilled_context_tokens(AddCounter(
           *registry_, "kvtier_worker_prefilled_context_tokens_total",
           "Context tokens whose keys and values the worker computed itself: 0 by design")),
+      worker_shm_fallbacks(
+          AddCounter(*registry_, "kvtier_worker_shm_fallbacks_total",
+                     "Fetches that went through gRPC because shared memory refused")),
       store_put_bytes(
           AddCounter(*registry_, "kvtier_store_put_bytes_total", "Payload bytes received by Put")),
       store_fetch_bytes(
           AddCounter(*registry_, "kvtier_store_fetch_bytes_total", "Payload bytes sent by Fetch")),
+      store_shm_leases(AddCounter(*registry_, "kvtier_store_shm_leases_total",
+                                  "Leases handed out over shared memory")),
+      store_shm_bytes(AddCounter(*registry_, "kvtier_store_shm_bytes_total",
+                                 "Bytes of the bands that they hold")),
+      store_shm_refused(AddCounter(*registry_, "kvtier_store_shm_refused_total",
+                                   "Shared memory clients that were refused")),
       store_lookup_prompts(AddCounter(*registry_, "kvtier_store_lookup_prompts_total",
                                       "Prompts that Lookup was asked about")),
       store_lookup_matches(AddCounter(*registry_, "kvtier_store_lookup_matches_total",
@@ -261,8 +287,8 @@ void Metrics::CountRpc(absl::string_view method, const absl::Status& status,
   rpc_seconds_.Add({{"method", name}}, SecondsBuckets()).Observe(absl::ToDoubleSeconds(elapsed));
 }
 
-void Metrics::ExportStore(const TieredStore& store) {
-  store_ = std::make_shared<StoreCollectable>(store);
+void Metrics::ExportStore(const TieredStore& store, const LeaseTable* leases) {
+  store_ = std::make_shared<StoreCollectable>(store, leases);
 }
 
 void Metrics::ExportPages(const PageStore& pages) { pages_ = MakePageCollectable(pages); }

@@ -20,6 +20,7 @@
 
 namespace kvtier {
 
+class LeaseTable;
 class PageStore;
 struct ScrubCounters;
 class TieredStore;
@@ -62,16 +63,21 @@ class Metrics {
   prometheus::Gauge& worker_attached_objects;
   prometheus::Gauge& worker_attached_bytes;
   prometheus::Counter& worker_prefilled_context_tokens;  // 0 by design.
+  prometheus::Counter& worker_shm_fallbacks;  // Fetches through gRPC that shared memory refused.
 
   // Store: bytes in and out; everything else is read from the store's own counters at scrape time.
   prometheus::Counter& store_put_bytes;
   prometheus::Counter& store_fetch_bytes;
+  prometheus::Counter& store_shm_leases;   // Handed out over shared memory.
+  prometheus::Counter& store_shm_bytes;    // Of their bands.
+  prometheus::Counter& store_shm_refused;  // Connections and requests refused there.
   prometheus::Counter& store_lookup_prompts;
   prometheus::Counter& store_lookup_matches;  // Prompts with a candidate; not yet hits.
   prometheus::Counter& store_lookup_blocks;
   prometheus::Counter& store_bulk_deleted_objects;
-  // Exports `store`'s counters and usage (kvtier_store_*). The store must outlive the metrics.
-  void ExportStore(const TieredStore& store);
+  // Exports the counters and usage of `store`, and of its leases if there may be some
+  // (kvtier_store_*). Both must outlive the metrics.
+  void ExportStore(const TieredStore& store, const LeaseTable* leases = nullptr);
   // The same of pages (kvtier_page_*).
   void ExportPages(const PageStore& pages);
   // Exports kvtier_store_scrub_*. They must outlive the metrics.

@@ -150,6 +150,17 @@ absl::StatusOr<Durability> DurabilityFromProto(v1::Durability durability, bool h
   }
 }
 
+void FillLeaseGranted(const Lease& lease, v1::LeaseGranted& granted) {
+  const Manifest& manifest = *lease.object().manifest();
+  const uint32_t band_count = lease.object().band_count();
+  granted.mutable_lease()->set_id(lease.id().id);
+  granted.mutable_lease()->set_epoch(lease.id().epoch);
+  granted.mutable_name()->set_key(std::string(manifest.key.AsStringView()));
+  granted.mutable_name()->set_upload_id(std::string(manifest.upload_id.AsStringView()));
+  granted.set_band_count(band_count);
+  granted.set_ratio_millionths(manifest.bands[band_count - 1].edge.millionths());
+}
+
 v1::ObjectSummary SummaryToProto(const ObjectStat& stat) { return SummaryToProto(BriefOf(stat)); }
 
 v1::ObjectSummary SummaryToProto(const ObjectBrief& brief) {

@@ -15,6 +15,7 @@
 #include "kvtier/v1/store.pb.h"
 #include "kvtier/v1/types.pb.h"
 #include "store/event_log.h"
+#include "store/lease_table.h"
 #include "store/tiered_store.h"
 
 namespace kvtier {
@@ -40,6 +41,9 @@ v1::FetchRequest FetchRequestToProto(const FetchRequest& request);
 
 // `has_disk` decides what UNSPECIFIED means.
 absl::StatusOr<Durability> DurabilityFromProto(v1::Durability durability, bool has_disk);
+
+// What a lease holds, and its name.
+void FillLeaseGranted(const Lease& lease, v1::LeaseGranted& granted);
 
 v1::ObjectSummary SummaryToProto(const ObjectBrief& brief);
 v1::ObjectSummary SummaryToProto(const ObjectStat& stat);

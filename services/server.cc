@@ -80,6 +80,10 @@ absl::Status WritePortFile(const std::string& path, int port, int metrics_port) 
       absl::StrCat("cannot write the port file ", path, ": ", strerror(error)));
 }
 
+int Milliseconds(absl::Duration duration) {
+  return static_cast<int>(absl::ToInt64Milliseconds(duration));
+}
+
 class ServerImpl final : public Server {
  public:
   explicit ServerImpl(const ServerOptions& options) : options_(options) {}
@@ -98,8 +102,9 @@ class ServerImpl final : public Server {
     // Clients ping every 20 s while a call runs (MakeChannel); do not take that for abuse.
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
     // A peer whose host vanished is noticed, its calls end, and what they pinned is let go of.
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, Milliseconds(options_.keepalive_time));
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
+                               Milliseconds(options_.keepalive_timeout));
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS,
                                static_cast<int>(limits::kFetchesMax));
     builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port_);

@@ -30,6 +30,10 @@ struct ServerOptions {
   std::string port_file = "";  // When set, "<grpc port> <metrics port>\n" is written
                                // there (atomically) once both accept connections.
   absl::Duration drain_timeout = absl::Seconds(20);  // Running calls get this long after SIGTERM.
+  // A client is asked for a sign of life this often while it has calls, and after this long without
+  // one it counts as gone: its calls end, and what they held is let go of.
+  absl::Duration keepalive_time = absl::Seconds(20);
+  absl::Duration keepalive_timeout = absl::Seconds(10);
 };
 
 class Server {

@@ -38,25 +38,50 @@ absl::StatusCode CodeFromGrpc(const grpc::Status& status) {
   return static_cast<absl::StatusCode>(code);
 }
 
+v1::RpcStatus ToRpcStatus(const absl::Status& status) {
+  v1::RpcStatus out;
+  out.set_code(static_cast<int>(status.code()));
+  out.set_message(ShortMessage(status.message()));
+  status.ForEachPayload([&](absl::string_view url, const absl::Cord& payload) {
+    if (!absl::StartsWith(url, "type.googleapis.com/") || out.details_size() >= kDetailsMax) {
+      return;
+    }
+    google::protobuf::Any* any = out.add_details();
+    any->set_type_url(std::string(url));
+    any->set_value(std::string(payload));
+  });
+  return out;
+}
+
+void AddDetails(const v1::RpcStatus& from, absl::Status& to) {
+  for (int i = 0; i < from.details_size() && i < kDetailsMax; ++i) {
+    const google::protobuf::Any& any = from.details(i);
+    to.SetPayload(any.type_url(), absl::Cord(any.value()));
+  }
+}
+
 }  // namespace
 
 grpc::Status ToGrpcStatus(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
   const auto code = static_cast<grpc::StatusCode>(status.code());
-  std::string message = ShortMessage(status.message());
-  v1::RpcStatus details;
-  status.ForEachPayload([&](absl::string_view url, const absl::Cord& payload) {
-    if (!absl::StartsWith(url, "type.googleapis.com/") || details.details_size() >= kDetailsMax) {
-      return;
-    }
-    google::protobuf::Any* any = details.add_details();
-    any->set_type_url(std::string(url));
-    any->set_value(std::string(payload));
-  });
-  if (details.details_size() == 0) return grpc::Status(code, std::move(message));
-  details.set_code(code);
-  details.set_message(message);
-  return grpc::Status(code, std::move(message), details.SerializeAsString());
+  const v1::RpcStatus details = ToRpcStatus(status);
+  if (details.details_size() == 0) return grpc::Status(code, details.message());
+  return grpc::Status(code, details.message(), details.SerializeAsString());
+}
+
+std::string RpcStatusBytes(const absl::Status& status) {
+  return ToRpcStatus(status).SerializeAsString();
+}
+
+absl::Status StatusFromRpcStatusBytes(const std::string& bytes) {
+  v1::RpcStatus message;
+  if (!message.ParseFromString(bytes) || message.code() < 1 || message.code() > 16) {
+    return absl::InternalError("an unreadable google.rpc.Status");
+  }
+  absl::Status status(static_cast<absl::StatusCode>(message.code()), message.message());
+  AddDetails(message, status);
+  return status;
 }
 
 absl::Status FromGrpcStatus(const grpc::Status& status) {
@@ -65,10 +90,7 @@ absl::Status FromGrpcStatus(const grpc::Status& status) {
   v1::RpcStatus details;
   // Details are an addition: a peer that sends unreadable ones still gets its code through.
   if (!status.error_details().empty() && details.ParseFromString(status.error_details())) {
-    for (int i = 0; i < details.details_size() && i < kDetailsMax; ++i) {
-      const google::protobuf::Any& any = details.details(i);
-      result.SetPayload(any.type_url(), absl::Cord(any.value()));
-    }
+    AddDetails(details, result);
   }
   return result;
 }

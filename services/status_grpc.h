@@ -4,6 +4,7 @@
 #define KVTIER_SERVICES_STATUS_GRPC_H_
 
 #include <optional>
+#include <string>
 
 #include <grpcpp/support/status.h>
 
@@ -14,6 +15,11 @@ namespace kvtier {
 
 grpc::Status ToGrpcStatus(const absl::Status& status);
 absl::Status FromGrpcStatus(const grpc::Status& status);
+
+// The same as a serialized google.rpc.Status, for messages that carry a status of their own.
+// Unreadable bytes are INTERNAL; `status` must not be OK.
+std::string RpcStatusBytes(const absl::Status& status);
+absl::Status StatusFromRpcStatusBytes(const std::string& bytes);
 
 // Attaches and reads "try again after": survives both mappings.
 absl::Status WithRetryAfter(absl::Status status, absl::Duration delay);

@@ -8,6 +8,7 @@
 #include "services/call_environment.h"
 #include "services/delete_many_call.h"
 #include "services/fetch_call.h"
+#include "services/lease_call.h"
 #include "services/lookup_call.h"
 #include "services/put_call.h"
 #include "services/status_grpc.h"
@@ -18,6 +19,7 @@
 namespace kvtier {
 namespace {
 
+using LeaseService = v1::StoreService::WithCallbackMethod_Lease<v1::StoreService::Service>;
 using RawStoreService = v1::StoreService::WithRawCallbackMethod_Put<
     v1::StoreService::WithRawCallbackMethod_Fetch<v1::StoreService::WithCallbackMethod_QueryUpload<
         v1::StoreService::WithCallbackMethod_GetObject<v1::StoreService::WithCallbackMethod_List<
@@ -26,8 +28,7 @@ using RawStoreService = v1::StoreService::WithRawCallbackMethod_Put<
                     v1::StoreService::WithCallbackMethod_Stats<
                         v1::StoreService::WithCallbackMethod_SetAttributes<
                             v1::StoreService::WithCallbackMethod_DeleteMany<
-                                v1::StoreService::WithCallbackMethod_Watch<
-                                    v1::StoreService::Service>>>>>>>>>>>>;
+                                v1::StoreService::WithCallbackMethod_Watch<LeaseService>>>>>>>>>>>>;
 
 class StoreServiceImpl final : public RawStoreService {
  public:
@@ -42,6 +43,10 @@ class StoreServiceImpl final : public RawStoreService {
   grpc::ServerReadReactor<grpc::ByteBuffer>* Put(grpc::CallbackServerContext* context,
                                                  grpc::ByteBuffer* response) override {
     return StartPutCall(environment_, *context, response);
+  }
+  grpc::ServerBidiReactor<v1::LeaseRequest, v1::LeaseResponse>* Lease(
+      grpc::CallbackServerContext* context) override {
+    return StartLeaseCall(environment_, *context);
   }
   grpc::ServerUnaryReactor* QueryUpload(grpc::CallbackServerContext* context,
                                         const v1::QueryUploadRequest* request,

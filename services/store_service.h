@@ -15,7 +15,9 @@
 
 #include "base/clock.h"
 #include "base/limits.h"
+#include "services/drain_signal.h"
 #include "services/metrics.h"
+#include "store/lease_table.h"
 #include "store/tiered_store.h"
 
 namespace kvtier {
@@ -29,6 +31,11 @@ struct StoreServiceOptions {
   uint64_t object_bytes_max = limits::kObjectBytesMax;
   // How fast the engines that ask prefill a prompt, for Lookup's estimate. 0: not known.
   double prefill_tokens_per_second = 0;
+  // For Lease, and Fetch under one. Not owned; null: Lease is UNIMPLEMENTED.
+  LeaseTable* leases = nullptr;
+  // When it fires, Lease streams end with UNAVAILABLE. Not owned; null: they last until their
+  // clients end them.
+  DrainSignal* drain = nullptr;
 };
 
 // Everything must outlive the service; the service must outlive the server that runs it.

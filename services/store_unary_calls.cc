@@ -144,6 +144,13 @@ absl::Status Stats(CallEnvironment& environment, const TenantId& tenant, const v
   limits.set_lookup_blocks_max(limits::kLookupBlocksMax);
   limits.set_lookup_candidates_max(limits::kLookupCandidatesMax);
   limits.set_watchers_max(limits::kWatchersMax);
+  if (const LeaseTable* leases = environment.options().leases) {
+    limits.set_leases_max(leases->options().leases_max);
+    const LeaseTable::Usage usage = leases->usage();
+    response.mutable_leases()->set_leases(usage.leases);
+    response.mutable_leases()->set_bytes(usage.bytes);
+    response.mutable_leases()->set_bytes_max(usage.bytes_max);
+  }
   response.set_incarnation(store.incarnation());
   response.set_version(KVTIER_VERSION);
   return absl::OkStatus();

@@ -240,6 +240,7 @@ class TieredStore {
 
   virtual const StoreCounters& counters() const = 0;
   virtual TierUsage host_usage() const = 0;
+  virtual HostMemory::Counters host_memory_counters() const = 0;
   virtual std::optional<TierUsage> disk_usage() const = 0;
   virtual uint64_t object_count() const = 0;
   // Random at every start: what UploadedBytes says, and numbers of events, hold within one

@@ -100,6 +100,7 @@ class TieredStoreImpl final : public TieredStore {
 
   const StoreCounters& counters() const override { return counters_; }
   TierUsage host_usage() const override { return host_->Usage(); }
+  HostMemory::Counters host_memory_counters() const override { return memory_->counters(); }
   std::optional<TierUsage> disk_usage() const override {
     return disk_ == nullptr ? std::nullopt : std::optional(disk_->Usage());
   }

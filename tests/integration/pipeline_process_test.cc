@@ -166,6 +166,32 @@ TEST_F(PipelineProcessTest, AWorkerAnswersFromWhatACrashedCompressorStored) {
   EXPECT_EQ(Metric(*worker_, "kvtier_worker_questions_total"), 8);
 }
 
+TEST_F(PipelineProcessTest, AWorkerOnTheStoresHostAnswersFromTheStoresMemory) {
+  const std::string socket = dir_.File("shm");
+  StartStore({"--shm_socket=" + socket});
+  StartCompressor();
+  KVTIER_ASSERT_OK_AND_ASSIGN(const v1::CompressResult result,
+                              Compress(MakeRequest(RandomIds(300, 1))));
+  const std::string& key = result.object().name().key();
+  StartWorker();
+  KVTIER_ASSERT_OK_AND_ASSIGN(const v1::AttachResponse copied, Attach(key, 0.6));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Ids expected, Ask(copied.attachment(), RandomIds(10, 7)));
+
+  StartWorker({"--store_shm=" + socket});
+  KVTIER_ASSERT_OK_AND_ASSIGN(const v1::AttachResponse mapped, Attach(key, 0.6));
+  EXPECT_EQ(mapped.bytes(), copied.bytes());
+  EXPECT_THAT(Ask(mapped.attachment(), RandomIds(10, 7)), IsOkAndHolds(expected));
+  EXPECT_EQ(Metric(*store_, "kvtier_store_leases"), 1);
+  EXPECT_EQ(Metric(*store_, "kvtier_store_shm_bytes_total"), mapped.bytes());
+  EXPECT_EQ(Metric(*worker_, "kvtier_worker_shm_fallbacks_total"), 0);
+
+  // A store without a socket, or none at all there: the worker fetches as before.
+  StartWorker({"--store_shm=" + dir_.File("nobody")});
+  KVTIER_ASSERT_OK_AND_ASSIGN(const v1::AttachResponse fallen_back, Attach(key, 0.6));
+  EXPECT_THAT(Ask(fallen_back.attachment(), RandomIds(10, 7)), IsOkAndHolds(expected));
+  EXPECT_EQ(Metric(*worker_, "kvtier_worker_shm_fallbacks_total"), 1);
+}
+
 TEST_F(PipelineProcessTest, CompressingAgainReturnsWhatIsStored) {
   StartStore();
   StartCompressor();

@@ -1,4 +1,4 @@
-// The gRPC transport over a real store and a real socket.
+// The gRPC transport over a real store and real sockets, TCP and UNIX.
 #include <atomic>
 #include <memory>
 #include <string>
@@ -12,6 +12,7 @@
 #include "services/store_service.h"
 #include "tests/conformance/transport_conformance.h"
 #include "tests/testing/store_checks.h"
+#include "tests/testing/temp_dir.h"
 
 namespace kvtier {
 namespace {
@@ -55,9 +56,10 @@ class MiddleService final : public v1::StoreService::Service {
   CondVar never_;
 };
 
-// One server on a free port, without /metrics.
-std::unique_ptr<Server> Serve(grpc::Service& service, Metrics& metrics) {
+// One server at `listen`, without /metrics.
+std::unique_ptr<Server> Serve(const std::string& listen, grpc::Service& service, Metrics& metrics) {
   ServerOptions options;
+  options.listen = listen;
   options.metrics_listen = "";
   options.drain_timeout = absl::Seconds(1);
   auto server = Server::Start(options, {&service}, metrics);
@@ -65,17 +67,15 @@ std::unique_ptr<Server> Serve(grpc::Service& service, Metrics& metrics) {
   return *std::move(server);
 }
 
-std::shared_ptr<grpc::Channel> Connect(const Server& server) {
-  return MakeChannel("127.0.0.1:" + std::to_string(server.port()));
-}
-
 class GrpcWorld final : public TransportWorld {
  public:
-  GrpcWorld()
-      : store_(*OpenTestStore("", uint64_t{256} << 20, Clock::Real())),
+  enum class Socket { kTcp, kUnix };
+  explicit GrpcWorld(Socket socket)
+      : socket_(socket),
+        store_(*OpenTestStore("", uint64_t{256} << 20, Clock::Real())),
         service_(MakeStoreService({}, *store_, metrics_, Clock::Real())),
-        server_(Serve(*service_, metrics_)),
-        transport_(MakeGrpcTransport(Connect(*server_))) {}
+        server_(Serve(AddressOf("store"), *service_, metrics_)),
+        transport_(MakeGrpcTransport(Connect("store", *server_))) {}
 
   TieredStore& store() override { return *store_; }
   Transport& transport() override { return *transport_; }
@@ -88,11 +88,21 @@ class GrpcWorld final : public TransportWorld {
 
  private:
   void GoThroughTheMiddle() {
-    middle_ = std::make_unique<MiddleService>(Connect(*server_));
-    middle_server_ = Serve(*middle_, metrics_);
-    transport_ = MakeGrpcTransport(Connect(*middle_server_));
+    middle_ = std::make_unique<MiddleService>(Connect("store", *server_));
+    middle_server_ = Serve(AddressOf("middle"), *middle_, metrics_);
+    transport_ = MakeGrpcTransport(Connect("middle", *middle_server_));
+  }
+  // Where the server of this name listens.
+  std::string AddressOf(const std::string& name) const {
+    return socket_ == Socket::kUnix ? "unix:" + dir_.File(name) : "127.0.0.1:0";
+  }
+  std::shared_ptr<grpc::Channel> Connect(const std::string& name, const Server& server) const {
+    return MakeChannel(socket_ == Socket::kUnix ? AddressOf(name)
+                                                : "127.0.0.1:" + std::to_string(server.port()));
   }
 
+  const TempDir dir_;
+  const Socket socket_;
   Metrics metrics_;
   const std::unique_ptr<TieredStore> store_;
   const std::unique_ptr<grpc::Service> service_;
@@ -102,9 +112,13 @@ class GrpcWorld final : public TransportWorld {
   std::unique_ptr<Transport> transport_;
 };
 
+TransportCase CaseOf(const std::string& name, GrpcWorld::Socket socket) {
+  return {name, [socket] { return std::make_unique<GrpcWorld>(socket); }};
+}
+
 INSTANTIATE_TEST_SUITE_P(Grpc, TransportConformanceTest,
-                         testing::Values(TransportCase{
-                             "grpc", [] { return std::make_unique<GrpcWorld>(); }}),
+                         testing::Values(CaseOf("tcp", GrpcWorld::Socket::kTcp),
+                                         CaseOf("unix", GrpcWorld::Socket::kUnix)),
                          [](const auto& test) { return test.param.name; });
 
 }  // namespace

@@ -17,6 +17,7 @@
 #include "base/status_matchers.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "store/lease_table.h"
 #include "store/page_store.h"
 #include "store/scrubber.h"
 #include "store/tiered_store.h"
@@ -132,6 +133,29 @@ TEST(MetricsTest, ReadsTheStoreAtEachScrape) {
   EXPECT_THAT(text, HasSubstr("kvtier_store_objects 1"));
   EXPECT_THAT(text, HasSubstr("kvtier_store_uploads_sealed_total 1"));
   EXPECT_THAT(text, HasSubstr("kvtier_store_host_budget_bytes 1048576"));
+}
+
+TEST(MetricsTest, TellsWhatLeasesHoldAndWhereBandsLie) {
+  // One band of 256 KiB and more: a memory file of its own.
+  const CompressedObject object =
+      MakeTestObject({.head_dim = 64, .context_tokens = 400, .edges = "1"});
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto store, OpenTestStore("", 4 << 20, Clock::Real()));
+  LeaseTable leases({.leases_max = 1}, *store);
+  Metrics metrics;
+  metrics.ExportStore(*store, &leases);
+  KVTIER_ASSERT_OK(store->Put(TenantId(), object, Durability::kHost));
+  FetchRequest request;
+  request.key = object.manifest->key;
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto lease, leases.Acquire(request, BandPlacement::kFile));
+  EXPECT_THAT(leases.Acquire(request, BandPlacement::kFile),
+              StatusIs(absl::StatusCode::kResourceExhausted));
+  const std::string text = Export(metrics);
+  EXPECT_THAT(text, HasSubstr("kvtier_store_leases 1\n"));
+  EXPECT_THAT(text, HasSubstr(absl::StrCat("kvtier_store_leased_bytes ",
+                                           object.manifest->total_bytes(), "\n")));
+  EXPECT_THAT(text, HasSubstr("kvtier_store_leases_refused_total 1\n"));
+  EXPECT_THAT(text, HasSubstr("kvtier_store_memory_files 1\n"));
+  EXPECT_THAT(text, HasSubstr("kvtier_store_memory_files_refused_total 0\n"));
 }
 
 TEST(MetricsTest, OnlyTenantsWithAQuotaOfTheirOwnAreLabels) {

@@ -1,0 +1,40 @@
+#include "services/drain_signal.h"
+
+#include <utility>
+
+namespace kvtier {
+
+std::unique_ptr<DrainSignal::Listener> DrainSignal::Listen(std::function<void()> on_fire) {
+  MutexLock lock(&mutex_);
+  if (has_fired_) return nullptr;
+  const uint64_t id = next_id_++;
+  listeners_.emplace(id, std::move(on_fire));
+  return std::make_unique<Listener>(*this, id);
+}
+
+void DrainSignal::Fire() {
+  for (;;) {
+    std::function<void()> on_fire;  // Called without the lock, which it may want for others.
+    {
+      MutexLock lock(&mutex_);
+      has_fired_ = true;
+      if (listeners_.empty()) return;
+      const auto first = listeners_.begin();
+      running_ = first->first;
+      on_fire = std::move(first->second);
+      listeners_.erase(first);
+    }
+    on_fire();
+    MutexLock lock(&mutex_);
+    running_ = 0;
+    called_.SignalAll();
+  }
+}
+
+void DrainSignal::Forget(uint64_t id) {
+  MutexLock lock(&mutex_);
+  listeners_.erase(id);
+  while (running_ == id) called_.Wait(&mutex_);
+}
+
+}  // namespace kvtier

@@ -1,0 +1,51 @@
+// Tells calls that would otherwise go on for as long as their caller likes (Lease) that the server
+// is about to stop, so that they end at once and the drain need not wait for them.
+#ifndef KVTIER_SERVICES_DRAIN_SIGNAL_H_
+#define KVTIER_SERVICES_DRAIN_SIGNAL_H_
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+
+#include "absl/base/thread_annotations.h"
+#include "base/mutex.h"
+
+namespace kvtier {
+
+// Thread-safe. Outlives its listeners.
+class DrainSignal {
+ public:
+  // Forgets the callback when it is destroyed, which waits while the callback runs.
+  class Listener {
+   public:
+    Listener(DrainSignal& signal, uint64_t id) : signal_(signal), id_(id) {}
+    ~Listener() { signal_.Forget(id_); }
+    Listener(const Listener&) = delete;
+    Listener& operator=(const Listener&) = delete;
+
+   private:
+    DrainSignal& signal_;
+    const uint64_t id_;
+  };
+
+  // `on_fire` is called at most once, by the thread that fires; it must not block or destroy its
+  // listener. Null: it was fired before, and nothing will be called.
+  std::unique_ptr<Listener> Listen(std::function<void()> on_fire) ABSL_LOCKS_EXCLUDED(mutex_);
+  // For good. Returns when every listener has been called.
+  void Fire() ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  void Forget(uint64_t id) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  Mutex mutex_;
+  CondVar called_;  // running_ has changed.
+  bool has_fired_ ABSL_GUARDED_BY(mutex_) = false;
+  uint64_t next_id_ ABSL_GUARDED_BY(mutex_) = 1;
+  uint64_t running_ ABSL_GUARDED_BY(mutex_) = 0;  // Whose callback runs now; 0: nobody's.
+  std::map<uint64_t, std::function<void()>> listeners_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace kvtier
+
+#endif  // KVTIER_SERVICES_DRAIN_SIGNAL_H_
