@@ -1,6 +1,5 @@
-// What the two CPU backends share: host memory, and the checks of every operation's arguments. A
-// backend of host memory derives from it and implements the Run* methods, which are called with
-// arguments that fit each other and with at least one row.
+// What the two CPU backends share: host memory, and operations that are done when they return. A
+// backend of host memory derives from it and implements the Run* methods of arithmetic.
 #ifndef KVTIER_COMPRESSOR_HOST_BACKEND_H_
 #define KVTIER_COMPRESSOR_HOST_BACKEND_H_
 
@@ -11,65 +10,26 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "compressor/backend.h"
+#include "compressor/checked_backend.h"
 
 namespace kvtier {
 
 // Activations are fp32. Operations are synchronous. Thread-safe as Backend says.
-class HostBackend : public Backend {
+class HostBackend : public CheckedBackend {
  public:
   DType activation_dtype() const final { return DType::kF32; }
-  absl::StatusOr<Tensor> Allocate(DType dtype, int64_t rows, int64_t cols) final;
-  absl::Status Upload(std::span<const std::byte> host, TensorView to) final;
-  absl::Status Download(TensorView from, std::span<std::byte> host) final;
   absl::Status Synchronize() final { return absl::OkStatus(); }
   bool host_addressable() const final { return true; }
 
-  absl::StatusOr<std::unique_ptr<LinearWeights>> PrepareLinear(std::span<const std::byte> weights,
-                                                               DType dtype, int64_t out_features,
-                                                               int64_t in_features) final;
-  absl::StatusOr<std::unique_ptr<LinearWeights>> ShareLinear(const TensorView& table) final;
-  absl::Status ReadLinear(const LinearWeights& weights, std::span<float> to) final;
-  absl::Status Embed(std::span<const uint32_t> ids, const TensorView& table, float scale,
-                     TensorView y) final;
-  absl::Status Linear(TensorView x, const LinearWeights& weights, TensorView y) final;
-  absl::Status RmsNorm(TensorView x, TensorView weight, float epsilon, TensorView y) final;
-  absl::Status AddInPlace(TensorView x, TensorView y) final;
-  absl::Status GateMul(Activation activation, TensorView gate, TensorView up, TensorView y) final;
-  absl::Status Rope(TensorView x, int64_t heads, const RopeTable& table,
-                    int64_t first_position) final;
-  absl::Status AppendKv(TensorView k, TensorView v, KvLayerView layer, int64_t at) final;
-  absl::Status Attention(const AttentionArgs& args) final;
-  absl::Status ScoreColumnMax(const ScoreArgs& args) final;
-  absl::Status GatherRows(const KvLayerView& layer, int64_t head,
-                          std::span<const uint32_t> positions, std::byte* keys_out,
-                          std::byte* values_out) final;
-
  protected:
-  virtual absl::StatusOr<std::unique_ptr<LinearWeights>> RunPrepareLinear(const std::byte* weights,
-                                                                          DType dtype,
-                                                                          int64_t out_features,
-                                                                          int64_t in_features) = 0;
+  absl::StatusOr<Tensor> RunAllocate(DType dtype, int64_t rows, int64_t cols) final;
+  absl::Status RunUpload(std::span<const std::byte> host, void* to) final;
+  absl::Status RunDownload(const void* from, std::span<std::byte> host) final;
   // Copies, unless a backend knows better.
-  virtual absl::StatusOr<std::unique_ptr<LinearWeights>> RunShareLinear(const TensorView& table) {
-    return RunPrepareLinear(static_cast<const std::byte*>(table.data), table.dtype, table.rows,
-                            table.cols);
-  }
-  virtual absl::Status RunEmbed(std::span<const uint32_t> ids, const TensorView& table, float scale,
-                                TensorView y) = 0;
-  // INVALID_ARGUMENT: `weights` were prepared by another backend.
-  virtual absl::Status RunReadLinear(const LinearWeights& weights, std::span<float> to) = 0;
-  virtual absl::Status RunLinear(TensorView x, const LinearWeights& weights, TensorView y) = 0;
-  virtual absl::Status RunRmsNorm(TensorView x, const float* weight, float epsilon,
-                                  TensorView y) = 0;
-  virtual absl::Status RunAdd(TensorView x, TensorView y) = 0;
-  virtual absl::Status RunGateMul(Activation activation, TensorView gate, TensorView up,
-                                  TensorView y) = 0;
-  virtual absl::Status RunRope(TensorView x, int64_t heads, const RopeTable& table,
-                               int64_t first_position) = 0;
-  virtual absl::Status RunAppendKv(TensorView k, TensorView v, KvLayerView layer, int64_t at) = 0;
-  virtual absl::Status RunAttention(const AttentionArgs& args) = 0;
-  virtual absl::Status RunScoreColumnMax(const ScoreArgs& args) = 0;
+  absl::StatusOr<std::unique_ptr<LinearWeights>> RunShareLinear(const TensorView& table) override;
+  absl::Status RunGatherRows(const KvLayerView& layer, int64_t head,
+                             std::span<const uint32_t> positions, std::byte* keys_out,
+                             std::byte* values_out) final;
 };
 
 // Elements of checkpoints and caches, wherever they lie: `from` need not be aligned.

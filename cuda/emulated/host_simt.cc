@@ -1,35 +1,31 @@
 #include "cuda/emulated/host_simt.h"
 
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cstring>
 #include <memory>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "cuda/emulated/fibre.h"
 
 namespace kvtier::host_simt {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr size_t kStackBytes = 128 * 1024;
 constexpr size_t kExchangeBytesMax = 64;
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
 // One per thread of a block, kept from launch to launch for its stack.
-struct Fibre {
-  ucontext_t context;
-  std::unique_ptr<char[]> stack;
+struct Thread {
+  Fibre fibre;
   ThreadState state;
   State at = State::kDone;
 };
 
 struct Scheduler {
-  ucontext_t main;
-  std::vector<std::unique_ptr<Fibre>> fibres;
-  Fibre* running = nullptr;
+  std::vector<std::unique_ptr<Thread>> block;
+  Thread* running = nullptr;
   const std::function<void()>* body = nullptr;
   std::vector<std::byte> shared;
   // What lanes give each other, twice: a lane that is already at the next exchange must not write
@@ -49,29 +45,19 @@ void Enter() {
   Scheduler& s = Scheduling();
   (*s.body)();
   s.running->at = State::kDone;
-  swapcontext(&s.running->context, &s.main);
+  s.running->fibre.Suspend();
 }
 
 void Wait(State at) {
   Scheduler& s = Scheduling();
-  Fibre* self = s.running;
-  self->at = at;
-  swapcontext(&self->context, &s.main);
+  s.running->at = at;
+  s.running->fibre.Suspend();
 }
 
 void Prepare(Scheduler& s, int threads) {
-  while (static_cast<int>(s.fibres.size()) < threads) {
-    s.fibres.push_back(std::make_unique<Fibre>());
-    s.fibres.back()->stack = std::make_unique<char[]>(kStackBytes);
-  }
   for (int t = 0; t < threads; ++t) {
-    Fibre& fibre = *s.fibres[t];
-    getcontext(&fibre.context);
-    fibre.context.uc_stack.ss_sp = fibre.stack.get();
-    fibre.context.uc_stack.ss_size = kStackBytes;
-    fibre.context.uc_link = nullptr;
-    makecontext(&fibre.context, Enter, 0);
-    fibre.at = State::kReady;
+    s.block[t]->fibre.Start(Enter);
+    s.block[t]->at = State::kReady;
   }
 }
 
@@ -80,11 +66,11 @@ bool Release(Scheduler& s, int threads) {
   bool released = false;
   const auto count = [&](int begin, int end, State at) {
     int n = 0;
-    for (int t = begin; t < end; ++t) n += s.fibres[t]->at == at ? 1 : 0;
+    for (int t = begin; t < end; ++t) n += s.block[t]->at == at ? 1 : 0;
     return n;
   };
   const auto release = [&](int begin, int end) {
-    for (int t = begin; t < end; ++t) s.fibres[t]->at = State::kReady;
+    for (int t = begin; t < end; ++t) s.block[t]->at = State::kReady;
     released = true;
   };
   for (int w = 0; w < threads; w += kWarp) {
@@ -102,18 +88,18 @@ int RunBlock(Scheduler& s, int threads) {
     const int step = (s.order >> 31) != 0 ? threads - 1 : 1;  // Backwards or forwards.
     int done = 0;
     for (int i = 0, t = first; i < threads; ++i, t = (t + step) % threads) {
-      Fibre& fibre = *s.fibres[t];
-      if (fibre.at == State::kReady) {
-        s.running = &fibre;
-        swapcontext(&s.main, &fibre.context);
+      Thread& thread = *s.block[t];
+      if (thread.at == State::kReady) {
+        s.running = &thread;
+        thread.fibre.Resume();
       }
-      done += fibre.at == State::kDone ? 1 : 0;
+      done += thread.at == State::kDone ? 1 : 0;
     }
     if (done == threads) return 0;
     if (Release(s, threads)) continue;
     int counts[4] = {};
-    for (int t = 0; t < threads; ++t) ++counts[static_cast<int>(s.fibres[t]->at)];
-    const ThreadState& at = s.fibres[0]->state;
+    for (int t = 0; t < threads; ++t) ++counts[static_cast<int>(s.block[t]->at)];
+    const ThreadState& at = s.block[0]->state;
     s.error = absl::StrCat("block (", at.block[0], ", ", at.block[1], ", ", at.block[2],
                            ") is stuck: of ", threads, " threads ", counts[1],
                            " wait at a block barrier, ", counts[2], " at a shuffle, ", counts[3],
@@ -150,6 +136,7 @@ int Run(const int (&grid)[3], int threads, size_t shared_bytes, const std::funct
   }
   s.body = &body;
   s.shared.resize(shared_bytes + 16);
+  while (static_cast<int>(s.block.size()) < threads) s.block.push_back(std::make_unique<Thread>());
   for (auto& slots : s.exchange) slots.resize(threads * kExchangeBytesMax);
   s.exchanges.assign(threads, 0);
   void* aligned = s.shared.data();
@@ -159,13 +146,12 @@ int Run(const int (&grid)[3], int threads, size_t shared_bytes, const std::funct
     for (int y = 0; y < grid[1]; ++y) {
       for (int x = 0; x < grid[0]; ++x) {
         std::fill(s.shared.begin(), s.shared.end(), std::byte{0xFF});
-        while (static_cast<int>(s.fibres.size()) < threads) Prepare(s, threads);
         for (int t = 0; t < threads; ++t) {
-          s.fibres[t]->state = {.thread = t,
-                                .threads = threads,
-                                .block = {x, y, z},
-                                .grid = {grid[0], grid[1], grid[2]},
-                                .shared = aligned};
+          s.block[t]->state = {.thread = t,
+                               .threads = threads,
+                               .block = {x, y, z},
+                               .grid = {grid[0], grid[1], grid[2]},
+                               .shared = aligned};
         }
         if (const int error = RunBlock(s, threads); error != 0) return error;
       }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/bytes.h"
 #include "base/status_matchers.h"
 #include "gmock/gmock.h"
 #include "kvcache/row_codec.h"
@@ -42,18 +43,22 @@ struct AttentionCase {
   }
 };
 
-// Rows of a lossy codec; `scales` points to theirs, behind the codes.
-std::vector<std::byte> EncodeFloats(CodecId id, const Floats& elements, int64_t dim,
-                                    std::byte*& scales) {
+// Rows of a lossy codec, in the backend's memory.
+struct CodedRows {
+  Tensor codes;
+  Tensor scales;
+};
+
+CodedRows MakeCodedRows(Backend& backend, CodecId id, const Floats& elements, int64_t dim) {
   const RowCodec& codec = *FindRowCodec(id);
   const auto width = static_cast<uint32_t>(dim);
   const size_t rows = elements.size() / width;
-  std::vector<std::byte> bytes(rows * (codec.code_bytes(width) + codec.scale_bytes()));
-  scales = bytes.data() + rows * codec.code_bytes(width);
-  KVTIER_EXPECT_OK(EncodeRows(codec, DType::kF32,
-                              reinterpret_cast<const std::byte*>(elements.data()),
-                              static_cast<uint32_t>(rows), width, bytes.data(), scales));
-  return bytes;
+  std::string codes(rows * codec.code_bytes(width), '\0');
+  std::string scales(rows * codec.scale_bytes(), '\0');
+  KVTIER_EXPECT_OK(EncodeRows(codec, DType::kF32, AsBytes(Encode(elements, DType::kF32)).data(),
+                              static_cast<uint32_t>(rows), width, AsMutableBytes(codes).data(),
+                              AsMutableBytes(scales).data()));
+  return {MakeBytes(backend, codes), MakeBytes(backend, scales)};
 }
 
 // The case's output on one backend; equal seeds give equal inputs.
@@ -74,21 +79,22 @@ Floats RunAttention(Backend& backend, const AttentionCase& c, uint64_t seed) {
   }
   const Layer tail = MakeLayer(backend, tail_keys, tail_values, c.dtype, c.heads, capacity, c.dim);
   std::vector<Tensor> memory;
-  std::vector<std::vector<std::byte>> coded;  // Host memory.
+  std::vector<CodedRows> coded;
   std::vector<std::vector<RowSpan>> spans(static_cast<size_t>(c.heads));
   for (size_t h = 0; h < c.spans.size(); ++h) {
     for (uint32_t rows : c.spans[h]) {
       RowSpan span{.rows = rows, .codec = c.codecs[spans[h].size() % c.codecs.size()]};
       for (const bool of_keys : {true, false}) {
         const Floats elements = RandomFloats(random, rows * c.dim);
-        std::byte* scales = nullptr;
+        const std::byte* scales = nullptr;
         const std::byte* bytes = nullptr;
         if (span.codec == CodecId::kRaw) {
           memory.push_back(MakeTensor(backend, elements, c.dtype, rows, c.dim));
           bytes = static_cast<const std::byte*>(memory.back().data());
         } else {
-          coded.push_back(EncodeFloats(span.codec, elements, c.dim, scales));
-          bytes = coded.back().data();
+          coded.push_back(MakeCodedRows(backend, span.codec, elements, c.dim));
+          bytes = static_cast<const std::byte*>(coded.back().codes.data());
+          scales = static_cast<const std::byte*>(coded.back().scales.data());
         }
         (of_keys ? span.keys : span.values) = bytes;
         (of_keys ? span.key_scales : span.value_scales) = scales;
@@ -160,7 +166,6 @@ TEST_P(BackendConformanceTest, AttentionEqualsTheReferenceOverShapes) {
 
 // Sizes that no vector divides, and a decode step long enough to be cut into parts.
 TEST_P(BackendConformanceTest, AttentionHandlesOddSizes) {
-  if (!backend_->host_addressable()) GTEST_SKIP() << "device kernels list their head dims";
   for (AttentionCase c :
        {AttentionCase{.dim = 20, .rows = 3, .spans = {{7}, {9, 2}}, .tail_before = 1},
         AttentionCase{.group = 2, .dim = 6, .rows = 65, .spans = {}, .tail_before = 2},
@@ -181,7 +186,6 @@ TEST_P(BackendConformanceTest, AttentionHandlesOddSizes) {
 // Windows smaller than a tile of keys, across spans and tail, of one row, and wider than
 // everything; a long decode step whose first parts see nothing.
 TEST_P(BackendConformanceTest, AttentionSeesNoFurtherBackThanItsWindow) {
-  if (!backend_->host_addressable()) GTEST_SKIP() << "device kernels list their head dims";
   for (AttentionCase c :
        {AttentionCase{.rows = 200, .tail_before = 70, .window = 1},
         AttentionCase{.group = 2, .rows = 150, .tail_before = 3, .window = 37},
@@ -234,7 +238,6 @@ TEST_P(BackendConformanceTest, AttentionWindowOfADecodeStepEqualsTheRowsInIt) {
 // Codecs mixed with each other and with a raw tail: a few queries (decoding) read codes directly,
 // many go through tiles; dims that direct reading does not take; windows; a decode step in parts.
 TEST_P(BackendConformanceTest, AttentionReadsRowsOfEveryCodec) {
-  if (!backend_->host_addressable()) GTEST_SKIP() << "coded rows of this test lie in host memory";
   const std::vector<std::vector<CodecId>> mixes = {
       {CodecId::kInt8},
       {CodecId::kInt4},
@@ -266,6 +269,16 @@ TEST_P(BackendConformanceTest, AttentionReadsRowsOfEveryCodec) {
         if (HasFatalFailure()) return;
       }
     }
+  }
+}
+
+TEST_P(BackendConformanceTest, AttentionRepeatsBitByBit) {
+  for (AttentionCase c :
+       {AttentionCase{.group = 4, .rows = 1, .spans = {{6000}, {100}}, .dtype = DType::kBf16},
+        AttentionCase{.group = 2, .rows = 70, .spans = {{129}, {7, 300}}, .tail_before = 9}}) {
+    SCOPED_TRACE(c.ToString());
+    const Floats first = RunAttention(*backend_, c, 8);
+    for (int run = 0; run < 3; ++run) EXPECT_EQ(RunAttention(*backend_, c, 8), first);
   }
 }
 

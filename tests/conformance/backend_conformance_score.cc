@@ -184,6 +184,19 @@ TEST_P(BackendConformanceTest, ScoreVariantsEqualTheReference) {
   }
 }
 
+TEST_P(BackendConformanceTest, ScoresRepeatBitByBit) {
+  const ScoreCase c{.group = 3,
+                    .q_rows = 150,
+                    .sink_rows = 31,
+                    .chunk_begin = 40,
+                    .chunk_end = 440,
+                    .capacity = 450,
+                    .dtype = DType::kBf16,
+                    .bf16_products = GetParam().bf16_products};
+  const Floats first = RunScore(*backend_, c, 9);
+  for (int run = 0; run < 3; ++run) EXPECT_EQ(RunScore(*backend_, c, 9), first);
+}
+
 TEST_P(BackendConformanceTest, ScoreShowsNanAndLeavesEmptyChunksAlone) {
   const Floats scores = RunScore(*backend_, {.nan_query = 2}, 1);
   EXPECT_TRUE(std::isnan(scores[0])) << "a NaN must reach the ranking, which refuses it";

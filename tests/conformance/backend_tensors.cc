@@ -35,6 +35,14 @@ Tensor MakeTensor(Backend& backend, const Floats& values, DType dtype, int64_t r
   return *std::move(tensor);
 }
 
+Tensor MakeBytes(Backend& backend, std::string bytes) {
+  bytes.resize((bytes.size() + 1) / 2 * 2);
+  auto tensor = backend.Allocate(DType::kBf16, 1, static_cast<int64_t>(bytes.size() / 2));
+  KVTIER_EXPECT_OK(tensor);
+  KVTIER_EXPECT_OK(backend.Upload(AsBytes(bytes), *tensor));
+  return *std::move(tensor);
+}
+
 void RoundToBf16(Floats& values) {
   for (float& value : values) value = static_cast<float>(bfloat16(value));
 }

@@ -22,6 +22,8 @@ void RoundToBf16(Floats& values);
 // The bytes of elements of `dtype`, rounded to nearest even.
 std::string Encode(const Floats& values, DType dtype);
 Tensor MakeTensor(Backend& backend, const Floats& values, DType dtype, int64_t rows, int64_t cols);
+// As many bytes, for what no dtype describes; the last element may hold one more.
+Tensor MakeBytes(Backend& backend, std::string bytes);
 // Of the backend's activation dtype.
 Tensor MakeActivations(Backend& backend, const Floats& values, int64_t rows, int64_t cols);
 Floats Read(Backend& backend, const Tensor& tensor);

@@ -1,0 +1,184 @@
+#include "cuda/cuda_device.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include <cuda_runtime_api.h>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+
+namespace kvtier {
+namespace {
+
+// An error is read and cleared, so that later calls do not report it again. Some (a kernel that
+// read memory that is not there) stay until the process ends; the device then answers INTERNAL to
+// everything.
+absl::Status Map(cudaError_t error, absl::string_view device, absl::string_view what) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  cudaGetLastError();
+  const std::string message = absl::StrCat(device, ": ", what, ": ", cudaGetErrorName(error), " (",
+                                           cudaGetErrorString(error), ")");
+  switch (error) {
+    case cudaErrorMemoryAllocation:
+      return absl::ResourceExhaustedError(message);
+    case cudaErrorInsufficientDriver:
+    case cudaErrorNoDevice:
+    case cudaErrorInvalidDevice:
+    case cudaErrorDevicesUnavailable:
+    case cudaErrorSystemNotReady:
+    case cudaErrorSystemDriverMismatch:
+      return absl::UnavailableError(message);
+    default:
+      return absl::InternalError(message);
+  }
+}
+
+class CudaDevice final : public Device {
+ public:
+  CudaDevice(int ordinal, int multiprocessors)
+      : ordinal_(ordinal),
+        multiprocessors_(multiprocessors),
+        name_(absl::StrCat("cuda:", ordinal)) {}
+
+  ~CudaDevice() override {
+    if (cudaSetDevice(ordinal_) != cudaSuccess) return;
+    if (stream_ != nullptr) {
+      cudaStreamSynchronize(stream_);
+      cudaStreamDestroy(stream_);
+    }
+    if (pool_ != nullptr) cudaMemPoolDestroy(pool_);
+    cudaGetLastError();
+  }
+
+  absl::Status Start() {
+    KVTIER_RETURN_IF_ERROR(Enter());
+    KVTIER_RETURN_IF_ERROR(
+        Mapped(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "create a stream"));
+    cudaMemPoolProps properties = {};
+    properties.allocType = cudaMemAllocationTypePinned;
+    properties.location.type = cudaMemLocationTypeDevice;
+    properties.location.id = ordinal_;
+    KVTIER_RETURN_IF_ERROR(Mapped(cudaMemPoolCreate(&pool_, &properties), "create a memory pool"));
+    uint64_t keep = std::numeric_limits<uint64_t>::max();
+    return Mapped(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keep),
+                  "keep the pool's memory");
+  }
+
+  absl::string_view name() const override { return name_; }
+  int multiprocessors() const override { return multiprocessors_; }
+  DeviceStream stream() const override { return stream_; }
+
+  absl::Status Enter() override { return Mapped(cudaSetDevice(ordinal_), "make current"); }
+
+  absl::StatusOr<void*> Allocate(uint64_t bytes) override {
+    void* memory = nullptr;
+    const cudaError_t error =
+        cudaMallocFromPoolAsync(&memory, std::max<uint64_t>(bytes, 1), pool_, stream_);
+    if (error != cudaSuccess) {
+      return Mapped(error, absl::StrCat("allocate ", bytes, " bytes"));
+    }
+    return memory;
+  }
+
+  // Where it fails, the context is gone and its memory with it.
+  void Free(void* memory) override {
+    if (cudaSetDevice(ordinal_) != cudaSuccess || cudaFreeAsync(memory, stream_) != cudaSuccess) {
+      cudaGetLastError();
+    }
+  }
+
+  absl::Status CopyIn(const void* host, void* device, uint64_t bytes) override {
+    if (bytes == 0) return absl::OkStatus();
+    KVTIER_RETURN_IF_ERROR(
+        Mapped(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_), "copy in"));
+    // Ordinary memory has been staged when the call returns. Registered memory is read later.
+    cudaPointerAttributes attributes = {};
+    KVTIER_RETURN_IF_ERROR(
+        Mapped(cudaPointerGetAttributes(&attributes, host), "look up a pointer"));
+    return attributes.type == cudaMemoryTypeUnregistered ? absl::OkStatus() : Synchronize();
+  }
+
+  absl::Status CopyOut(const void* device, void* host, uint64_t bytes) override {
+    if (bytes == 0) return absl::OkStatus();
+    KVTIER_RETURN_IF_ERROR(
+        Mapped(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_), "copy out"));
+    return Synchronize();
+  }
+
+  absl::Status Zero(void* device, uint64_t bytes) override {
+    if (bytes == 0) return absl::OkStatus();
+    return Mapped(cudaMemsetAsync(device, 0, bytes, stream_), "clear memory");
+  }
+
+  absl::Status Synchronize() override {
+    return Mapped(cudaStreamSynchronize(stream_), "wait for the stream");
+  }
+
+  absl::Status Check(DeviceError error, absl::string_view operation) override {
+    return Mapped(static_cast<cudaError_t>(error), operation);
+  }
+
+ private:
+  absl::Status Mapped(cudaError_t error, absl::string_view what) const {
+    return Map(error, name_, what);
+  }
+
+  const int ordinal_;
+  const int multiprocessors_;
+  const std::string name_;
+  cudaStream_t stream_ = nullptr;
+  cudaMemPool_t pool_ = nullptr;
+};
+
+}  // namespace
+
+absl::StatusOr<int> CountCudaDevices() {
+  int count = 0;
+  KVTIER_RETURN_IF_ERROR(Map(cudaGetDeviceCount(&count), "cuda", "count devices"));
+  if (count == 0) return absl::UnavailableError("cuda: the driver shows no device");
+  return count;
+}
+
+absl::StatusOr<CudaDeviceInfo> DescribeCudaDevice(int ordinal) {
+  KVTIER_ASSIGN_OR_RETURN(const int count, CountCudaDevices());
+  const std::string name = absl::StrCat("cuda:", ordinal);
+  if (ordinal < 0 || ordinal >= count) {
+    return absl::UnavailableError(absl::StrCat(name, ": no such device, the driver shows ", count));
+  }
+  cudaDeviceProp properties;
+  KVTIER_RETURN_IF_ERROR(Map(cudaGetDeviceProperties(&properties, ordinal), name, "describe"));
+  CudaDeviceInfo info;
+  info.model = properties.name;
+  info.compute_major = properties.major;
+  info.compute_minor = properties.minor;
+  info.multiprocessors = properties.multiProcessorCount;
+  info.memory_bytes = properties.totalGlobalMem;
+  KVTIER_RETURN_IF_ERROR(Map(cudaDriverGetVersion(&info.driver_version), name, "driver version"));
+  KVTIER_RETURN_IF_ERROR(
+      Map(cudaRuntimeGetVersion(&info.runtime_version), name, "runtime version"));
+  if (info.compute_major < 8) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(name, " (", info.model, ") has compute capability ", info.compute_major, ".",
+                     info.compute_minor, ", 8.0 is needed"));
+  }
+  int pools = 0;
+  KVTIER_RETURN_IF_ERROR(
+      Map(cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, ordinal), name,
+          "memory pools"));
+  if (pools == 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(name, " (", info.model, ") has no stream-ordered memory"));
+  }
+  return info;
+}
+
+absl::StatusOr<std::shared_ptr<Device>> MakeCudaDevice(int ordinal) {
+  KVTIER_ASSIGN_OR_RETURN(const CudaDeviceInfo info, DescribeCudaDevice(ordinal));
+  auto device = std::make_shared<CudaDevice>(ordinal, info.multiprocessors);
+  KVTIER_RETURN_IF_ERROR(device->Start());
+  return std::shared_ptr<Device>(std::move(device));
+}
+
+}  // namespace kvtier

@@ -1,0 +1,179 @@
+#include "cuda/cuda_gemm.h"
+
+#include <map>
+#include <optional>
+#include <tuple>
+#include <utility>
+
+#include <cublasLt.h>
+
+#include "absl/strings/str_cat.h"
+#include "base/mutex.h"
+#include "base/status_macros.h"
+
+namespace kvtier {
+namespace {
+
+constexpr uint64_t kWorkspaceBytes = uint64_t{32} << 20;  // What NVIDIA advises for Hopper.
+// Rows vary with the pieces of a prompt; the rest are the layers of a model.
+constexpr size_t kAlgorithmsMax = 4096;
+
+absl::Status Map(cublasStatus_t status, absl::string_view device, absl::string_view what) {
+  if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
+  const std::string message = absl::StrCat(device, ": ", what, ": ", cublasLtGetStatusName(status));
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) return absl::ResourceExhaustedError(message);
+  return absl::InternalError(message);
+}
+
+template <typename T, cublasStatus_t (*kDestroy)(T)>
+struct Handle {
+  Handle() = default;
+  Handle(const Handle&) = delete;
+  Handle& operator=(const Handle&) = delete;
+  ~Handle() {
+    if (value != nullptr) kDestroy(value);
+  }
+  T value = nullptr;
+};
+using Operation = Handle<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
+using Layout = Handle<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
+using Preference = Handle<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
+
+// cuBLASLt counts columns first: row-major y [rows, out] is its y^T [out, rows], and
+// y^T = W x^T with W stored transposed.
+struct Problem {
+  Operation operation;
+  Layout weights;  // [in, out], read transposed
+  Layout x;        // [in, rows]
+  Layout y;        // [out, rows]
+};
+
+// Rows, out, in, type, and how the three pointers are aligned (16 bytes or not): what decides
+// which algorithms can run.
+using Shape = std::tuple<int64_t, int64_t, int64_t, Element, bool>;
+
+bool IsAligned(const GemmParams& p) {
+  const auto all = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.weights) |
+                   reinterpret_cast<uintptr_t>(p.y);
+  return all % 16 == 0;
+}
+
+class CudaGemm final : public Gemm {
+ public:
+  CudaGemm(std::shared_ptr<Device> device, DeviceMemory workspace)
+      : device_(std::move(device)),
+        workspace_(std::move(workspace)),
+        plain_(MakePlainGemm(device_)) {}
+  ~CudaGemm() override {
+    if (handle_ != nullptr) cublasLtDestroy(handle_);
+  }
+
+  absl::Status Start() { return Mapped(cublasLtCreate(&handle_), "start cuBLASLt"); }
+
+  absl::Status Run(const GemmParams& p) override {
+    if (p.rows == 0) return absl::OkStatus();
+    const bool one_type = p.x_type == p.weights_type && p.x_type == p.y_type;
+    if (!one_type || p.x_type == Element::kF16) return plain_->Run(p);
+    Problem problem;
+    KVTIER_RETURN_IF_ERROR(Describe(p, problem));
+    KVTIER_ASSIGN_OR_RETURN(const auto algorithm, Algorithm(p, problem));
+    if (!algorithm.has_value()) return plain_->Run(p);
+    const float one = 1;
+    const float zero = 0;
+    return Mapped(
+        cublasLtMatmul(handle_, problem.operation.value, &one, p.weights, problem.weights.value,
+                       p.x, problem.x.value, &zero, p.y, problem.y.value, p.y, problem.y.value,
+                       &*algorithm, workspace_.as<void>(), kWorkspaceBytes,
+                       static_cast<cudaStream_t>(device_->stream())),
+        absl::StrCat("linear [", p.rows, ", ", p.in, "] x [", p.out, "]"));
+  }
+
+ private:
+  absl::Status Mapped(cublasStatus_t status, absl::string_view what) const {
+    return Map(status, device_->name(), what);
+  }
+
+  absl::Status Describe(const GemmParams& p, Problem& problem) const {
+    const cudaDataType_t type = p.x_type == Element::kBf16 ? CUDA_R_16BF : CUDA_R_32F;
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    KVTIER_RETURN_IF_ERROR(
+        Mapped(cublasLtMatmulDescCreate(&problem.operation.value, CUBLAS_COMPUTE_32F, CUDA_R_32F),
+               "describe a product"));
+    KVTIER_RETURN_IF_ERROR(
+        Mapped(cublasLtMatmulDescSetAttribute(problem.operation.value, CUBLASLT_MATMUL_DESC_TRANSA,
+                                              &transposed, sizeof(transposed)),
+               "describe a product"));
+    KVTIER_RETURN_IF_ERROR(
+        Mapped(cublasLtMatrixLayoutCreate(&problem.weights.value, type, p.in, p.out, p.in),
+               "describe weights"));
+    KVTIER_RETURN_IF_ERROR(Mapped(
+        cublasLtMatrixLayoutCreate(&problem.x.value, type, p.in, p.rows, p.in), "describe x"));
+    return Mapped(cublasLtMatrixLayoutCreate(&problem.y.value, type, p.out, p.rows, p.out),
+                  "describe y");
+  }
+
+  // Nothing: cuBLASLt has none for this shape. The first of its heuristics, which depends on
+  // nothing but the shape and the device, so results repeat.
+  absl::StatusOr<std::optional<cublasLtMatmulAlgo_t>> Algorithm(const GemmParams& p,
+                                                                const Problem& problem) {
+    const Shape shape{p.rows, p.out, p.in, p.x_type, IsAligned(p)};
+    {
+      MutexLock lock(&mutex_);
+      const auto found = algorithms_.find(shape);
+      if (found != algorithms_.end()) return found->second;
+    }
+    Preference preference;
+    KVTIER_RETURN_IF_ERROR(
+        Mapped(cublasLtMatmulPreferenceCreate(&preference.value), "choose an algorithm"));
+    const uint64_t workspace = kWorkspaceBytes;
+    const uint32_t alignment = std::get<4>(shape) ? 16 : p.x_type == Element::kBf16 ? 2 : 4;
+    KVTIER_RETURN_IF_ERROR(Set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace));
+    for (const auto attribute :
+         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+      KVTIER_RETURN_IF_ERROR(Set(preference, attribute, alignment));
+    }
+    cublasLtMatmulHeuristicResult_t result = {};
+    int count = 0;
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+        handle_, problem.operation.value, problem.weights.value, problem.x.value, problem.y.value,
+        problem.y.value, preference.value, 1, &result, &count);
+    std::optional<cublasLtMatmulAlgo_t> algorithm;
+    if (status == CUBLAS_STATUS_SUCCESS && count > 0) {
+      algorithm = result.algo;
+    } else if (status != CUBLAS_STATUS_SUCCESS && status != CUBLAS_STATUS_NOT_SUPPORTED) {
+      return Mapped(status, "choose an algorithm");
+    }
+    MutexLock lock(&mutex_);
+    if (algorithms_.size() >= kAlgorithmsMax) algorithms_.clear();
+    algorithms_[shape] = algorithm;
+    return algorithm;
+  }
+
+  template <typename T>
+  absl::Status Set(const Preference& preference, cublasLtMatmulPreferenceAttributes_t attribute,
+                   const T& value) const {
+    return Mapped(
+        cublasLtMatmulPreferenceSetAttribute(preference.value, attribute, &value, sizeof(value)),
+        "choose an algorithm");
+  }
+
+  const std::shared_ptr<Device> device_;
+  const DeviceMemory workspace_;  // Products run one after the other, so one is enough.
+  const std::unique_ptr<Gemm> plain_;
+  cublasLtHandle_t handle_ = nullptr;
+  Mutex mutex_;
+  std::map<Shape, std::optional<cublasLtMatmulAlgo_t>> algorithms_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Gemm>> MakeCudaGemm(std::shared_ptr<Device> device) {
+  KVTIER_RETURN_IF_ERROR(device->Enter());
+  KVTIER_ASSIGN_OR_RETURN(DeviceMemory workspace, DeviceMemory::Allocate(device, kWorkspaceBytes));
+  auto gemm = std::make_unique<CudaGemm>(std::move(device), std::move(workspace));
+  KVTIER_RETURN_IF_ERROR(gemm->Start());
+  return std::unique_ptr<Gemm>(std::move(gemm));
+}
+
+}  // namespace kvtier

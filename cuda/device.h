@@ -1,0 +1,96 @@
+// One device as its backend sees it: memory in stream order, copies, one stream. CudaDevice
+// (cuda/cuda_device.h) is a GPU, EmulatedDevice (cuda/emulated/) the CPU of a test.
+//
+// Everything runs in the order of the one stream: freed memory may be given out again at once, as
+// whoever gets it comes later in the stream. Thread-safe; a thread calls Enter() before it
+// launches.
+#ifndef KVTIER_CUDA_DEVICE_H_
+#define KVTIER_CUDA_DEVICE_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "cuda/simt.h"
+
+namespace kvtier {
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual absl::string_view name() const = 0;  // "cuda:0", "emulated"
+  virtual int multiprocessors() const = 0;
+  virtual DeviceStream stream() const = 0;
+
+  // Makes the device the calling thread's.
+  virtual absl::Status Enter() = 0;
+
+  // At least 256-byte aligned; contents unspecified. Not null, also for 0 bytes.
+  // RESOURCE_EXHAUSTED: naming the bytes.
+  virtual absl::StatusOr<void*> Allocate(uint64_t bytes) = 0;
+  virtual void Free(void* memory) = 0;
+
+  // The host's memory may change as soon as this returns; the device's has it in stream order.
+  virtual absl::Status CopyIn(const void* host, void* device, uint64_t bytes) = 0;
+  // Waits until the host's memory has it.
+  virtual absl::Status CopyOut(const void* device, void* host, uint64_t bytes) = 0;
+  virtual absl::Status Zero(void* device, uint64_t bytes) = 0;
+  virtual absl::Status Synchronize() = 0;
+
+  // What a launch returned, as a status naming `operation` and the device: RESOURCE_EXHAUSTED for
+  // memory, INTERNAL for the rest.
+  virtual absl::Status Check(DeviceError error, absl::string_view operation) = 0;
+};
+
+// Owned device memory; keeps its device. Move-only.
+class DeviceMemory {
+ public:
+  static absl::StatusOr<DeviceMemory> Allocate(std::shared_ptr<Device> device, uint64_t bytes) {
+    absl::StatusOr<void*> data = device->Allocate(bytes);
+    if (!data.ok()) return data.status();
+    return DeviceMemory(std::move(device), *data);
+  }
+  // Memory that holds what `host` does.
+  template <typename T>
+  static absl::StatusOr<DeviceMemory> Of(std::shared_ptr<Device> device, std::span<const T> host) {
+    absl::StatusOr<DeviceMemory> memory = Allocate(std::move(device), host.size_bytes());
+    if (!memory.ok() || host.empty()) return memory;
+    const absl::Status copied =
+        memory->device_->CopyIn(host.data(), memory->data_, host.size_bytes());
+    if (!copied.ok()) return copied;
+    return memory;
+  }
+
+  DeviceMemory() = default;
+  ~DeviceMemory() {
+    if (data_ != nullptr) device_->Free(data_);
+  }
+  DeviceMemory(DeviceMemory&& other) noexcept
+      : device_(std::move(other.device_)), data_(std::exchange(other.data_, nullptr)) {}
+  DeviceMemory& operator=(DeviceMemory&& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(data_, other.data_);
+    return *this;
+  }
+
+  // Null if it holds nothing.
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  DeviceMemory(std::shared_ptr<Device> device, void* data)
+      : device_(std::move(device)), data_(data) {}
+
+  std::shared_ptr<Device> device_;
+  void* data_ = nullptr;
+};
+
+}  // namespace kvtier
+
+#endif  // KVTIER_CUDA_DEVICE_H_

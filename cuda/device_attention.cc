@@ -1,0 +1,231 @@
+#include "cuda/device_attention.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "base/limits.h"
+#include "base/status_macros.h"
+#include "cuda/attention.h"
+#include "cuda/device_tables.h"
+#include "cuda/math/key_tile.h"
+#include "cuda/score.h"
+
+namespace kvtier {
+namespace {
+
+static_assert(kAttentionHeadDimMax >= limits::kHeadDimMax, "every head_dim has a kernel");
+
+// Blocks that an SM runs at once (shared memory of 56 KB each) and some in waiting.
+constexpr int64_t kItemsPerMultiprocessor = 6;
+
+Element ElementOf(DType dtype) { return static_cast<Element>(dtype); }
+
+int64_t ItemsWanted(const Device& device) {
+  return kItemsPerMultiprocessor * device.multiprocessors();
+}
+
+// The spans of all heads, each head's one after the other.
+struct SpanLists {
+  std::vector<KeySpan> spans;
+  std::vector<int64_t> begin = {0};  // [heads + 1] into spans
+  std::vector<int64_t> rows;         // [heads] ended
+
+  void Add(KeySpan span) {
+    if (span.rows == 0) return;
+    span.begin = open_rows_;
+    open_rows_ += span.rows;
+    spans.push_back(span);
+  }
+  void EndHead() {
+    begin.push_back(static_cast<int64_t>(spans.size()));
+    rows.push_back(open_rows_);
+    open_rows_ = 0;
+  }
+
+ private:
+  int64_t open_rows_ = 0;  // Of the head that is being filled.
+};
+
+// Rows [first, first + rows) of a head of a layer.
+KeySpan LayerSpan(const KvLayerView& layer, int64_t head, int64_t first, int64_t rows) {
+  const int64_t at = (head * layer.capacity + first) * layer.head_dim * DTypeBytes(layer.dtype);
+  KeySpan span;
+  span.keys = static_cast<const std::byte*>(layer.keys) + at;
+  // A score reads no values and need not have any.
+  span.values = layer.values == nullptr ? nullptr : static_cast<std::byte*>(layer.values) + at;
+  span.rows = rows;
+  return span;
+}
+
+KeySpan ToKeySpan(const RowSpan& span) {
+  return {.keys = span.keys,
+          .values = span.values,
+          .key_scales = span.key_scales,
+          .value_scales = span.value_scales,
+          .rows = span.rows,
+          .code = static_cast<RowCode>(span.codec)};
+}
+
+// Plans and launches; fills in the tables, parts and items of `params`.
+absl::Status Launch(AttentionParams params, const SpanLists& lists,
+                    const std::shared_ptr<Device>& device) {
+  const AttentionPlan plan = PlanAttention({.query_rows = params.query_rows,
+                                            .group = params.group,
+                                            .head_rows = lists.rows,
+                                            .window = params.window,
+                                            .items_wanted = ItemsWanted(*device)});
+  DeviceTables tables;
+  const size_t spans = tables.Add(lists.spans);
+  const size_t begin = tables.Add(lists.begin);
+  const size_t rows = tables.Add(lists.rows);
+  const size_t items = tables.Add(plan.items);
+  const size_t merges = tables.Add(plan.merges);
+  KVTIER_RETURN_IF_ERROR(tables.Upload(device));
+  const uint64_t part_rows = static_cast<uint64_t>(plan.slots) * kQueryTile;
+  DeviceMemory part_out;
+  if (params.out != nullptr) {
+    KVTIER_ASSIGN_OR_RETURN(
+        part_out, DeviceMemory::Allocate(device, part_rows * params.head_dim * sizeof(float)));
+  }
+  KVTIER_ASSIGN_OR_RETURN(const DeviceMemory part_lse,
+                          DeviceMemory::Allocate(device, part_rows * sizeof(float)));
+  params.spans = tables.At<KeySpan>(spans);
+  params.span_begin = tables.At<int64_t>(begin);
+  params.head_rows = tables.At<int64_t>(rows);
+  params.items = tables.At<AttentionItem>(items);
+  params.merges = tables.At<AttentionMerge>(merges);
+  params.item_count = static_cast<int64_t>(plan.items.size());
+  params.merge_count = static_cast<int64_t>(plan.merges.size());
+  params.part_out = part_out.as<float>();
+  params.part_lse = part_lse.as<float>();
+  return device->Check(LaunchAttention(params, device->stream()), "attention");
+}
+
+// log2 of the normaliser of every packed query row of a score: [kv_heads, rows * group].
+absl::StatusOr<DeviceMemory> Normalisers(const ScoreArgs& args, int64_t group,
+                                         const std::shared_ptr<Device>& device) {
+  const KvLayerView& cache = args.cache;
+  SpanLists lists;
+  for (int64_t head = 0; head < cache.kv_heads; ++head) {
+    if (args.full_rows > 0) {
+      lists.Add(LayerSpan(cache, head, 0, args.full_rows));
+    } else {
+      lists.Add(LayerSpan(cache, head, 0, args.sink_rows));
+      lists.Add(LayerSpan(cache, head, args.chunk_begin, args.chunk_end - args.chunk_begin));
+    }
+    lists.Add(LayerSpan(args.repeat, head, 0, args.q.rows));
+    lists.EndHead();
+  }
+  const uint64_t rows = uint64_t(cache.kv_heads) * args.q.rows * group;
+  KVTIER_ASSIGN_OR_RETURN(DeviceMemory lse, DeviceMemory::Allocate(device, rows * sizeof(float)));
+  KVTIER_RETURN_IF_ERROR(Launch({.q = args.q.data,
+                                 .q_type = ElementOf(args.q.dtype),
+                                 .kv_type = ElementOf(cache.dtype),
+                                 .query_rows = args.q.rows,
+                                 .group = group,
+                                 .kv_heads = cache.kv_heads,
+                                 .head_dim = cache.head_dim,
+                                 .scale = args.scale,
+                                 .lse = lse.as<float>()},
+                                lists, device));
+  return lse;
+}
+
+}  // namespace
+
+absl::Status RunDeviceAttention(const AttentionArgs& args, const std::shared_ptr<Device>& device) {
+  const KvLayerView& tail = args.tail;
+  SpanLists lists;
+  for (int64_t head = 0; head < tail.kv_heads; ++head) {
+    if (args.spans != nullptr) {
+      for (const RowSpan& span : (*args.spans)[head]) lists.Add(ToKeySpan(span));
+    }
+    lists.Add(LayerSpan(tail, head, 0, args.tail_rows));
+    lists.EndHead();
+  }
+  return Launch({.q = args.q.data,
+                 .q_type = ElementOf(args.q.dtype),
+                 .kv_type = ElementOf(args.span_dtype),
+                 .query_rows = args.q.rows,
+                 .group = args.q.cols / (tail.kv_heads * tail.head_dim),
+                 .kv_heads = tail.kv_heads,
+                 .head_dim = tail.head_dim,
+                 .window = args.window,
+                 .scale = args.scale,
+                 .out = args.out.data},
+                lists, device);
+}
+
+absl::Status RunDeviceScore(const ScoreArgs& args, const std::shared_ptr<Device>& device) {
+  const KvLayerView& cache = args.cache;
+  const int64_t group = args.q.cols / (cache.kv_heads * cache.head_dim);
+  const int64_t columns = args.chunk_end - args.chunk_begin;
+  KVTIER_ASSIGN_OR_RETURN(const DeviceMemory lse, Normalisers(args, group, device));
+
+  DeviceTables offsets;
+  size_t row_offsets = 0;
+  size_t key_offsets = 0;
+  if (args.row_offsets != nullptr) {
+    row_offsets = offsets.Add(std::vector<float>(args.row_offsets, args.row_offsets + args.q.rows));
+  }
+  if (args.key_offsets != nullptr) {
+    std::vector<float> dense;  // [q_heads, columns]
+    dense.reserve(cache.kv_heads * group * columns);
+    for (int64_t head = 0; head < cache.kv_heads * group; ++head) {
+      const float* from = args.key_offsets + head * args.key_offset_stride;
+      dense.insert(dense.end(), from, from + columns);
+    }
+    key_offsets = offsets.Add(dense);
+  }
+  KVTIER_RETURN_IF_ERROR(offsets.Upload(device));
+
+  const uint64_t scores = uint64_t(cache.kv_heads) * columns;
+  KVTIER_ASSIGN_OR_RETURN(const DeviceMemory best,
+                          DeviceMemory::Allocate(device, scores * sizeof(uint32_t)));
+  KVTIER_ASSIGN_OR_RETURN(const DeviceMemory values,
+                          DeviceMemory::Allocate(device, scores * sizeof(float)));
+  KVTIER_RETURN_IF_ERROR(device->Zero(best.as<void>(), scores * sizeof(uint32_t)));
+  // Few keys or heads leave multiprocessors idle: then the query rows are shared out, too. The
+  // result does not depend on how.
+  const int64_t key_tiles = (columns + KeyTile(cache.head_dim) - 1) / KeyTile(cache.head_dim);
+  const int64_t query_tiles = (args.q.rows * group + kQueryTile - 1) / kQueryTile;
+  const int64_t parts = std::clamp<int64_t>(ItemsWanted(*device) / (key_tiles * cache.kv_heads), 1,
+                                            std::min<int64_t>(query_tiles, 65535));
+  const bool has_rows = args.row_offsets != nullptr;
+  const bool has_keys = args.key_offsets != nullptr;
+  KVTIER_RETURN_IF_ERROR(device->Check(
+      LaunchScoreMax({.q = args.q.data,
+                      .q_type = ElementOf(args.q.dtype),
+                      .keys = cache.keys,
+                      .key_type = ElementOf(cache.dtype),
+                      .capacity = cache.capacity,
+                      .chunk_begin = args.chunk_begin,
+                      .columns = columns,
+                      .query_rows = args.q.rows,
+                      .group = group,
+                      .kv_heads = cache.kv_heads,
+                      .head_dim = cache.head_dim,
+                      .scale = args.scale,
+                      .lse = lse.as<float>(),
+                      .row_offsets = has_rows ? offsets.At<float>(row_offsets) : nullptr,
+                      .key_offsets = has_keys ? offsets.At<float>(key_offsets) : nullptr,
+                      .parts = parts,
+                      .best = best.as<uint32_t>()},
+                     device->stream()),
+      "score"));
+  KVTIER_RETURN_IF_ERROR(device->Check(LaunchScoreValue({.best = best.as<uint32_t>(),
+                                                         .out = values.as<float>(),
+                                                         .count = static_cast<int64_t>(scores),
+                                                         .clamp = !has_rows && !has_keys},
+                                                        device->stream()),
+                                       "score"));
+  std::vector<float> host(scores);
+  KVTIER_RETURN_IF_ERROR(device->CopyOut(values.as<float>(), host.data(), scores * sizeof(float)));
+  for (int64_t head = 0; head < cache.kv_heads; ++head) {
+    std::copy_n(host.begin() + head * columns, columns, args.out + head * args.out_stride);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace kvtier

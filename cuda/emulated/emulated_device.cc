@@ -1,0 +1,111 @@
+#include "cuda/emulated/emulated_device.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "base/mutex.h"
+#include "cuda/emulated/host_simt.h"
+
+namespace kvtier {
+namespace {
+
+constexpr uint64_t kAlignment = 256;
+constexpr uint64_t kGuardBytes = 256;  // Behind each allocation.
+constexpr int kGuard = 0xA5;
+
+class EmulatedDevice final : public Device {
+ public:
+  explicit EmulatedDevice(uint64_t bytes_max) : bytes_max_(bytes_max) {}
+  ~EmulatedDevice() override {
+    for (const auto& [memory, bytes] : allocations_) std::free(memory);
+  }
+
+  absl::string_view name() const override { return "emulated"; }
+  int multiprocessors() const override { return 4; }
+  DeviceStream stream() const override { return nullptr; }
+  absl::Status Enter() override { return absl::OkStatus(); }
+
+  absl::StatusOr<void*> Allocate(uint64_t bytes) override {
+    MutexLock lock(&mutex_);
+    if (bytes > bytes_max_ - bytes_used_) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("emulated: no memory for ", bytes, " bytes"));
+    }
+    const uint64_t whole = (bytes + kGuardBytes + kAlignment - 1) / kAlignment * kAlignment;
+    void* memory = std::aligned_alloc(kAlignment, whole);
+    if (memory == nullptr) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("emulated: no memory for ", bytes, " bytes"));
+    }
+    std::memset(memory, 0xFF, bytes);
+    std::memset(static_cast<char*>(memory) + bytes, kGuard, whole - bytes);
+    allocations_[memory] = bytes;
+    bytes_used_ += bytes;
+    return memory;
+  }
+
+  void Free(void* memory) override {
+    MutexLock lock(&mutex_);
+    const auto found = allocations_.find(memory);
+    if (found == allocations_.end()) {
+      damage_ = "memory freed that is not allocated";
+      return;
+    }
+    Inspect(found->first, found->second);
+    bytes_used_ -= found->second;
+    allocations_.erase(found);
+    std::free(memory);
+  }
+
+  absl::Status CopyIn(const void* host, void* device, uint64_t bytes) override {
+    if (bytes > 0) std::memcpy(device, host, bytes);
+    return absl::OkStatus();
+  }
+  absl::Status CopyOut(const void* device, void* host, uint64_t bytes) override {
+    if (bytes > 0) std::memcpy(host, device, bytes);
+    return absl::OkStatus();
+  }
+  absl::Status Zero(void* device, uint64_t bytes) override {
+    if (bytes > 0) std::memset(device, 0, bytes);
+    return absl::OkStatus();
+  }
+  absl::Status Synchronize() override { return Check(0, "synchronize"); }
+
+  absl::Status Check(DeviceError error, absl::string_view operation) override {
+    if (error != 0) {
+      return absl::InternalError(
+          absl::StrCat("emulated: ", operation, ": error ", error, ": ", host_simt::LastError()));
+    }
+    MutexLock lock(&mutex_);
+    for (const auto& [memory, bytes] : allocations_) Inspect(memory, bytes);
+    if (damage_.empty()) return absl::OkStatus();
+    return absl::InternalError(absl::StrCat("emulated: ", operation, ": ", damage_));
+  }
+
+ private:
+  void Inspect(void* memory, uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    const auto* guard = static_cast<const unsigned char*>(memory) + bytes;
+    for (uint64_t i = 0; i < kGuardBytes; ++i) {
+      if (guard[i] == kGuard) continue;
+      damage_ = absl::StrCat("byte ", i, " behind an allocation of ", bytes, " was written");
+      return;
+    }
+  }
+
+  const uint64_t bytes_max_;
+  Mutex mutex_;
+  std::map<void*, uint64_t> allocations_ ABSL_GUARDED_BY(mutex_);
+  uint64_t bytes_used_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::string damage_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace
+
+std::shared_ptr<Device> MakeEmulatedDevice(uint64_t bytes_max) {
+  return std::make_shared<EmulatedDevice>(bytes_max);
+}
+
+}  // namespace kvtier

@@ -1,0 +1,19 @@
+// A device made of host memory and the emulator (cuda/emulated/host_simt.h), for tests of device
+// code on machines without a GPU.
+#ifndef KVTIER_CUDA_EMULATED_EMULATED_DEVICE_H_
+#define KVTIER_CUDA_EMULATED_EMULATED_DEVICE_H_
+
+#include <memory>
+
+#include "cuda/device.h"
+
+namespace kvtier {
+
+// New memory holds NaNs. Memory behind an allocation is watched: a kernel that writes there fails
+// the next Check() or Synchronize() with INTERNAL, naming the allocation's size. `bytes_max` is
+// what may be allocated at once in all.
+std::shared_ptr<Device> MakeEmulatedDevice(uint64_t bytes_max = uint64_t{1} << 32);
+
+}  // namespace kvtier
+
+#endif  // KVTIER_CUDA_EMULATED_EMULATED_DEVICE_H_

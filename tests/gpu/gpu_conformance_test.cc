@@ -1,0 +1,30 @@
+// The suites that every backend passes, on the device.
+#include <memory>
+
+#include "base/status_matchers.h"
+#include "cuda/cuda_backend.h"
+#include "tests/conformance/backend_conformance.h"
+#include "tests/conformance/bf16_conformance.h"
+#include "tests/gpu/gpu_check.h"
+
+namespace kvtier {
+namespace {
+
+// A backend that does not start is a failure here, never a skipped test: the device was there.
+std::unique_ptr<Backend> MakeBackend(DType activations) {
+  auto backend = MakeCudaBackend(DeviceUnderTest(), activations);
+  KVTIER_EXPECT_OK(backend);
+  return backend.ok() ? *std::move(backend) : nullptr;
+}
+
+INSTANTIATE_TEST_SUITE_P(Cuda, BackendConformanceTest,
+                         ::testing::Values(BackendCase{"fp32",
+                                                       [] { return MakeBackend(DType::kF32); }}),
+                         BackendCaseName);
+INSTANTIATE_TEST_SUITE_P(Cuda, Bf16ConformanceTest,
+                         ::testing::Values(BackendCase{"bf16",
+                                                       [] { return MakeBackend(DType::kBf16); }}),
+                         BackendCaseName);
+
+}  // namespace
+}  // namespace kvtier
