@@ -1,6 +1,6 @@
 // Puts one segment together from pieces that arrive in order, and verifies it on the way: each byte
 // is copied and summed in one pass, so a receiver reads memory once. Used by
-// the client's end of a fetch.
+// both ends that receive: the client's in a fetch, the store's in a put.
 //
 //   SegmentFiller filler(entry, heads, buffer.span(), SegmentFiller::Check::kVerify);
 //   while (!filler.done()) KVTIER_RETURN_IF_ERROR(filler.Append(NextPiece()));
@@ -34,7 +34,8 @@ class SegmentFiller {
   absl::Status Append(ByteSpan bytes);
 
   uint64_t filled() const { return filled_; }
-  bool done() const { return filled_ == out_.size(); }
+  uint64_t missing() const { return out_.size() - filled_; }
+  bool done() const { return missing() == 0; }
 
  private:
   // Judges the heads that end where we are.

@@ -31,6 +31,15 @@ constexpr uint64_t kPageBytes = 4096;
 constexpr uint64_t kHugePageBytes = 2 * limits::kMiB;
 // Without a budget there is no fraction of it to keep.
 constexpr uint64_t kKeptBytesOfUnbounded = 256 * limits::kMiB;
+// A kept file is cut down to a band at most this much smaller.
+constexpr uint64_t kKeptOversizeMax = 2;
+// Against our own mistakes, sealed bands are read-only in builds with assertions. Changing the
+// protection of a band's pages costs as much as writing them.
+#ifdef NDEBUG
+constexpr bool kProtectsSealed = false;
+#else
+constexpr bool kProtectsSealed = true;
+#endif
 // Descriptors and mappings for everything else: connections, RocksDB, libraries.
 constexpr uint64_t kOtherFiles = 2048;
 constexpr uint64_t kOtherMappings = 8192;
@@ -78,7 +87,8 @@ absl::Status NoMemory(absl::string_view call, uint64_t bytes) {
 }
 
 // Makes `file` (which may be new) `bytes` long, with every page there: a page that the machine
-// lacks is an error here and not a signal at the first touch.
+// lacks is an error here and not a signal at the first touch. What it has already is not walked
+// through again.
 absl::Status Resize(MemoryFile& file, uint64_t bytes, HugePages huge_pages) {
   if (file.fd < 0) {
     file.fd = memfd_create("kvtier-band", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -86,9 +96,11 @@ absl::Status Resize(MemoryFile& file, uint64_t bytes, HugePages huge_pages) {
   }
   if (ftruncate(file.fd, static_cast<off_t>(bytes)) != 0) return NoMemory("ftruncate", bytes);
   int allocated = 0;
-  do {
-    allocated = fallocate(file.fd, 0, 0, static_cast<off_t>(bytes));
-  } while (allocated != 0 && errno == EINTR);
+  while (bytes > file.mapped_bytes &&
+         (allocated = fallocate(file.fd, 0, static_cast<off_t>(file.mapped_bytes),
+                                static_cast<off_t>(bytes - file.mapped_bytes))) != 0 &&
+         errno == EINTR) {
+  }
   if (allocated != 0) return NoMemory("fallocate", bytes);
   const uint64_t mapped_bytes = RoundUp(bytes, kPageBytes);
   if (mapped_bytes != file.mapped_bytes) {
@@ -228,12 +240,18 @@ class HostMemoryImpl final : public HostMemory,
   // A kept file or a new one, resized and charged. Nothing (fd < 0): there are too many files.
   absl::StatusOr<MemoryFile> TakeFile(uint64_t bytes);
   // The smallest that is large enough, else the largest; fd < 0 if there is none. Still charged as
-  // kept.
+  // kept. One that is far too large is left for a band of its size, since what is cut off is lost,
+  // unless it is that or no file.
   MemoryFile TakeKept(uint64_t bytes) {
     MutexLock lock(&mutex_);
     if (kept_.empty()) return MemoryFile();
     auto best = kept_.lower_bound(RoundUp(bytes, kPageBytes));
-    if (best == kept_.end()) --best;
+    const bool is_too_large = best != kept_.end() && best->first / kKeptOversizeMax > bytes;
+    if (best == kept_.end() || (is_too_large && best != kept_.begin())) {
+      --best;
+    } else if (is_too_large && files_.load(std::memory_order_relaxed) < options_.files_max) {
+      return MemoryFile();
+    }
     const MemoryFile file = best->second;
     kept_.erase(best);
     return file;
@@ -282,7 +300,8 @@ class FileBand final : public BandBase {
       exported = exported_;
     }
     // Whoever was given the file may still look at it: its pages must never carry anything else.
-    if (exported || mprotect(file_.data, file_.mapped_bytes, PROT_READ | PROT_WRITE) != 0) {
+    if (exported || (kProtectsSealed &&
+                     mprotect(file_.data, file_.mapped_bytes, PROT_READ | PROT_WRITE) != 0)) {
       memory_->Destroy(file_);
     } else {
       memory_->Recycle(file_);
@@ -291,8 +310,8 @@ class FileBand final : public BandBase {
 
   void Seal() override {
     if (sealed()) return;
-    // Against our own mistakes; a failure leaves the band as safe as the heap is.
-    mprotect(file_.data, file_.mapped_bytes, PROT_READ);
+    // A failure leaves the band as safe as the heap is.
+    if (kProtectsSealed) mprotect(file_.data, file_.mapped_bytes, PROT_READ);
     set_sealed();
   }
   uint64_t charged_bytes() const override { return file_.charged_bytes; }

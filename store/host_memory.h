@@ -50,7 +50,7 @@ class BandMemory {
 
   // Where the bytes of one segment go; uninitialized before. REQUIRES: !sealed().
   virtual MutableByteSpan Writable(LayerIndex layer) = 0;
-  // The bytes never change again: the mapping becomes read-only.
+  // The bytes never change again. In builds with assertions the mapping becomes read-only.
   virtual void Seal() = 0;
   virtual bool sealed() const = 0;
 
@@ -74,8 +74,10 @@ class HostMemory {
     uint64_t file_bytes_min = 64 * limits::kKiB;
     // Memory files at once, kept ones included; bands beyond that lie on the heap.
     uint32_t files_max = limits::kMemoryFilesMax;
-    // Most of the budget that is kept for the next allocation.
-    double kept_fraction = 0.125;
+    // Most of the budget that is kept for the next allocation. It is no loss to anybody who
+    // charges the budget, to whom kept memory gives way at once; below 1, other processes get the
+    // rest back when bands go.
+    double kept_fraction = 1;
   };
   struct Counters {
     uint64_t files = 0;           // Now, kept ones included.

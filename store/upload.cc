@@ -1,14 +1,14 @@
 #include "store/upload.h"
 
 #include <algorithm>
-#include <cstring>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "base/sync_point.h"
-#include "kvcache/segment.h"
+#include "kvcache/segment_filler.h"
 
 namespace kvtier {
 
@@ -16,12 +16,14 @@ namespace kvtier {
 //   1. Segments [0, next) are whole and verified; `verified_bytes` is their sum, which is also the
 //      object offset at which segment `next` begins (empty segments are passed at once).
 //   2. A band whose segments are all verified is sealed.
-//   3. verified_bytes <= received_bytes; the bytes between them are the first of segment `next`.
+//   3. verified_bytes <= received_bytes; the bytes between them are the first of segment `next`,
+//      and `filler`, if it is there, has taken and summed just these.
 struct Upload::State {
   std::vector<std::shared_ptr<BandMemory>> bands;  // [bands]
   std::vector<SegmentRef> segments;                // [next]
   size_t next = 0;
   size_t segment_count = 0;
+  std::optional<SegmentFiller> filler;
   uint64_t verified_bytes = 0;
   uint64_t received_bytes = 0;
   uint64_t total_bytes = 0;
@@ -74,24 +76,29 @@ absl::Status Upload::Append(uint64_t object_offset, std::span<const std::byte> b
     const BandIndex band(static_cast<uint32_t>(state.next / layers));
     const LayerIndex layer(static_cast<uint32_t>(state.next % layers));
     BandMemory& memory = *state.bands[band.value()];
-    const MutableByteSpan segment = memory.Writable(layer);
-    const uint64_t begin = state.received_bytes - state.verified_bytes;
-    const size_t piece_bytes = std::min<uint64_t>(bytes.size(), segment.size() - begin);
-    if (piece_bytes > 0) std::memcpy(segment.data() + begin, bytes.data(), piece_bytes);
-    state.received_bytes += piece_bytes;
-    bytes = bytes.subspan(piece_bytes);
-    if (begin + piece_bytes < segment.size()) break;
-
-    const SegmentEntry& entry = manifest_->segment(band, layer);
-    KVTIER_SYNC_POINT("upload.append.before_verify");
-    const absl::Status intact =
-        VerifySegment(entry, HeadRange{0, manifest_->geometry.kv_heads}, segment);
+    if (!state.filler.has_value()) {
+      state.filler.emplace(manifest_->segment(band, layer),
+                           HeadRange{0, manifest_->geometry.kv_heads}, memory.Writable(layer),
+                           SegmentFiller::Check::kVerify);
+    }
+    const ByteSpan piece = bytes.first(std::min<uint64_t>(bytes.size(), state.filler->missing()));
+    if (piece.size() == state.filler->missing()) {
+      KVTIER_SYNC_POINT("upload.append.before_verify");
+    }
+    // Each byte is copied and summed in one pass: a segment is larger than the cache.
+    const absl::Status intact = state.filler->Append(piece);
     if (!intact.ok()) {
+      state.filler.reset();
       state.received_bytes = state.verified_bytes;
       return absl::InvalidArgumentError(absl::StrCat("upload ", manifest_->upload_id.ToHex(),
                                                      ", band ", band.value(), ", layer ",
                                                      layer.value(), ": ", intact.message()));
     }
+    state.received_bytes += piece.size();
+    bytes = bytes.subspan(piece.size());
+    if (!state.filler->done()) break;
+
+    state.filler.reset();
     state.verified_bytes = state.received_bytes;
     uploaded_bytes_.store(state.verified_bytes, std::memory_order_release);
     state.segments.push_back(memory.Segment(layer));

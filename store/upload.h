@@ -1,5 +1,5 @@
 // The receiving side of one Put: collects an object's segments, in any number of pieces, and
-// verifies each as soon as it is whole.
+// verifies them while they are copied: each head is judged as soon as its last byte is there.
 //
 // Offsets count encoded bytes of all segments laid end to end, band by band and layer by layer
 // inside a band ("object offset"). Bytes arrive in ascending order; bytes before uploaded_bytes()
@@ -37,8 +37,8 @@ class Upload {
   const std::shared_ptr<const Manifest>& manifest() const { return manifest_; }
   // Never decreases. Does not wait for an append that is running.
   uint64_t uploaded_bytes() const { return uploaded_bytes_.load(std::memory_order_acquire); }
-  // INVALID_ARGUMENT: a gap, past the end, or a segment whose CRC32C does not match the manifest
-  // (named; the upload stays where that segment began, so it can be sent again).
+  // INVALID_ARGUMENT: a gap, past the end, or a segment of which a head's CRC32C does not match the
+  // manifest (named; the upload stays where that segment began, so it can be sent again).
   absl::Status Append(uint64_t object_offset, std::span<const std::byte> bytes);
   bool complete() const;
   // REQUIRES: complete(). [bands][layers], band-major. May be called again.

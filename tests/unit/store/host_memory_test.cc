@@ -172,10 +172,11 @@ TEST_F(HostMemoryTest, OtherMemoryIsUsedAgainInAnySize) {
 TEST_F(HostMemoryTest, AFileUsedAgainShowsNothingOfItsFormerLife) {
   Open(limits::kGiB);
   Allocate(limits::kMiB, 0xEE);
-  const uint64_t bytes = 200 * kKiB + 64;  // Ends inside a page.
+  const uint64_t bytes = 600 * kKiB + 64;  // Ends inside a page.
   const auto band = Allocate(bytes, 1);
   KVTIER_ASSERT_OK_AND_ASSIGN(const MemoryFileView file, band->Export());
-  const size_t mapped = 204 * kKiB;
+  EXPECT_EQ(memory_->counters().files_recycled, 1u);
+  const size_t mapped = 604 * kKiB;
   void* const map = mmap(nullptr, mapped, PROT_READ, MAP_SHARED, file.fd, 0);
   ASSERT_NE(map, MAP_FAILED);
   const std::span<const std::byte> all(static_cast<const std::byte*>(map), mapped);
@@ -183,6 +184,31 @@ TEST_F(HostMemoryTest, AFileUsedAgainShowsNothingOfItsFormerLife) {
   EXPECT_TRUE(
       std::ranges::all_of(all.subspan(bytes), [](std::byte b) { return b == std::byte{0}; }));
   munmap(map, mapped);
+}
+
+TEST_F(HostMemoryTest, ALargeFileIsNotCutDownToASmallBand) {
+  Open(limits::kGiB, {.files_max = 2});
+  Allocate(8 * limits::kMiB);
+  {
+    const auto small = Allocate(limits::kMiB);
+    EXPECT_EQ(kept(), 8 * limits::kMiB) << "left for a band of its size";
+    EXPECT_EQ(memory_->counters().files_recycled, 0u);
+    const auto other = Allocate(limits::kMiB);
+    EXPECT_TRUE(other->is_file()) << "rather than on the heap";
+    EXPECT_EQ(kept(), 0u);
+    EXPECT_EQ(used(), 2 * limits::kMiB);
+  }
+  EXPECT_EQ(kept(), 2 * limits::kMiB);
+}
+
+TEST_F(HostMemoryTest, WhatIsFreedServesThePutThatItWasFreedFor) {
+  Open(16 * limits::kMiB);
+  auto first = Allocate(12 * limits::kMiB);
+  EXPECT_THAT(memory_->Allocate(BandOf(12 * limits::kMiB)),
+              StatusIs(absl::StatusCode::kResourceExhausted));
+  first.reset();
+  const auto second = Allocate(12 * limits::kMiB);
+  EXPECT_EQ(memory_->counters().files_recycled, 1u) << "all of it, with the pages that it has";
 }
 
 TEST_F(HostMemoryTest, KeptMemoryGivesWayToAnyCharge) {

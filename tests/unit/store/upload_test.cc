@@ -123,6 +123,28 @@ TEST_F(UploadTest, AWrongSegmentIsNamedAndCanBeSentAgain) {
   ExpectWhole();
 }
 
+TEST_F(UploadTest, AWrongHeadIsRefusedBeforeItsSegmentIsWhole) {
+  const SegmentEntry& entry = object_.manifest->segment(BandIndex(0), LayerIndex(1));
+  ASSERT_GT(entry.heads.size(), 1u);
+  const uint64_t head_end = first_bytes_ + entry.heads[0].encoded_bytes;
+  KVTIER_ASSERT_OK(Append(0, first_bytes_));
+  bytes_[first_bytes_] ^= std::byte{1};
+  KVTIER_ASSERT_OK(Append(first_bytes_, head_end - 1));
+  EXPECT_THAT(
+      Append(head_end - 1, head_end),
+      StatusIs(absl::StatusCode::kInvalidArgument,
+               testing::AllOf(testing::HasSubstr("layer 1"), testing::HasSubstr("head 0"))));
+  EXPECT_EQ(upload_->uploaded_bytes(), first_bytes_);
+  EXPECT_THAT(Append(head_end, bytes_.size()),
+              StatusIs(absl::StatusCode::kInvalidArgument, testing::HasSubstr("gap")));
+  // Sent again from the segment's beginning, in other pieces, with a good segment's bytes first.
+  bytes_[first_bytes_] ^= std::byte{1};
+  for (uint64_t at = 0; at < bytes_.size(); at += 7) {
+    KVTIER_ASSERT_OK(Append(at, std::min<uint64_t>(bytes_.size(), at + 7)));
+  }
+  ExpectWhole();
+}
+
 TEST_F(UploadTest, PassesEmptySegments) {
   const CompressedObject tiny = MakeTestObject(
       {.layers = 2, .kv_heads = 1, .system_tokens = 0, .context_tokens = 3, .seed = 5});
