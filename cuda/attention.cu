@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "cuda/attention.h"
+#include "cuda/key_row.h"
 #include "cuda/math/key_tile.h"
 #include "cuda/math/softmax.h"
 
@@ -14,15 +15,6 @@ static_assert(kRowsPerWarp * (kThreads / kWarpThreads) == kQueryTile,
               "each warp owns the softmax of as many rows");
 static_assert(KeyTile(1) == kKeyTileMax && KeyTile(1) <= kThreads,
               "one thread finds each key of a tile");
-
-// Where a key's row lies.
-struct KeyRow {
-  const char* keys;
-  const char* values;
-  const char* key_scales;
-  const char* value_scales;
-  RowCode code;
-};
 
 // Shared memory of a block.
 struct Shared {
@@ -53,23 +45,6 @@ KVTIER_DEVICE Shared CarveShared(int64_t dim) {
   s.sum = s.largest + kQueryTile;
   s.factor = s.sum + kQueryTile;
   return s;
-}
-
-// Row `key` of the head. The spans of a head are few: bands and a tail.
-KVTIER_DEVICE KeyRow FindKey(const AttentionParams& p, int64_t head, int64_t key) {
-  int64_t i = p.span_begin[head];
-  while (key >= p.spans[i].begin + p.spans[i].rows) ++i;
-  const KeySpan& span = p.spans[i];
-  const int64_t row = key - span.begin;
-  const int64_t bytes = row * RowCodeBytes(span.code, p.kv_type, p.head_dim);
-  const int64_t scales = row * RowScaleBytes(span.code);
-  KeyRow found;
-  found.keys = static_cast<const char*>(span.keys) + bytes;
-  found.values = static_cast<const char*>(span.values) + bytes;
-  found.key_scales = static_cast<const char*>(span.key_scales) + scales;
-  found.value_scales = static_cast<const char*>(span.value_scales) + scales;
-  found.code = span.code;
-  return found;
 }
 
 // Keys or values of `count` rows into the tile; zeros behind them, whose weight is zero as well.
@@ -225,24 +200,33 @@ KVTIER_KERNEL void AttentionKernel(AttentionParams p) {
   StoreItem(p, s, item);
 }
 
-KVTIER_KERNEL void AttentionMergeKernel(AttentionParams p) {
+struct MergeParams {
+  AttentionParams attention;
+  int query_tile;
+};
+
+KVTIER_KERNEL void AttentionMergeKernel(MergeParams m) {
+  const AttentionParams& p = m.attention;
   const AttentionMerge merge = p.merges[BlockX()];
   const int dim = static_cast<int>(p.head_dim);
   const int64_t rows = p.query_rows * p.group;
-  for (int i = ThreadIndex(); i < kQueryTile * dim; i += kThreads) {
+  for (int i = ThreadIndex(); i < m.query_tile * dim; i += kThreads) {
     const int row = i / dim;
     const int d = i % dim;
     if (merge.first_row + row >= rows) break;
     float largest = MinusInfinity();
     for (int64_t slot = merge.slot_begin; slot < merge.slot_end; ++slot) {
-      largest = fmaxf(largest, p.part_lse[slot * kQueryTile + row]);
+      largest = fmaxf(largest, p.part_lse[slot * m.query_tile + row]);
     }
     float sum = 0;
     float out = 0;
     for (int64_t slot = merge.slot_begin; slot < merge.slot_end; ++slot) {
-      const float weight = PartWeight(p.part_lse[slot * kQueryTile + row], largest);
+      const float weight = PartWeight(p.part_lse[slot * m.query_tile + row], largest);
       sum += weight;
-      if (p.out != nullptr) out += weight * p.part_out[slot * kQueryTile * dim + i];
+      // A part in which the row saw nothing has no output to speak of.
+      if (p.out != nullptr && weight > 0) {
+        out += weight * p.part_out[slot * m.query_tile * dim + i];
+      }
     }
     if (p.out != nullptr) StoreOut(p, merge.head, merge.first_row + row, d, out / sum);
     if (p.lse != nullptr && d == 0) {
@@ -256,8 +240,12 @@ KVTIER_KERNEL void AttentionMergeKernel(AttentionParams p) {
 DeviceError LaunchAttention(const AttentionParams& p, DeviceStream stream) {
   const DeviceError error = LaunchKernel(AttentionKernel, Grid{.x = p.item_count}, kThreads,
                                          SharedBytes(p.head_dim), stream, p);
-  if (error != 0) return error;
-  return LaunchKernel(AttentionMergeKernel, Grid{.x = p.merge_count}, kThreads, 0, stream, p);
+  return error != 0 ? error : LaunchAttentionMerge(p, kQueryTile, stream);
+}
+
+DeviceError LaunchAttentionMerge(const AttentionParams& p, int query_tile, DeviceStream stream) {
+  return LaunchKernel(AttentionMergeKernel, Grid{.x = p.merge_count}, kThreads, 0, stream,
+                      MergeParams{p, query_tile});
 }
 
 }  // namespace kvtier

@@ -6,8 +6,8 @@
 // own. Requirements: pointers aligned to their elements. Launch: a block of 128 threads per item of
 // the plan (cuda/math/attention_plan.h), then one per merge. Sums in fp32, exponentials in base 2.
 //
-// This is the kernel for every shape, and the twin of faster ones: fp32 products without tensor
-// cores.
+// This is the kernel for every shape, and the twin of cuda/attention_tensor.h: fp32 products
+// without tensor cores.
 #ifndef KVTIER_CUDA_ATTENTION_H_
 #define KVTIER_CUDA_ATTENTION_H_
 
@@ -49,12 +49,17 @@ struct AttentionParams {
   int64_t head_dim = 0;
   int64_t window = 0;
   float scale = 0;
-  float* part_out = nullptr;  // [slots, kQueryTile, head_dim]; null without `out`
-  float* part_lse = nullptr;  // [slots, kQueryTile]
+  float* part_out = nullptr;  // [slots, query tile, head_dim]; null without `out`
+  float* part_lse = nullptr;  // [slots, query tile]
   void* out = nullptr;        // As q; null: only the normaliser, and values are not read.
   float* lse = nullptr;       // [kv_heads, query_rows * group] log2 of the sum; null: not wanted
 };
+// The plan's query_tile is kQueryTile.
 DeviceError LaunchAttention(const AttentionParams& params, DeviceStream stream);
+
+// The merges of a plan alone, for kernels that make parts of their own.
+DeviceError LaunchAttentionMerge(const AttentionParams& params, int query_tile,
+                                 DeviceStream stream);
 
 }  // namespace kvtier
 

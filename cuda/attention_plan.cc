@@ -18,8 +18,8 @@ AttentionPlan PlanAttention(const AttentionShape& shape) {
   std::vector<Tile> tiles;
   int64_t keys = 0;
   for (int64_t head = 0; head < static_cast<int64_t>(shape.head_rows.size()); ++head) {
-    for (int64_t first = 0; first < rows; first += kQueryTile) {
-      const int64_t last = std::min(first + kQueryTile, rows) - 1;
+    for (int64_t first = 0; first < rows; first += shape.query_tile) {
+      const int64_t last = std::min(first + shape.query_tile, rows) - 1;
       const int64_t first_end =
           KeysEnd(shape.head_rows[head], shape.query_rows, first / shape.group);
       const Tile tile{.head = head,

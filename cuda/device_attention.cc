@@ -7,9 +7,11 @@
 #include "base/limits.h"
 #include "base/status_macros.h"
 #include "cuda/attention.h"
+#include "cuda/attention_tensor.h"
 #include "cuda/device_tables.h"
 #include "cuda/math/key_tile.h"
 #include "cuda/score.h"
+#include "cuda/score_tensor.h"
 
 namespace kvtier {
 namespace {
@@ -70,11 +72,15 @@ KeySpan ToKeySpan(const RowSpan& span) {
 // Plans and launches; fills in the tables, parts and items of `params`.
 absl::Status Launch(AttentionParams params, const SpanLists& lists,
                     const std::shared_ptr<Device>& device) {
+  const bool tensor = AttentionTensorFits(params) &&
+                      std::all_of(lists.spans.begin(), lists.spans.end(), TensorSpanFits);
+  const int64_t query_tile = tensor ? TensorQueryTile(params) : kQueryTile;
   const AttentionPlan plan = PlanAttention({.query_rows = params.query_rows,
                                             .group = params.group,
                                             .head_rows = lists.rows,
                                             .window = params.window,
-                                            .items_wanted = ItemsWanted(*device)});
+                                            .items_wanted = ItemsWanted(*device),
+                                            .query_tile = query_tile});
   DeviceTables tables;
   const size_t spans = tables.Add(lists.spans);
   const size_t begin = tables.Add(lists.begin);
@@ -82,7 +88,7 @@ absl::Status Launch(AttentionParams params, const SpanLists& lists,
   const size_t items = tables.Add(plan.items);
   const size_t merges = tables.Add(plan.merges);
   KVTIER_RETURN_IF_ERROR(tables.Upload(device));
-  const uint64_t part_rows = static_cast<uint64_t>(plan.slots) * kQueryTile;
+  const uint64_t part_rows = static_cast<uint64_t>(plan.slots * query_tile);
   DeviceMemory part_out;
   if (params.out != nullptr) {
     KVTIER_ASSIGN_OR_RETURN(
@@ -99,7 +105,9 @@ absl::Status Launch(AttentionParams params, const SpanLists& lists,
   params.merge_count = static_cast<int64_t>(plan.merges.size());
   params.part_out = part_out.as<float>();
   params.part_lse = part_lse.as<float>();
-  return device->Check(LaunchAttention(params, device->stream()), "attention");
+  return device->Check(tensor ? LaunchAttentionTensor(params, device->stream())
+                              : LaunchAttention(params, device->stream()),
+                       "attention");
 }
 
 // log2 of the normaliser of every packed query row of a score: [kv_heads, rows * group].
@@ -186,34 +194,36 @@ absl::Status RunDeviceScore(const ScoreArgs& args, const std::shared_ptr<Device>
   KVTIER_ASSIGN_OR_RETURN(const DeviceMemory values,
                           DeviceMemory::Allocate(device, scores * sizeof(float)));
   KVTIER_RETURN_IF_ERROR(device->Zero(best.as<void>(), scores * sizeof(uint32_t)));
-  // Few keys or heads leave multiprocessors idle: then the query rows are shared out, too. The
-  // result does not depend on how.
-  const int64_t key_tiles = (columns + KeyTile(cache.head_dim) - 1) / KeyTile(cache.head_dim);
-  const int64_t query_tiles = (args.q.rows * group + kQueryTile - 1) / kQueryTile;
-  const int64_t parts = std::clamp<int64_t>(ItemsWanted(*device) / (key_tiles * cache.kv_heads), 1,
-                                            std::min<int64_t>(query_tiles, 65535));
   const bool has_rows = args.row_offsets != nullptr;
   const bool has_keys = args.key_offsets != nullptr;
-  KVTIER_RETURN_IF_ERROR(device->Check(
-      LaunchScoreMax({.q = args.q.data,
-                      .q_type = ElementOf(args.q.dtype),
-                      .keys = cache.keys,
-                      .key_type = ElementOf(cache.dtype),
-                      .capacity = cache.capacity,
-                      .chunk_begin = args.chunk_begin,
-                      .columns = columns,
-                      .query_rows = args.q.rows,
-                      .group = group,
-                      .kv_heads = cache.kv_heads,
-                      .head_dim = cache.head_dim,
-                      .scale = args.scale,
-                      .lse = lse.as<float>(),
-                      .row_offsets = has_rows ? offsets.At<float>(row_offsets) : nullptr,
-                      .key_offsets = has_keys ? offsets.At<float>(key_offsets) : nullptr,
-                      .parts = parts,
-                      .best = best.as<uint32_t>()},
-                     device->stream()),
-      "score"));
+  ScoreMaxParams params{.q = args.q.data,
+                        .q_type = ElementOf(args.q.dtype),
+                        .keys = cache.keys,
+                        .key_type = ElementOf(cache.dtype),
+                        .capacity = cache.capacity,
+                        .chunk_begin = args.chunk_begin,
+                        .columns = columns,
+                        .query_rows = args.q.rows,
+                        .group = group,
+                        .kv_heads = cache.kv_heads,
+                        .head_dim = cache.head_dim,
+                        .scale = args.scale,
+                        .lse = lse.as<float>(),
+                        .row_offsets = has_rows ? offsets.At<float>(row_offsets) : nullptr,
+                        .key_offsets = has_keys ? offsets.At<float>(key_offsets) : nullptr,
+                        .best = best.as<uint32_t>()};
+  const bool tensor = ScoreTensorFits(params);
+  // Few keys or heads leave multiprocessors idle: then the query rows are shared out, too. The
+  // result does not depend on how.
+  const int64_t key_tile = tensor ? kScoreTensorKeys : KeyTile(cache.head_dim);
+  const int64_t query_tile = tensor ? kScoreTensorRows : kQueryTile;
+  const int64_t key_tiles = (columns + key_tile - 1) / key_tile;
+  const int64_t query_tiles = (args.q.rows * group + query_tile - 1) / query_tile;
+  params.parts = std::clamp<int64_t>(ItemsWanted(*device) / (key_tiles * cache.kv_heads), 1,
+                                     std::min<int64_t>(query_tiles, 65535));
+  KVTIER_RETURN_IF_ERROR(device->Check(tensor ? LaunchScoreTensor(params, device->stream())
+                                              : LaunchScoreMax(params, device->stream()),
+                                       "score"));
   KVTIER_RETURN_IF_ERROR(device->Check(LaunchScoreValue({.best = best.as<uint32_t>(),
                                                          .out = values.as<float>(),
                                                          .count = static_cast<int64_t>(scores),

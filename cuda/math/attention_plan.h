@@ -11,8 +11,9 @@
 
 namespace kvtier {
 
-// Query rows of one KV head that a block takes. The query heads of a group are packed: packed row
-// r of a head is row r / group of the queries, query head r % group of the group.
+// Query rows of one KV head that a block of cuda/attention.h takes. The query heads of a group are
+// packed: packed row r of a head is row r / group of the queries, query head r % group of the
+// group.
 inline constexpr int kQueryTile = 16;
 // Parts are multiples of this many keys, the largest tile of keys.
 inline constexpr int64_t kKeyTileMax = 64;
@@ -21,7 +22,7 @@ inline constexpr int64_t kPartKeysMin = 256;
 
 // What one block does.
 struct AttentionItem {
-  int64_t first_row = 0;  // Packed; kQueryTile rows or what is left.
+  int64_t first_row = 0;  // Packed; query_tile rows or what is left.
   int64_t key_begin = 0;
   int64_t key_end = 0;
   int64_t slot = -1;  // Where its part goes; -1: it is the whole, and goes to the output.
@@ -48,6 +49,7 @@ struct AttentionShape {
   std::vector<int64_t> head_rows;  // Keys of each KV head; at least query_rows.
   int64_t window = 0;              // 0: none.
   int64_t items_wanted = 1;        // About as many blocks as the device runs at once.
+  int64_t query_tile = kQueryTile;
 };
 
 // First and last + 1 of the keys that query row `row` sees: all but those of the rows behind it,

@@ -26,7 +26,7 @@ void ExpectCovers(const AttentionShape& shape, const AttentionPlan& plan) {
   std::vector<bool> slots(plan.slots);
   size_t merges = 0;
   for (int64_t head = 0; head < static_cast<int64_t>(shape.head_rows.size()); ++head) {
-    for (int64_t first = 0; first < rows; first += kQueryTile) {
+    for (int64_t first = 0; first < rows; first += shape.query_tile) {
       const std::vector<AttentionItem>& items = tiles[{head, first}];
       ASSERT_FALSE(items.empty());
       for (size_t i = 0; i < items.size(); ++i) {
@@ -47,7 +47,7 @@ void ExpectCovers(const AttentionShape& shape, const AttentionPlan& plan) {
         ASSERT_EQ(merge.slot_begin, items.front().slot);
         ASSERT_EQ(merge.slot_end, items.back().slot + 1);
       }
-      for (int64_t r = first; r < std::min(first + kQueryTile, rows); ++r) {
+      for (int64_t r = first; r < std::min(first + shape.query_tile, rows); ++r) {
         const int64_t end = KeysEnd(shape.head_rows[head], shape.query_rows, r / shape.group);
         ASSERT_LE(items.front().key_begin, KeysBegin(end, shape.window));
         ASSERT_GE(items.back().key_end, end);
@@ -66,6 +66,7 @@ TEST(AttentionPlanTest, CoversWhatEveryRowSees) {
     shape.group = 1 + static_cast<int64_t>(random() % 9);
     shape.window = random() % 3 == 0 ? 1 + static_cast<int64_t>(random() % 2000) : 0;
     shape.items_wanted = static_cast<int64_t>(random() % 400);
+    shape.query_tile = random() % 2 == 0 ? kQueryTile : 64;
     const size_t heads = 1 + random() % 8;
     for (size_t h = 0; h < heads; ++h) {
       const int64_t extra = random() % 3 == 0 ? 0 : static_cast<int64_t>(random() % 20000);
