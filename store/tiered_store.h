@@ -70,6 +70,7 @@ struct StoreCounters {
   std::atomic<uint64_t> quota_give_ups{
       0};  // Steps in which a tenant gave up its own for its quota.
   std::atomic<uint64_t> quota_refusals{0};
+  std::atomic<uint64_t> upload_share_refusals{0};  // A tenant's share of the open uploads.
 };
 
 struct TenantStat {
@@ -133,7 +134,8 @@ class TieredStore {
   // upload is sealed, nothing needs to be appended: FinishUpload says what is stored.
   //   INVALID_ARGUMENT    manifest inconsistent; another manifest, or another upload to replace,
   //                       under the same upload id
-  //   RESOURCE_EXHAUSTED  too many uploads, or larger than memory allows now. Uploads to which
+  //   RESOURCE_EXHAUSTED  too many uploads, of all or of this tenant (base/fair_share.h), or
+  //                       larger than memory allows now. Uploads to which
   //                       nobody but the store holds a reference give way first, longest idle
   //                       first: those that failed must not keep others out
   //   FAILED_PRECONDITION kDisk asked of a store without disk

@@ -199,7 +199,7 @@ class TieredStoreImpl final : public TieredStore {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Uploads that nobody is sending give way, longest idle first, into `closed`: their memory goes
   // after the lock.
-  absl::Status MakeRoomForUpload(const Manifest& manifest,
+  absl::Status MakeRoomForUpload(const TenantId& tenant, const Manifest& manifest,
                                  std::vector<std::shared_ptr<Upload>>* closed)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void CloseIdleUploads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/fair_share.h"
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/status_macros.h"
@@ -76,7 +77,7 @@ void TieredStoreImpl::CloseUpload(const UploadId& upload) {
   uploads_.erase(found);
 }
 
-absl::Status TieredStoreImpl::MakeRoomForUpload(const Manifest& manifest,
+absl::Status TieredStoreImpl::MakeRoomForUpload(const TenantId& tenant, const Manifest& manifest,
                                                 std::vector<std::shared_ptr<Upload>>* closed) {
   if (index_.size() >= limits::kObjectsMax) {
     return absl::ResourceExhaustedError(absl::StrCat(
@@ -85,14 +86,28 @@ absl::Status TieredStoreImpl::MakeRoomForUpload(const Manifest& manifest,
   // Nobody but us holds them, and only under mutex_ could somebody come to: no stream sends them.
   std::vector<const OpenUpload*> idle;
   uint64_t busy_bytes = upload_bytes_;
+  uint64_t own_busy = 0;
   for (const auto& [id, open] : uploads_) {
-    if (open.upload.use_count() > 1) continue;
+    if (open.upload.use_count() > 1) {
+      own_busy += open.tenant == tenant ? 1 : 0;
+      continue;
+    }
     idle.push_back(&open);
     busy_bytes -= open.upload->manifest()->total_bytes();
   }
-  if (uploads_.size() - idle.size() >= limits::kUploadsMax) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        uploads_.size(), " uploads are open, the limit (kUploadsMax) is ", limits::kUploadsMax));
+  switch (MayTakeSlot(own_busy, uploads_.size() - idle.size(), limits::kUploadsMax)) {
+    case SlotAnswer::kYes:
+      break;
+    case SlotAnswer::kShareIsUsedUp:
+      ++counters_.upload_share_refusals;
+      // Not how many the others have: that is not this tenant's to know.
+      return absl::ResourceExhaustedError(
+          absl::StrCat("tenant ", tenant.name(), " has ", own_busy,
+                       " uploads open, its share at this moment of the limit (kUploadsMax) of ",
+                       limits::kUploadsMax));
+    case SlotAnswer::kAllAreTaken:
+      return absl::ResourceExhaustedError(absl::StrCat(
+          uploads_.size(), " uploads are open, the limit (kUploadsMax) is ", limits::kUploadsMax));
   }
   const uint64_t bytes = manifest.total_bytes();
   const auto has_room = [&](uint64_t beside_bytes) {
@@ -139,7 +154,7 @@ absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::StartUpload(
         return excess.status();
       }
       if (*excess == 0) {
-        KVTIER_RETURN_IF_ERROR(MakeRoomForUpload(*manifest, &closed));
+        KVTIER_RETURN_IF_ERROR(MakeRoomForUpload(tenant, *manifest, &closed));
         ReserveUploadBytes(tenant, manifest->total_bytes());  // While we allocate.
         break;
       }

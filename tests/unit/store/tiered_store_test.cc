@@ -3,6 +3,8 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "base/fair_share.h"
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/simulated_clock.h"
@@ -178,10 +180,12 @@ TEST_F(TieredStoreTest, AResumedUploadReplacesWhatItWasBegunToReplace) {
 
 TEST_F(TieredStoreTest, OpenUploadsAreBoundedAndIdleOnesGo) {
   std::vector<std::shared_ptr<Upload>> sending;
+  // Of as many tenants as there are uploads: one alone gets half of them.
   for (uint64_t i = 0; i < limits::kUploadsMax; ++i) {
+    const TenantId sender = i == 0 ? tenant_ : *TenantId::FromString(absl::StrCat("sender", i));
     KVTIER_ASSERT_OK_AND_ASSIGN(
         const auto upload,
-        store_->StartUpload(tenant_, Object(100 + i).manifest, Durability::kDisk));
+        store_->StartUpload(sender, Object(100 + i).manifest, Durability::kDisk));
     sending.push_back(upload);
   }
   EXPECT_THAT(store_->StartUpload(tenant_, a_.manifest, Durability::kDisk),
@@ -190,6 +194,29 @@ TEST_F(TieredStoreTest, OpenUploadsAreBoundedAndIdleOnesGo) {
   KVTIER_EXPECT_OK(store_->StartUpload(tenant_, a_.manifest, Durability::kDisk));
   EXPECT_THAT(store_->UploadedBytes(tenant_, Object(100).manifest->upload_id),
               StatusIs(absl::StatusCode::kNotFound));
+}
+
+TEST_F(TieredStoreTest, NoTenantTakesAllOpenUploads) {
+  const TenantId other = *TenantId::FromString("other"), third = *TenantId::FromString("third");
+  std::vector<std::shared_ptr<Upload>> sending;
+  uint64_t seed = 100;
+  // Starts uploads until one is refused, and says why.
+  const auto take_all = [&](const TenantId& tenant) -> absl::Status {
+    for (;;) {
+      auto upload = store_->StartUpload(tenant, Object(++seed).manifest, Durability::kDisk);
+      if (!upload.ok()) return upload.status();
+      sending.push_back(*std::move(upload));
+    }
+  };
+  EXPECT_THAT(take_all(tenant_), StatusIs(absl::StatusCode::kResourceExhausted,
+                                          HasSubstr("tenant default has 32 uploads open")));
+  EXPECT_EQ(sending.size(), ShareOfOne(limits::kUploadsMax));
+  EXPECT_THAT(take_all(other), StatusIs(absl::StatusCode::kResourceExhausted));
+  EXPECT_LT(sending.size(), limits::kUploadsMax);
+  KVTIER_EXPECT_OK(store_->StartUpload(third, Object(3).manifest, Durability::kDisk));
+  EXPECT_EQ(store_->counters().upload_share_refusals, 2u);
+  sending.clear();  // Nobody sends them any more: they give way.
+  KVTIER_EXPECT_OK(store_->StartUpload(tenant_, a_.manifest, Durability::kDisk));
 }
 
 TEST_F(TieredStoreTest, UploadsThatNobodySendsGiveWayToNewOnes) {
