@@ -1,5 +1,6 @@
-// Pages in host memory: a bounded map that gives up what was not used for longest. The first page
-// of a name stays. Thread-safe; never waits for anything but its locks.
+// Pages in host memory: a bounded map that gives up what was not used for longest; where a tenant
+// has a quota, it gives up its own. The first page of a name stays. Thread-safe; never waits for
+// anything but its locks.
 #ifndef KVTIER_STORE_PAGE_CACHE_H_
 #define KVTIER_STORE_PAGE_CACHE_H_
 
@@ -8,21 +9,24 @@
 #include <list>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "base/mutex.h"
 #include "store/page.h"
+#include "store/tenant_ledger.h"
 
 namespace kvtier {
 
 class PageCache {
  public:
   // `charge_bytes` is what a page costs beside its bytes. REQUIRES: shards > 0.
-  PageCache(uint64_t budget_bytes, uint32_t shards, uint64_t charge_bytes);
+  PageCache(uint64_t budget_bytes, uint32_t shards, uint64_t charge_bytes, TenantQuotas quotas);
 
   // Null: not here. The page counts as used.
   PageRef Get(const TenantId& tenant, const PageKey& key);
@@ -33,20 +37,28 @@ class PageCache {
     bool is_new = false;
   };
   // Gives up others where there is no room. Takes `*bytes` if it returns a new page.
-  // RESOURCE_EXHAUSTED: larger than the budget, or all else is being read now.
+  // RESOURCE_EXHAUSTED: larger than the budget or the tenant's quota, or all else (of the tenant)
+  // is being read now.
   absl::StatusOr<Inserted> Insert(const PageName& name, Crc32c crc32c, std::string* bytes);
   // Whether it was here.
   bool Remove(const TenantId& tenant, const PageKey& key);
 
   uint64_t pages() const { return pages_.load(std::memory_order_relaxed); }
-  uint64_t bytes() const { return account_->load(std::memory_order_relaxed); }
+  uint64_t bytes() const { return account_->bytes.load(std::memory_order_relaxed); }
   uint64_t budget_bytes() const { return budget_bytes_; }
   uint64_t evicted() const { return evicted_.load(std::memory_order_relaxed); }
+  uint64_t quota_evicted() const { return quota_evicted_.load(std::memory_order_relaxed); }
+  uint64_t quota_refused() const { return quota_refused_.load(std::memory_order_relaxed); }
+  // `objects` are pages, `resident_bytes` what they are charged; those being read are included.
+  TenantUse UseOf(const TenantId& tenant) const;
 
  private:
+  using OwnOrder = std::list<PageKey>;  // Of one tenant, least recently used first.
   struct Entry {
     PageName name;
     PageRef page;
+    OwnOrder* own = nullptr;  // Null: the tenant has no quota.
+    OwnOrder::iterator own_at = {};
   };
   using List = std::list<Entry>;  // Least recently used first.
   struct View {                   // Of a name.
@@ -76,6 +88,16 @@ class PageCache {
     mutable Mutex mutex;
     List order ABSL_GUARDED_BY(mutex);
     absl::flat_hash_set<List::iterator, HashOf, Equal> entries ABSL_GUARDED_BY(mutex);
+    // Of tenants with a quota; none is empty.
+    absl::flat_hash_map<TenantId, std::unique_ptr<OwnOrder>> own ABSL_GUARDED_BY(mutex);
+  };
+  // What is charged. Shared with the pages, which may be read when the cache is gone.
+  struct Account {
+    explicit Account(TenantQuotas quotas) : ledger(std::move(quotas), /*pinned_bytes_max=*/0) {}
+    void Release(const TenantId& tenant, uint64_t charge) ABSL_LOCKS_EXCLUDED(mutex);
+    std::atomic<uint64_t> bytes{0};
+    Mutex mutex;
+    TenantLedger ledger ABSL_GUARDED_BY(mutex);
   };
 
   static View ViewOf(const TenantId& tenant, const PageKey& key) {
@@ -85,17 +107,24 @@ class PageCache {
   bool Charge(uint64_t bytes);
   // Room for `bytes`, charged.
   absl::Status MakeRoom(uint64_t bytes);
-  // Bytes that were given up; 0: everything in this shard is being read.
-  uint64_t EvictFrom(Shard& shard);
+  // The same in the tenant's quota.
+  absl::Status MakeRoomInQuota(const TenantId& tenant, uint64_t bytes);
+  // Whether one was given up; otherwise everything in this shard (of the tenant) is being read.
+  bool EvictFrom(Shard& shard);
+  bool EvictOwn(Shard& shard, const TenantId& tenant);
+  // Takes an entry out; its page is to be freed after the lock.
+  PageRef Unlink(Shard& shard, List::iterator entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(shard.mutex);
 
   const uint64_t budget_bytes_;
   const uint64_t charge_bytes_;
   std::vector<std::unique_ptr<Shard>> shards_;
   std::atomic<uint32_t> next_shard_{0};  // To evict from.
-  // Bytes charged. Outlives the cache while somebody reads a page of it.
-  const std::shared_ptr<std::atomic<uint64_t>> account_;
+  const TenantQuotas quotas_;
+  const std::shared_ptr<Account> account_;
   std::atomic<uint64_t> pages_{0};
   std::atomic<uint64_t> evicted_{0};
+  std::atomic<uint64_t> quota_evicted_{0};
+  std::atomic<uint64_t> quota_refused_{0};
 };
 
 }  // namespace kvtier

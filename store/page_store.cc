@@ -25,7 +25,9 @@ class PageStoreImpl final : public PageStore {
  public:
   PageStoreImpl(const PageStoreOptions& options, std::unique_ptr<PageTier> disk)
       : disk_(std::move(disk)),
-        host_(options.host_budget_bytes, options.shards, kPageOverheadBytes) {}
+        quotas_(options.tenant_quotas),
+        host_(options.host_budget_bytes, options.shards, kPageOverheadBytes,
+              options.tenant_quotas) {}
 
   std::vector<absl::Status> Put(const TenantId& tenant, std::vector<PagePut> pages,
                                 Durability durability) override {
@@ -132,7 +134,16 @@ class PageStoreImpl final : public PageStore {
     return {.pages = host_.pages(),
             .bytes = host_.bytes(),
             .budget_bytes = host_.budget_bytes(),
-            .evicted = host_.evicted()};
+            .evicted = host_.evicted(),
+            .quota_evicted = host_.quota_evicted(),
+            .quota_refused = host_.quota_refused()};
+  }
+  TenantPages usage_of(const TenantId& tenant) const override {
+    const TenantUse host = host_.UseOf(tenant);
+    return {.host_pages = host.objects,
+            .host_bytes = host.resident_bytes,
+            .disk_bytes = disk_ == nullptr ? 0 : disk_->BytesOf(tenant),
+            .quota_bytes = quotas_.Of(tenant)};
   }
   std::optional<PageTierUsage> disk_usage() const override {
     if (disk_ == nullptr) return std::nullopt;
@@ -176,9 +187,22 @@ class PageStoreImpl final : public PageStore {
                  std::vector<absl::Status>* statuses) {
     std::vector<PageTier::Write> writes;
     std::vector<size_t> of;  // Index of each write in `pages`.
+    const uint64_t quota = quotas_.Of(tenant);
+    uint64_t on_disk = quota == 0 ? 0 : disk_->BytesOf(tenant);
     for (size_t i = 0; i < pages.size(); ++i) {
       if (!(*statuses)[i].ok()) continue;
       const Page& page = *inserted[i].page;
+      if (quota != 0 && !disk_->Find({tenant, pages[i].key}).has_value()) {
+        const uint64_t charge = disk_->ChargeOf(page.bytes().size());
+        if (on_disk > quota || charge > quota - on_disk) {
+          ++counters_.disk_quota_refused;
+          (*statuses)[i] = absl::ResourceExhaustedError(
+              absl::StrCat("tenant ", tenant.name(), " has ", on_disk, " bytes of pages on disk, ",
+                           charge, " more are beyond its quota of ", quota));
+          continue;
+        }
+        on_disk += charge;
+      }
       writes.push_back({{tenant, pages[i].key}, page.bytes(), page.crc32c()});
       of.push_back(i);
     }
@@ -208,6 +232,7 @@ class PageStoreImpl final : public PageStore {
   }
 
   const std::unique_ptr<PageTier> disk_;  // May be null.
+  const TenantQuotas quotas_;
   PageCache host_;
   PageCounters counters_;
 };

@@ -8,6 +8,10 @@
 //   3. Host memory holds at most its budget, pages that somebody still reads included. Those are
 //      never evicted: where nothing else is left, a Put is refused.
 //   4. Bytes from disk are checked before anybody sees them.
+//   5. A tenant with a quota has at most that many bytes in host memory, pages that somebody reads
+//      included: its own pages go for its new ones, least recently used first. It has at most as
+//      many on disk (concurrent batches of one tenant may each bring the last one): there the ring
+//      alone decides what goes, so DISK is refused, and the page stays in host memory.
 //
 // Thread-safe: any method from any thread. Locks guard memory only.
 #ifndef KVTIER_STORE_PAGE_STORE_H_
@@ -25,28 +29,39 @@
 #include "absl/status/statusor.h"
 #include "store/page.h"
 #include "store/page_tier.h"
+#include "store/tenant_ledger.h"
 #include "store/tiered_store.h"
 
 namespace kvtier {
 
-// What a page in host memory costs beside its bytes: its name, its places in a hash table and a
-// list, headers of the allocator. Charged against the budget.
-inline constexpr uint64_t kPageOverheadBytes = 256;
+// What a page in host memory costs beside its bytes: its name, its places in a hash table and two
+// lists, its tenant's account, headers of the allocator. Charged against the budget.
+inline constexpr uint64_t kPageOverheadBytes = 384;
 
 struct PageStoreOptions {
   uint64_t host_budget_bytes = uint64_t{64} << 20;
   // Each has a lock and its own order of use; what is evicted is the least recently used of one of
   // them, in turn. 1 makes the order exact.
   uint32_t shards = 16;
+  TenantQuotas tenant_quotas = {};
+};
+
+// What one tenant has.
+struct TenantPages {
+  uint64_t host_pages = 0;
+  uint64_t host_bytes = 0;   // With kPageOverheadBytes each; pages being read are included.
+  uint64_t disk_bytes = 0;   // As charged.
+  uint64_t quota_bytes = 0;  // Of each of the two; 0: none.
 };
 
 // Counted since start, by page. Invariant: gets == host_hits + disk_hits + misses + failures.
 struct PageCounters {
   std::atomic<uint64_t> gets{0}, host_hits{0}, disk_hits{0}, misses{0}, failures{0};
-  std::atomic<uint64_t> stored{0};     // New ones.
-  std::atomic<uint64_t> kept{0};       // Put again with the same bytes.
-  std::atomic<uint64_t> conflicts{0};  // Put again with others: ALREADY_EXISTS.
-  std::atomic<uint64_t> refused{0};    // Not stored, for any other reason.
+  std::atomic<uint64_t> stored{0};              // New ones.
+  std::atomic<uint64_t> kept{0};                // Put again with the same bytes.
+  std::atomic<uint64_t> conflicts{0};           // Put again with others: ALREADY_EXISTS.
+  std::atomic<uint64_t> refused{0};             // Not stored, for any other reason.
+  std::atomic<uint64_t> disk_quota_refused{0};  // Of those: not written for their tenant's quota.
   std::atomic<uint64_t> deleted{0};
   std::atomic<uint64_t> checksum_failures{0};
 };
@@ -55,7 +70,9 @@ struct PageHostUsage {
   uint64_t pages = 0;
   uint64_t bytes = 0;  // With kPageOverheadBytes each.
   uint64_t budget_bytes = 0;
-  uint64_t evicted = 0;  // Left host memory for want of room; those on disk are still there.
+  uint64_t evicted = 0;        // Left host memory for want of room; those on disk are still there.
+  uint64_t quota_evicted = 0;  // Of those: to make room in their tenant's quota.
+  uint64_t quota_refused = 0;  // New pages that their tenant's quota has no room for.
 };
 
 struct PagePut {
@@ -100,6 +117,7 @@ class PageStore {
   virtual const PageCounters& counters() const = 0;
   virtual PageHostUsage host_usage() const = 0;
   virtual std::optional<PageTierUsage> disk_usage() const = 0;
+  virtual TenantPages usage_of(const TenantId& tenant) const = 0;
 };
 
 }  // namespace kvtier

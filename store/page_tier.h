@@ -1,5 +1,5 @@
 // Where pages survive a restart. A ring: what was written longest ago goes when there is no room.
-// Thread-safe: any method from any thread; all but Find and Usage may wait for the disk.
+// Thread-safe: any method from any thread; all but Find and what counts may wait for the disk.
 #ifndef KVTIER_STORE_PAGE_TIER_H_
 #define KVTIER_STORE_PAGE_TIER_H_
 
@@ -54,6 +54,9 @@ class PageTier {
   virtual absl::Status Remove(std::span<const PageName> names) = 0;
 
   virtual PageTierUsage Usage() = 0;
+  // Of one tenant's pages, as charged; what a page of so many bytes is charged.
+  virtual uint64_t BytesOf(const TenantId& tenant) = 0;
+  virtual uint64_t ChargeOf(uint64_t bytes) const = 0;
 };
 
 }  // namespace kvtier

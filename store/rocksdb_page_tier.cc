@@ -105,6 +105,8 @@ class RocksDbPageTier final : public PageTier {
   std::optional<PageDigest> Find(const PageName& name) override;
   absl::Status Remove(std::span<const PageName> names) override;
   PageTierUsage Usage() override;
+  uint64_t BytesOf(const TenantId& tenant) override;
+  uint64_t ChargeOf(uint64_t bytes) const override { return bytes + kPageDiskOverheadBytes; }
 
  private:
   struct Handle;  // An open rocksdb::DB with its column families.
@@ -117,7 +119,6 @@ class RocksDbPageTier final : public PageTier {
   absl::Status EnsureWritable() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status ReadNames();
 
-  static uint64_t ChargeOf(uint64_t bytes) { return bytes + kPageDiskOverheadBytes; }
   // Names that have left the window: not found any more, and busy until EndBusy.
   std::vector<PageName> TakeExpired() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Publish(const PageName& name, const Place& place) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -146,6 +147,7 @@ class RocksDbPageTier final : public PageTier {
   absl::flat_hash_set<PageName> busy_ ABSL_GUARDED_BY(mutex_);
   uint64_t next_position_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // Charged, of places_.
+  absl::flat_hash_map<TenantId, uint64_t> bytes_of_ ABSL_GUARDED_BY(mutex_);  // None is 0.
   uint64_t evicted_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t records_lost_ ABSL_GUARDED_BY(mutex_) = 0;
 };
@@ -365,6 +367,7 @@ void RocksDbPageTier::Publish(const PageName& name, const Place& place) {
   places_.emplace(name, place);
   order_[place.position] = name;
   bytes_ += ChargeOf(place.digest.bytes);
+  bytes_of_[name.tenant] += ChargeOf(place.digest.bytes);
 }
 
 // With a position: only if it is still there.
@@ -372,7 +375,11 @@ bool RocksDbPageTier::Forget(const PageName& name, const std::optional<uint64_t>
   const auto found = places_.find(name);
   if (found == places_.end()) return false;
   if (position.has_value() && found->second.position != *position) return false;
-  bytes_ -= ChargeOf(found->second.digest.bytes);
+  const uint64_t charge = ChargeOf(found->second.digest.bytes);
+  bytes_ -= charge;
+  const auto of_tenant = bytes_of_.find(name.tenant);
+  of_tenant->second -= charge;
+  if (of_tenant->second == 0) bytes_of_.erase(of_tenant);
   order_.erase(found->second.position);
   places_.erase(found);
   return true;
@@ -411,6 +418,12 @@ PageTierUsage RocksDbPageTier::Usage() {
           .budget_bytes = options_.budget_bytes,
           .evicted = evicted_,
           .records_lost = records_lost_};
+}
+
+uint64_t RocksDbPageTier::BytesOf(const TenantId& tenant) {
+  MutexLock lock(&mutex_);
+  const auto found = bytes_of_.find(tenant);
+  return found == bytes_of_.end() ? 0 : found->second;
 }
 
 // --- Writing -------------------------------------------------------------------------------------

@@ -55,7 +55,8 @@ std::string Bytes(int number, int version = 0, size_t size = kPageBytes) {
 
 class PageStoreTest : public testing::Test {
  protected:
-  void Open(uint64_t host_pages, bool with_disk = false, uint64_t disk_bytes = kPageDiskBudgetMin) {
+  void Open(uint64_t host_pages, bool with_disk = false, uint64_t disk_bytes = kPageDiskBudgetMin,
+            const TenantQuotas& quotas = {}) {
     store_.reset();
     std::unique_ptr<PageTier> disk;
     if (with_disk) {
@@ -64,8 +65,9 @@ class PageStoreTest : public testing::Test {
       KVTIER_CHECK_OK(opened);
       disk = *std::move(opened);
     }
-    store_ = PageStore::Create({.host_budget_bytes = host_pages * kCharge, .shards = 1},
-                               std::move(disk));
+    store_ = PageStore::Create(
+        {.host_budget_bytes = host_pages * kCharge, .shards = 1, .tenant_quotas = quotas},
+        std::move(disk));
   }
   absl::Status Put(int number, int version = 0, Durability durability = Durability::kHost,
                    size_t size = kPageBytes) {
@@ -190,6 +192,63 @@ TEST_F(PageStoreTest, TenantsDoNotSeeEachOther) {
   EXPECT_THAT(Put(1, /*version=*/1), IsOk());
   tenant_ = TenantId();
   EXPECT_EQ(Get(1), Bytes(1));
+}
+
+TEST_F(PageStoreTest, ATenantMakesRoomInItsQuotaWithItsOwnPages) {
+  const TenantId other = *TenantId::FromString("other");
+  Open(10, /*with_disk=*/false, 0, {.of = {{tenant_, 3 * kCharge}}});
+  for (int i = 100; i < 105; ++i) {
+    EXPECT_THAT(store_->Put(other, {{.key = Key(i), .bytes = Bytes(i)}}, Durability::kHost),
+                ElementsAre(IsOk()));
+  }
+  for (int i = 1; i <= 3; ++i) ASSERT_THAT(Put(i), IsOk());
+  EXPECT_EQ(Get(1), Bytes(1));  // Now 2 was used longest ago.
+  EXPECT_EQ(store_->usage_of(tenant_).host_bytes, 3 * kCharge);
+  EXPECT_EQ(store_->usage_of(tenant_).quota_bytes, 3 * kCharge);
+  ASSERT_THAT(Put(4), IsOk()) << "though memory has room";
+  EXPECT_EQ(Locate(2), PagePlace::kNowhere);
+  EXPECT_EQ(Get(1), Bytes(1));
+  EXPECT_EQ(Get(4), Bytes(4));
+  for (int i = 5; i <= 20; ++i) ASSERT_THAT(Put(i), IsOk());
+  EXPECT_EQ(store_->usage_of(tenant_).host_pages, 3u);
+  EXPECT_EQ(store_->usage_of(other).host_pages, 5u) << "nobody else's go";
+  EXPECT_EQ(store_->usage_of(other).quota_bytes, 0u);
+  EXPECT_EQ(store_->host_usage().quota_evicted, 17u);
+  ASSERT_THAT(Delete(20), IsOk());
+  EXPECT_EQ(store_->usage_of(tenant_).host_pages, 2u);
+}
+
+TEST_F(PageStoreTest, AQuotaHasNoRoomWhereAllOfItIsRead) {
+  Open(10, /*with_disk=*/false, 0, {.of = {}, .default_bytes = 2 * kCharge});
+  ASSERT_THAT(Put(1), IsOk());
+  ASSERT_THAT(Put(2), IsOk());
+  const PageKey keys[] = {Key(1), Key(2)};
+  std::vector<absl::StatusOr<PageRef>> reading = store_->Get(tenant_, keys);
+  EXPECT_THAT(Put(3), StatusIs(Code::kResourceExhausted,
+                               HasSubstr(absl::StrCat("its quota of ", 2 * kCharge))));
+  EXPECT_THAT(Put(4, 0, Durability::kHost, 3 * kPageBytes), StatusIs(Code::kResourceExhausted))
+      << "more than the quota";
+  EXPECT_EQ(store_->host_usage().quota_refused, 2u);
+  reading.clear();
+  EXPECT_THAT(Put(3), IsOk());
+}
+
+TEST_F(PageStoreTest, AQuotaHoldsOnDiskAlsoAfterARestart) {
+  const uint64_t disk_charge = kPageBytes + kPageDiskOverheadBytes;
+  const TenantQuotas quotas = {.of = {{tenant_, 3 * kCharge}}};
+  Open(10, /*with_disk=*/true, kPageDiskBudgetMin, quotas);
+  for (int i = 1; i <= 3; ++i) ASSERT_THAT(Put(i, 0, Durability::kDisk), IsOk());
+  EXPECT_EQ(store_->usage_of(tenant_).disk_bytes, 3 * disk_charge);
+  Open(10, /*with_disk=*/true, kPageDiskBudgetMin, quotas);
+  EXPECT_EQ(store_->usage_of(tenant_).disk_bytes, 3 * disk_charge);
+  EXPECT_THAT(Put(4, 0, Durability::kDisk),
+              StatusIs(Code::kResourceExhausted, HasSubstr("bytes of pages on disk")));
+  EXPECT_EQ(Get(4), Bytes(4)) << "in memory it is";
+  EXPECT_EQ(store_->counters().disk_quota_refused, 1u);
+  EXPECT_THAT(Put(1, 0, Durability::kDisk), IsOk()) << "there already";
+  ASSERT_THAT(Delete(1), IsOk());
+  EXPECT_EQ(store_->usage_of(tenant_).disk_bytes, 2 * disk_charge);
+  EXPECT_THAT(Put(5, 0, Durability::kDisk), IsOk());
 }
 
 TEST_F(PageStoreTest, DiskPagesSurviveHostEvictionAndARestart) {
