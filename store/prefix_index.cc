@@ -21,28 +21,32 @@ bool IsLonger(const PrefixMatch& a, const PrefixMatch& b) {
 void PrefixIndex::Insert(const TenantId& tenant, const TokenBlockHash& last_block_hash,
                          const PrefixMatch& object) {
   MutexLock lock(&mutex_);
-  Objects& objects = tenants_[tenant][last_block_hash];
+  std::unique_ptr<Tenant>& own = tenants_[tenant];
+  if (own == nullptr) own = std::make_unique<Tenant>();
+  Objects& objects = own->Of(last_block_hash.AsStringView())[last_block_hash];
   const auto at = std::lower_bound(objects.begin(), objects.end(), object, IsLonger);
   KVTIER_CHECK(at == objects.end() || *at != object)
       << "upload " << object.upload.ToHex() << " is indexed already";
   objects.insert(at, object);
+  ++own->objects;
   ++size_;
 }
 
 void PrefixIndex::Remove(const TenantId& tenant, const TokenBlockHash& last_block_hash,
                          const PrefixMatch& object) {
   MutexLock lock(&mutex_);
-  const auto table = tenants_.find(tenant);
-  if (table == tenants_.end()) return;
-  const auto found = table->second.find(last_block_hash);
-  if (found == table->second.end()) return;
+  const auto own = tenants_.find(tenant);
+  if (own == tenants_.end()) return;
+  Table& table = own->second->Of(last_block_hash.AsStringView());
+  const auto found = table.find(last_block_hash);
+  if (found == table.end()) return;
   Objects& objects = found->second;
   const auto at = std::lower_bound(objects.begin(), objects.end(), object, IsLonger);
   if (at == objects.end() || *at != object) return;
   objects.erase(at);
   --size_;
-  if (objects.empty()) table->second.erase(found);
-  if (table->second.empty()) tenants_.erase(table);
+  if (objects.empty()) table.erase(found);
+  if (--own->second->objects == 0) tenants_.erase(own);
 }
 
 std::vector<PrefixMatch> PrefixIndex::Find(const TenantId& tenant, const PrefixQuery& query,
@@ -57,13 +61,17 @@ std::vector<PrefixMatch> PrefixIndex::Find(const TenantId& tenant, const PrefixQ
   MutexLock lock(&mutex_);
   const auto found = tenants_.find(tenant);
   if (found == tenants_.end()) return matches;
-  const Table& table = found->second;
+  const Tenant& own = *found->second;
   for (size_t i = blocks - std::min(blocks, kPrefetchAhead); i < blocks; ++i) {
-    table.prefetch(hash_of(i));
+    own.Of(hash_of(i)).prefetch(hash_of(i));
   }
   // Objects that end at a later block are longer.
   for (size_t block = blocks; block-- > 0 && matches.size() < matches_max;) {
-    if (block >= kPrefetchAhead) table.prefetch(hash_of(block - kPrefetchAhead));
+    if (block >= kPrefetchAhead) {
+      const absl::string_view ahead = hash_of(block - kPrefetchAhead);
+      own.Of(ahead).prefetch(ahead);
+    }
+    const Table& table = own.Of(hash_of(block));
     const auto objects = table.find(hash_of(block));
     if (objects == table.end()) continue;
     for (const PrefixMatch& object : objects->second) {

@@ -11,11 +11,16 @@
 // block that nobody has costs one byte of the table's control bytes, 1 to 2 MiB for a million
 // objects, which stay in the processor's cache; those and the slots are prefetched.
 //
-// Thread-safe. One lock, held for the blocks of one prompt: shards would make each of its probes
-// take one.
+// A tenant's table is 64 tables, chosen by a byte of the hash. Growing a table moves all that is in
+// it, under the lock: 64th parts of it, at different moments, so that no lookup waits for the
+// whole.
+//
+// Thread-safe. One lock, held for the blocks of one prompt: if each table had its own, each probe
+// would take one.
 #ifndef KVTIER_STORE_PREFIX_INDEX_H_
 #define KVTIER_STORE_PREFIX_INDEX_H_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -85,9 +90,22 @@ class PrefixIndex {
   // Longest first. Nearly always one: others have the same blocks and another tail.
   using Objects = absl::InlinedVector<PrefixMatch, 1>;
   using Table = absl::flat_hash_map<TokenBlockHash, Objects, HashOf, Equal>;
+  static constexpr size_t kTables = 64;
+  struct Tenant {
+    size_t objects = 0;
+    std::array<Table, kTables> tables;
+    // The hashes are SHA-256, any of their bytes will do. A client that makes its own up slows down
+    // its own tenant only.
+    static size_t Which(absl::string_view hash) {
+      return static_cast<unsigned char>(hash.back()) % kTables;
+    }
+    Table& Of(absl::string_view hash) { return tables[Which(hash)]; }
+    const Table& Of(absl::string_view hash) const { return tables[Which(hash)]; }
+  };
 
   mutable Mutex mutex_;
-  absl::flat_hash_map<TenantId, Table> tenants_ ABSL_GUARDED_BY(mutex_);  // None is empty.
+  // None is empty.
+  absl::flat_hash_map<TenantId, std::unique_ptr<Tenant>> tenants_ ABSL_GUARDED_BY(mutex_);
   size_t size_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
