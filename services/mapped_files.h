@@ -5,7 +5,6 @@
 
 #include <sys/types.h>
 
-#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -27,13 +26,12 @@ class MappedFile {
   MappedFile& operator=(const MappedFile&) = delete;
 
   ByteSpan bytes() const { return mapping_; }
-  // Has the pages up to `end` entered into the page table, but for those that are there already, so
-  // that reading is not interrupted by a fault every few pages. REQUIRES: end <= bytes().size().
-  void Prepare(uint64_t end) const;
+  // Bytes [begin, end), whose pages are in the page table on return, so that reading them is not
+  // interrupted by a fault every few pages. REQUIRES: begin <= end <= bytes().size().
+  ByteSpan Prepared(uint64_t begin, uint64_t end) const;
 
  private:
   const ByteSpan mapping_;
-  mutable std::atomic<uint64_t> prepared_{0};  // Bytes from the start.
 };
 
 // Thread-safe.

@@ -47,9 +47,7 @@ class MappedLease {
 
   // Bytes [begin, end) of a band, with the pages that they are in at hand.
   ByteSpan Read(uint32_t band, uint64_t begin, uint64_t end) const {
-    if (begin == end) return {};
-    bands_[band]->Prepare(end);
-    return bands_[band]->bytes().subspan(begin, end - begin);
+    return begin == end ? ByteSpan() : bands_[band]->Prepared(begin, end);
   }
 
  private:
@@ -84,6 +82,9 @@ class ShmTransport final : public Transport {
         if (layer < plan.layers.begin) continue;
         const SegmentEntry::ByteRange range = entry.HeadBytes(plan.heads);
         const ByteSpan bytes = granted.lease->Read(band, offset + range.begin, offset + range.end);
+        if (absl::Now() > deadline) {
+          return absl::DeadlineExceededError("reading shared memory takes too long");
+        }
         if (options_.verify) {
           const absl::Status intact = VerifySegment(entry, plan.heads, bytes);
           if (!intact.ok()) {
