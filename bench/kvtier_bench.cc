@@ -32,7 +32,7 @@ ABSL_FLAG(int, runs, 5,
           "shown");
 ABSL_FLAG(std::string, folder, "",
           "disk, pressure: make data folders in here; empty: the system's temporary folder");
-ABSL_FLAG(int, megabytes, 256, "transfer, disk: size of the object");
+ABSL_FLAG(int, megabytes, 256, "transfer, shm, disk: size of the object");
 ABSL_FLAG(std::string, model, "tests/fixtures/model", "compute: checkpoint folder");
 ABSL_FLAG(std::string, shape, "",
           "compute: instead of --model a random one: qwen2.5-0.5b, two-layers or tiny");
@@ -99,6 +99,8 @@ const std::vector<Suite>& Suites() {
   static const auto* suites = new std::vector<Suite>{
       {"transfer", "fetch and put over gRPC and TCP, host memory; raw TCP",
        [] { return RunTransferSuite(StoreOptions()); }},
+      {"shm", "fetch through shared memory, read in place; memcpy, fetch over TCP",
+       [] { return RunShmSuite(StoreOptions()); }},
       {"get", "fetches of 4 KiB, one after the other; raw TCP",
        [] { return RunGetSuite(StoreOptions()); }},
       {"disk", "put DISK filling and after turnovers, fetch from disk; O_DIRECT files",

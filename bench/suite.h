@@ -83,6 +83,8 @@ struct StoreSuiteOptions {
 };
 // Fetch and Put over gRPC and TCP, host tier, beside one raw TCP connection.
 absl::StatusOr<SuiteResult> RunTransferSuite(const StoreSuiteOptions& options);
+// Fetch through memory shared with the store, read in place, beside memcpy and the fetch over TCP.
+absl::StatusOr<SuiteResult> RunShmSuite(const StoreSuiteOptions& options);
 // Fetches of 4 KiB, one after the other, beside 4 KiB over plain sockets.
 absl::StatusOr<SuiteResult> RunGetSuite(const StoreSuiteOptions& options);
 // Put DISK while filling and after three turnovers, fetch from disk, beside O_DIRECT files.

@@ -48,6 +48,16 @@ class BenchCommandTest(unittest.TestCase):
             self.assertEqual(row["pass"], row["of_limit"] >= share)
         self.assertEqual(rows["transfer", "fetch of 4 MiB segments, server CPU"]["target_is"], "<= value")
 
+    def test_shm(self):
+        rows = self.rows("shm")
+        name = "fetch through shared memory, read in place"
+        for row, share, limit in [(name, 0.8, "memcpy"), (name + ", beside TCP", 2, "fetch over TCP")]:
+            self.assertEqual((rows["shm", row]["target"], rows["shm", row]["target_is"]), (share, ">= of_limit"))
+            self.assertEqual(rows["shm", row]["limit_name"], limit)
+        for row in (name + ", every CRC verified", name + ", mapped here before"):
+            self.assertNotIn("target", rows["shm", row])
+            self.assertGreater(rows["shm", row]["value"], 0)
+
     def test_get(self):
         rows = self.rows("get")
         for name, most in [("4 KiB get, p50", 100), ("4 KiB get, p99", 250)]:
@@ -85,7 +95,7 @@ class BenchCommandTest(unittest.TestCase):
             self.assertIn(message, result.stderr)
         result = bench("--help")
         self.assertEqual(result.returncode, 0)
-        for word in ("transfer", "get", "disk", "redis", "pressure", "retention", "compute", "--json", "--check", "--quick"):
+        for word in ("transfer", "shm", "get", "disk", "redis", "pressure", "retention", "compute", "--json", "--check", "--quick"):
             self.assertIn(word, result.stdout)
 
 
