@@ -2,6 +2,7 @@
 
 #include <map>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <utility>
 
@@ -52,10 +53,10 @@ struct Problem {
 // which algorithms can run.
 using Shape = std::tuple<int64_t, int64_t, int64_t, Element, bool>;
 
-bool IsAligned(const GemmParams& p) {
+Shape ShapeOf(const GemmParams& p) {
   const auto all = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.weights) |
                    reinterpret_cast<uintptr_t>(p.y);
-  return all % 16 == 0;
+  return {p.rows, p.out, p.in, p.x_type, all % 16 == 0};
 }
 
 class CudaGemm final : public Gemm {
@@ -80,12 +81,17 @@ class CudaGemm final : public Gemm {
     if (!algorithm.has_value()) return plain_->Run(p);
     const float one = 1;
     const float zero = 0;
-    return Mapped(
-        cublasLtMatmul(handle_, problem.operation.value, &one, p.weights, problem.weights.value,
-                       p.x, problem.x.value, &zero, p.y, problem.y.value, p.y, problem.y.value,
-                       &*algorithm, workspace_.as<void>(), kWorkspaceBytes,
-                       static_cast<cudaStream_t>(device_->stream())),
-        absl::StrCat("linear [", p.rows, ", ", p.in, "] x [", p.out, "]"));
+    const cublasStatus_t status = cublasLtMatmul(
+        handle_, problem.operation.value, &one, p.weights, problem.weights.value, p.x,
+        problem.x.value, &zero, p.y, problem.y.value, p.y, problem.y.value, &*algorithm,
+        workspace_.as<void>(), kWorkspaceBytes, static_cast<cudaStream_t>(device_->stream()));
+    if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
+    if (status == CUBLAS_STATUS_NOT_SUPPORTED) {  // Its own heuristic was wrong: not asked again.
+      MutexLock lock(&mutex_);
+      algorithms_[ShapeOf(p)] = std::nullopt;
+    }
+    if (status == CUBLAS_STATUS_NOT_SUPPORTED) return plain_->Run(p);
+    return Mapped(status, absl::StrCat("linear [", p.rows, ", ", p.in, "] x [", p.out, "]"));
   }
 
  private:
@@ -116,7 +122,7 @@ class CudaGemm final : public Gemm {
   // nothing but the shape and the device, so results repeat.
   absl::StatusOr<std::optional<cublasLtMatmulAlgo_t>> Algorithm(const GemmParams& p,
                                                                 const Problem& problem) {
-    const Shape shape{p.rows, p.out, p.in, p.x_type, IsAligned(p)};
+    const Shape shape = ShapeOf(p);
     {
       MutexLock lock(&mutex_);
       const auto found = algorithms_.find(shape);
