@@ -195,7 +195,7 @@ KVTIER_KERNEL void AttentionKernel(AttentionParams p) {
     Softmax(s, tile);
     BlockSync();
     if (p.out != nullptr) Accumulate(s, dim);
-    BlockSync();  // Rows, tile and weights may be written again.
+    // The next rows may be found now: they are read, and the tile is written, after a barrier.
   }
   StoreItem(p, s, item);
 }

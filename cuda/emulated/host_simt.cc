@@ -32,7 +32,7 @@ struct Scheduler {
   // over what a slower one still reads. It cannot be two ahead.
   std::vector<std::byte> exchange[2];
   std::vector<uint32_t> exchanges;  // [threads] done so far.
-  uint32_t order = 12345;           // Of the threads between two barriers.
+  uint32_t order = 12345;           // State of NextRandom().
   std::string error;
 };
 
@@ -61,49 +61,64 @@ void Prepare(Scheduler& s, int threads) {
   }
 }
 
-// Lets everyone go who has been waited for. False: nobody can go on.
-bool Release(Scheduler& s, int threads) {
-  bool released = false;
-  const auto count = [&](int begin, int end, State at) {
-    int n = 0;
-    for (int t = begin; t < end; ++t) n += s.block[t]->at == at ? 1 : 0;
-    return n;
-  };
-  const auto release = [&](int begin, int end) {
-    for (int t = begin; t < end; ++t) s.block[t]->at = State::kReady;
-    released = true;
-  };
-  for (int w = 0; w < threads; w += kWarp) {
-    if (count(w, w + kWarp, State::kAtWarpBarrier) == kWarp) release(w, w + kWarp);
-  }
-  if (count(0, threads, State::kAtBlockBarrier) == threads) release(0, threads);
-  return released;
+int Count(const Scheduler& s, int begin, int end, State at) {
+  int n = 0;
+  for (int t = begin; t < end; ++t) n += s.block[t]->at == at ? 1 : 0;
+  return n;
+}
+
+void Release(Scheduler& s, int begin, int end) {
+  for (int t = begin; t < end; ++t) s.block[t]->at = State::kReady;
+}
+
+uint32_t NextRandom(Scheduler& s) {
+  s.order = s.order * 1664525u + 1013904223u;
+  return s.order >> 8;
+}
+
+// Runs what is ready of a warp: to its next shuffle, or as far as it gets without the others.
+// False: nothing was ready.
+bool RunWarp(Scheduler& s, int warp, bool ahead) {
+  bool ran = false;
+  do {
+    const uint32_t order = NextRandom(s);
+    for (uint32_t i = 0; i < kWarp; ++i) {
+      const uint32_t lane = (order % 2 == 0 ? order / 2 + i : order / 2 - i) % kWarp;
+      Thread& thread = *s.block[warp + lane];
+      if (thread.at != State::kReady) continue;
+      s.running = &thread;
+      thread.fibre.Resume();
+      ran = true;
+    }
+    if (Count(s, warp, warp + kWarp, State::kAtWarpBarrier) < kWarp) return ran;
+    Release(s, warp, warp + kWarp);
+  } while (ahead);
+  return ran;
 }
 
 int RunBlock(Scheduler& s, int threads) {
   Prepare(s, threads);
+  const uint32_t warps = threads / kWarp;
   for (;;) {
-    s.order = s.order * 1664525u + 1013904223u;
-    const int first = static_cast<int>((s.order >> 8) % static_cast<uint32_t>(threads));
-    const int step = (s.order >> 31) != 0 ? threads - 1 : 1;  // Backwards or forwards.
-    int done = 0;
-    for (int i = 0, t = first; i < threads; ++i, t = (t + step) % threads) {
-      Thread& thread = *s.block[t];
-      if (thread.at == State::kReady) {
-        s.running = &thread;
-        thread.fibre.Resume();
-      }
-      done += thread.at == State::kDone ? 1 : 0;
+    // Now all warps keep step with each other, now one gets far ahead of the others.
+    const bool ahead = NextRandom(s) % 2 == 0;
+    const uint32_t first = NextRandom(s) % warps;
+    bool ran = false;
+    for (uint32_t i = 0; i < warps; ++i) {
+      ran = RunWarp(s, static_cast<int>((first + i) % warps) * kWarp, ahead) || ran;
     }
-    if (done == threads) return 0;
-    if (Release(s, threads)) continue;
-    int counts[4] = {};
-    for (int t = 0; t < threads; ++t) ++counts[static_cast<int>(s.block[t]->at)];
+    if (Count(s, 0, threads, State::kDone) == threads) return 0;
+    if (Count(s, 0, threads, State::kAtBlockBarrier) == threads) {
+      Release(s, 0, threads);
+      continue;
+    }
+    if (ran) continue;
     const ThreadState& at = s.block[0]->state;
-    s.error = absl::StrCat("block (", at.block[0], ", ", at.block[1], ", ", at.block[2],
-                           ") is stuck: of ", threads, " threads ", counts[1],
-                           " wait at a block barrier, ", counts[2], " at a shuffle, ", counts[3],
-                           " have returned");
+    s.error = absl::StrCat(
+        "block (", at.block[0], ", ", at.block[1], ", ", at.block[2], ") is stuck: of ", threads,
+        " threads ", Count(s, 0, threads, State::kAtBlockBarrier), " wait at a block barrier, ",
+        Count(s, 0, threads, State::kAtWarpBarrier), " at a shuffle, ",
+        Count(s, 0, threads, State::kDone), " have returned");
     return kBarrierError;
   }
 }

@@ -3,8 +3,8 @@
 //
 // It is stricter than a device: a barrier that some thread of the block never reaches (also because
 // it returned) ends the launch with kBarrierError and a message; shared memory starts as NaNs; and
-// between barriers the threads run in an order that changes from launch to launch, so that a
-// missing barrier shows as a wrong result.
+// between barriers the threads of a warp run in changing orders, and warps keep step or get far
+// ahead of each other, so that a missing barrier shows as a wrong result.
 //
 // Thread-safe: each thread of the CPU runs its own launches.
 #ifndef KVTIER_CUDA_EMULATED_HOST_SIMT_H_

@@ -61,6 +61,32 @@ TEST(HostSimtTest, AMissingBarrierShows) {
   EXPECT_TRUE(wrong);
 }
 
+// A warp reads what another wrote, shuffles, and writes over its own: right only if all warps have
+// read by then.
+KVTIER_KERNEL void DriftKernel(Params p) {
+  auto* shared = static_cast<int64_t*>(SharedMemory());
+  shared[ThreadIndex()] = ThreadIndex();
+  BlockSync();
+  const int64_t theirs = shared[(ThreadIndex() + kWarpThreads) % ThreadCount()];
+  ShuffleXor(theirs, 1);
+  if (p.variant == 0) BlockSync();
+  shared[ThreadIndex()] = -1;
+  ShuffleXor(theirs, 1);
+  p.out[ThreadIndex()] = theirs;
+}
+
+TEST(HostSimtTest, AWarpThatGetsAheadShows) {
+  for (const int variant : {0, 1}) {
+    bool wrong = false;
+    for (int attempt = 0; attempt < 50; ++attempt) {
+      std::vector<int64_t> out(96);
+      ASSERT_EQ(LaunchKernel(DriftKernel, {}, 96, 96 * 8, nullptr, {out.data(), variant}), 0);
+      for (int64_t t = 0; t < 96; ++t) wrong = wrong || out[t] != (t + 32) % 96;
+    }
+    EXPECT_EQ(wrong, variant == 1);
+  }
+}
+
 KVTIER_KERNEL void ShuffleKernel(Params p) {
   int64_t sum = ThreadIndex();
   for (int mask = 16; mask > 0; mask /= 2) sum += ShuffleXor(sum, mask);
