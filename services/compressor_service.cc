@@ -105,7 +105,11 @@ class StageTimer {
 
 CompressorService::CompressorService(Options options, const std::vector<const Model*>& models,
                                      StoreClient& store, Metrics& metrics, Clock& clock)
-    : store_(store), metrics_(metrics), clock_(clock), queue_(options.queue, metrics, clock) {
+    : on_stored_(options.on_stored),
+      store_(store),
+      metrics_(metrics),
+      clock_(clock),
+      queue_(options.queue, metrics, clock) {
   for (const Model* model : models) {
     PipelineOptions own = options.pipeline;
     const auto scores = options.head_scores.find(model->name());
@@ -244,6 +248,7 @@ absl::StatusOr<v1::CompressResult> CompressorService::ComputeAndStore(
   v1::CompressResult result;
   if (stored.name().upload_id() == object.manifest->upload_id.AsStringView()) {
     result.set_manifest(EncodeManifest(*object.manifest));
+    if (on_stored_ != nullptr) on_stored_(object);
   } else {  // Somebody stored an upload of this key meanwhile, and that one stays.
     KVTIER_ASSIGN_OR_RETURN(
         v1::GetObjectResponse kept,

@@ -4,6 +4,7 @@
 #ifndef KVTIER_SERVICES_COMPRESSOR_SERVICE_H_
 #define KVTIER_SERVICES_COMPRESSOR_SERVICE_H_
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -23,6 +24,8 @@ namespace kvtier {
 class CompressorService final : public v1::CompressorService::Service {
  public:
   struct Options {
+    // Hears of each object that was computed and stored, on the thread that did; may be null.
+    std::function<void(const CompressedObject&)> on_stored = nullptr;
     PipelineOptions pipeline;
     // For recipe head, by model name; models without have no such recipe.
     std::map<std::string, std::shared_ptr<const HeadScores>> head_scores;
@@ -53,6 +56,7 @@ class CompressorService final : public v1::CompressorService::Service {
                                                      const CancelToken& cancel);
 
   absl::flat_hash_map<std::string, std::unique_ptr<Pipeline>> pipelines_;  // By model name.
+  const std::function<void(const CompressedObject&)> on_stored_;
   StoreClient& store_;
   Metrics& metrics_;
   Clock& clock_;

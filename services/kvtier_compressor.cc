@@ -14,6 +14,9 @@
 #include "compressor/head_scores.h"
 #include "kvcache/recipe.h"
 #include "services/compressor_service.h"
+#include "services/link/link_sender.h"
+#include "services/link/link_service.h"
+#include "services/machine_devices.h"
 #include "services/model_flags.h"
 #include "services/server.h"
 #include "services/server_flags.h"
@@ -33,6 +36,9 @@ ABSL_FLAG(
     "files of head scores for recipe head, comma separated; each belongs to one of the models");
 ABSL_FLAG(uint32_t, compressions_max, 1, "compressions that run at once");
 ABSL_FLAG(uint32_t, queue_max, kvtier::limits::kCompressQueueMax, "compressions that may wait");
+
+ABSL_FLAG(uint64_t, device_tier_mib, 0,
+          "GPU memory for recent objects, which workers fetch over the link; 0: no link");
 
 namespace kvtier {
 namespace {
@@ -66,13 +72,47 @@ absl::StatusOr<std::map<std::string, std::shared_ptr<const HeadScores>>> LoadHea
   return all;
 }
 
+// The sending end of the link, with everything that it needs.
+struct LinkParts {
+  LinkParts(std::unique_ptr<CommunicatorFactory> factory, uint64_t tier_bytes, Backend& backend,
+            Metrics& metrics)
+      : communicators(std::move(factory)),
+        tier({.bytes_max = tier_bytes}, backend),
+        sender({}, tier, *communicators, counters, Clock::Real()),
+        service({}, sender, metrics, Clock::Real()) {
+    metrics.ExportLink(counters, &tier);
+  }
+
+  const std::unique_ptr<CommunicatorFactory> communicators;
+  LinkCounters counters;
+  DeviceTier tier;
+  LinkSender sender;
+  LinkService service;
+};
+
+// Null without --device_tier_mib, and where there is no GPU, which is said.
+// INVALID_ARGUMENT: a build that can never link.
+absl::StatusOr<std::unique_ptr<LinkParts>> MakeLink(Backend& backend, Metrics& metrics) {
+  const uint64_t tier_bytes = absl::GetFlag(FLAGS_device_tier_mib) * limits::kMiB;
+  if (tier_bytes == 0) return nullptr;
+  absl::StatusOr<std::unique_ptr<CommunicatorFactory>> made = MachineCommunicators(backend);
+  if (absl::IsInvalidArgument(made.status())) return made.status();
+  if (!made.ok()) {
+    KVTIER_LOG(WARNING) << "--device_tier_mib: workers fetch from the store alone: "
+                        << made.status().message();
+    return nullptr;
+  }
+  return std::make_unique<LinkParts>(*std::move(made), tier_bytes, backend, metrics);
+}
+
 absl::Status Run(const ServerOptions& server_options) {
+  Metrics metrics;
   KVTIER_ASSIGN_OR_RETURN(const DType kv_dtype, DTypeFromName(absl::GetFlag(FLAGS_kv_dtype)));
-  KVTIER_ASSIGN_OR_RETURN(const LoadedModels loaded, LoadModelsFromFlags());
+  KVTIER_ASSIGN_OR_RETURN(const LoadedModels loaded,
+                          LoadModelsFromFlags(MachineDevices(ThreadsFromFlags()), metrics));
   std::vector<const Model*> models;
   for (const auto& model : loaded.models) models.push_back(model.get());
 
-  Metrics metrics;
   StoreClient store(MakeChannel(absl::GetFlag(FLAGS_store)));
   CompressorService::Options options;
   options.pipeline.kv_dtype = kv_dtype;
@@ -95,9 +135,23 @@ absl::Status Run(const ServerOptions& server_options) {
   if (options.queue.pool_threads == 0) {
     return absl::InvalidArgumentError("--compressions_max must be at least 1");
   }
+  KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<LinkParts> link,
+                          MakeLink(*loaded.backend, metrics));
+  std::vector<grpc::Service*> services;
+  if (link != nullptr) {
+    options.on_stored = [&tier = link->tier](const CompressedObject& object) {
+      // Counted by the tier; the store has the object.
+      const absl::Status kept = tier.Insert(TenantId(), object).status();
+      if (!kept.ok()) {
+        KVTIER_LOG_EVERY_N_SEC(WARNING, 60) << "not kept in device memory: " << kept;
+      }
+    };
+    services.push_back(&link->service);
+  }
   CompressorService service(options, models, store, metrics, Clock::Real());
+  services.push_back(&service);
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
-                          Server::Start(server_options, {&service}, metrics));
+                          Server::Start(server_options, services, metrics));
   KVTIER_LOG(INFO) << "compressing on port " << server->port() << ", storing at "
                    << absl::GetFlag(FLAGS_store);
   server->WaitForSignalAndDrain([&service] { service.CancelAll(); });

@@ -32,11 +32,15 @@ constexpr char kUsage[] =
     "Clients call kvtier.v1.WorkerService, e.g. through 'kvtierctl ask'.";
 
 absl::Status Run(const ServerOptions& server_options) {
-  KVTIER_ASSIGN_OR_RETURN(const LoadedModels loaded, LoadModelsFromFlags());
+  Metrics metrics;
+  DeviceBackends devices = CpuDevices(ThreadsFromFlags());
+  devices.cuda = [](int) {
+    return absl::UnavailableError("this worker decodes over host memory, not on GPUs yet");
+  };
+  KVTIER_ASSIGN_OR_RETURN(const LoadedModels loaded, LoadModelsFromFlags(devices, metrics));
   if (loaded.models.size() != 1) {
     return absl::InvalidArgumentError("a worker serves one model; --model names several");
   }
-  Metrics metrics;
   const auto channel = MakeChannel(absl::GetFlag(FLAGS_store));
   StoreClient store(channel);
   std::unique_ptr<Transport> transport = MakeGrpcTransport(channel);

@@ -10,6 +10,7 @@
 #include <prometheus/client_metric.h>
 #include <prometheus/metric_family.h>
 
+#include "services/link/link_metrics.h"
 #include "services/page_metrics.h"
 #include "store/lease_table.h"
 #include "store/scrubber.h"
@@ -276,7 +277,11 @@ Metrics::Metrics()
       rpc_seconds_(prometheus::BuildHistogram()
                        .Name("kvtier_rpc_seconds")
                        .Help("Time from the first byte of a call to its end, by method")
-                       .Register(*registry_)) {}
+                       .Register(*registry_)),
+      compute_device_(prometheus::BuildGauge()
+                          .Name("kvtier_compute_device")
+                          .Help("1: what --device asked for, and what this program computes on")
+                          .Register(*registry_)) {}
 
 Metrics::~Metrics() = default;
 
@@ -287,8 +292,16 @@ void Metrics::CountRpc(absl::string_view method, const absl::Status& status,
   rpc_seconds_.Add({{"method", name}}, SecondsBuckets()).Observe(absl::ToDoubleSeconds(elapsed));
 }
 
+void Metrics::SetComputeDevice(absl::string_view asked, absl::string_view device) {
+  compute_device_.Add({{"asked", std::string(asked)}, {"device", std::string(device)}}).Set(1);
+}
+
 void Metrics::ExportStore(const TieredStore& store, const LeaseTable* leases) {
   store_ = std::make_shared<StoreCollectable>(store, leases);
+}
+
+void Metrics::ExportLink(const LinkCounters& counters, const DeviceTier* tier) {
+  link_ = MakeLinkCollectable(counters, tier);
 }
 
 void Metrics::ExportPages(const PageStore& pages) { pages_ = MakePageCollectable(pages); }
@@ -300,6 +313,7 @@ void Metrics::ExportScrub(const ScrubCounters& counters) {
 std::vector<std::shared_ptr<prometheus::Collectable>> Metrics::collectables() const {
   std::vector<std::shared_ptr<prometheus::Collectable>> all = {registry_};
   if (store_ != nullptr) all.push_back(store_);
+  if (link_ != nullptr) all.push_back(link_);
   if (pages_ != nullptr) all.push_back(pages_);
   if (scrub_ != nullptr) all.push_back(scrub_);
   return all;

@@ -21,7 +21,9 @@
 namespace kvtier {
 
 class LeaseTable;
+class DeviceTier;
 class PageStore;
+struct LinkCounters;
 struct ScrubCounters;
 class TieredStore;
 
@@ -42,6 +44,10 @@ class Metrics {
   // kvtier_rpc_requests_total{method,code} and kvtier_rpc_seconds{method}: every server. `method`
   // is the bare name ("Fetch") and must come from the code, never from a request.
   void CountRpc(absl::string_view method, const absl::Status& status, absl::Duration elapsed);
+
+  // kvtier_compute_device{asked,device} is 1: what --device said and what it became ("cpu",
+  // "cuda:0"). Once, by programs that run models.
+  void SetComputeDevice(absl::string_view asked, absl::string_view device);
 
   // Compressor.
   prometheus::Counter& compress_computed;        // Contexts really computed.
@@ -80,6 +86,8 @@ class Metrics {
   void ExportStore(const TieredStore& store, const LeaseTable* leases = nullptr);
   // The same of pages (kvtier_page_*).
   void ExportPages(const PageStore& pages);
+  // Exports kvtier_link_* and, with a tier, kvtier_device_tier_*. They must outlive the metrics.
+  void ExportLink(const LinkCounters& counters, const DeviceTier* tier);
   // Exports kvtier_store_scrub_*. They must outlive the metrics.
   void ExportScrub(const ScrubCounters& counters);
 
@@ -91,7 +99,9 @@ class Metrics {
  private:
   prometheus::Family<prometheus::Counter>& rpc_requests_;
   prometheus::Family<prometheus::Histogram>& rpc_seconds_;
+  prometheus::Family<prometheus::Gauge>& compute_device_;
   std::shared_ptr<prometheus::Collectable> store_;  // Null until ExportStore.
+  std::shared_ptr<prometheus::Collectable> link_;   // Null until ExportLink.
   std::shared_ptr<prometheus::Collectable> pages_;  // Null until ExportPages.
   std::shared_ptr<prometheus::Collectable> scrub_;  // Null until ExportScrub.
 };

@@ -8,6 +8,8 @@
 
 #include "absl/status/statusor.h"
 #include "compressor/model.h"
+#include "services/compute_device.h"
+#include "services/metrics.h"
 
 namespace kvtier {
 
@@ -17,9 +19,13 @@ struct LoadedModels {
   std::vector<std::unique_ptr<Model>> models;
 };
 
-// From --model, --device and --threads.
-//   INVALID_ARGUMENT  no model, two of one name, or an unknown device (named)
-absl::StatusOr<LoadedModels> LoadModelsFromFlags();
+// How many threads --threads gives one operation of the CPU backend.
+int ThreadsFromFlags();
+
+// From --model and --device, on one of `backends`. A fall back to the CPU is logged with its reason
+// and shows in kvtier_compute_device.
+//   INVALID_ARGUMENT  no model, two of one name, or a device that is unknown or cannot be had
+absl::StatusOr<LoadedModels> LoadModelsFromFlags(const DeviceBackends& backends, Metrics& metrics);
 
 }  // namespace kvtier
 

@@ -15,12 +15,15 @@
 #include "absl/strings/strip.h"
 #include "base/clock.h"
 #include "base/status_matchers.h"
+#include "compressor/device_tier.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "services/link/link_counters.h"
 #include "store/lease_table.h"
 #include "store/page_store.h"
 #include "store/scrubber.h"
 #include "store/tiered_store.h"
+#include "tests/testing/fake_device_backend.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/test_object.h"
 
@@ -90,6 +93,11 @@ TEST(MetricsTest, ThePageDescribesExactlyWhatIsExported) {
   const Scrubber scrubber({.bytes_per_second = 0}, *store, Clock::Real());
   metrics.ExportScrub(scrubber.counters());
   metrics.CountRpc("Fetch", absl::OkStatus(), absl::Milliseconds(3));
+  metrics.SetComputeDevice("auto", "cpu");
+  const LinkCounters link;
+  FakeDeviceBackend device("fake:0");
+  const DeviceTier tier({.bytes_max = 1}, device);
+  metrics.ExportLink(link, &tier);
 
   std::map<std::string, Described> exported;
   for (const prometheus::MetricFamily& family : Collect(metrics)) {
