@@ -344,8 +344,23 @@ absl::Status VerifySegmentContent(const Manifest& manifest, BandIndex band, Laye
         absl::StrCat("segment: no band ", band.value(), " layer ", layer.value()));
   }
   const SegmentEntry& entry = manifest.segment(band, layer);
+  KVTIER_RETURN_IF_ERROR(
+      VerifySegment(entry, {0, static_cast<uint32_t>(entry.heads.size())}, segment));
+  return CheckSegmentContent(manifest, band, layer, segment);
+}
+
+absl::Status CheckSegmentContent(const Manifest& manifest, BandIndex band, LayerIndex layer,
+                                 std::span<const std::byte> segment) {
+  if (band.value() >= manifest.bands.size() || layer.value() >= manifest.geometry.layer_count()) {
+    return absl::OutOfRangeError(
+        absl::StrCat("segment: no band ", band.value(), " layer ", layer.value()));
+  }
+  const SegmentEntry& entry = manifest.segment(band, layer);
   const HeadRange all{0, static_cast<uint32_t>(entry.heads.size())};
-  KVTIER_RETURN_IF_ERROR(VerifySegment(entry, all, segment));
+  if (segment.size() != entry.encoded_bytes()) {
+    return absl::DataLossError(
+        absl::StrCat("segment: ", segment.size(), " bytes of ", entry.encoded_bytes()));
+  }
   uint64_t offset = 0;
   for (uint32_t head = all.begin; head < all.end; ++head) {
     KVTIER_ASSIGN_OR_RETURN(const HeadRows rows,

@@ -120,6 +120,13 @@ class StoreCollectable final : public prometheus::Collectable {
             counters.checksum_failures);
     counter("kvtier_store_log_damage_total",
             "Places of the log of records that could not be read at start-up", counters.log_damage);
+    counter("kvtier_store_disk_cleanups_failed_total",
+            "Failed seals whose bytes could not be removed from disk either",
+            counters.disk_cleanups_failed);
+    counter("kvtier_store_disk_cleanups_repeated_total", "Of them, removed later",
+            counters.disk_cleanups_repeated);
+    counter("kvtier_store_extensions_total", "Sealed objects that extend a stored one",
+            counters.extensions_seen);
     counter("kvtier_store_objects_evicted_total", "Objects that went whole under pressure",
             counters.objects_evicted);
     counter("kvtier_store_objects_expired_total", "Objects removed after their time",

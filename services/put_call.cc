@@ -129,7 +129,7 @@ class PutCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   }
 
   void Seal() {
-    const absl::StatusOr<ObjectStat> stat = environment_.store().FinishUpload(upload_);
+    const absl::StatusOr<ObjectStat> stat = environment_.store().FinishUpload(tenant_, upload_);
     if (stat.ok()) {
       v1::PutResponse response;
       *response.mutable_object() = SummaryToProto(*stat);

@@ -116,6 +116,7 @@ class ValuePolicy final : public EvictionPolicy {
     }
     entry.band_count = band_count;
     entry.last_use = now_;
+    entry.turn = ++turns_;
     entry.bucket = 0;
     const auto inserted = entries_.emplace(object.id, std::move(entry)).first;
     Begin(inserted->first, inserted->second);
@@ -185,13 +186,15 @@ class ValuePolicy final : public EvictionPolicy {
     bool extended = false;
     bool extends = false;
     absl::Time last_use;
-    int bucket = 0;  // Of its age at now_, and since when it has been in that cell.
+    uint64_t turn = 0;  // Of its last use, among all uses.
+    int bucket = 0;     // Of its age at now_, and since when it has been in that cell.
     absl::Time in_cell_since;
     double value = 0;  // Its place in order_.
     std::list<EvictionId>::iterator gone;
   };
-  // Least value first; of equal ones the one that was used longest ago; then by id.
-  using Order = std::tuple<double, absl::Time, EvictionId>;
+  // Least value first; of equal ones the one that was used longest ago. Never by id: those may
+  // differ from run to run.
+  using Order = std::tuple<double, uint64_t, EvictionId>;
   using Crossing = std::pair<absl::Time, EvictionId>;
 
   static void CheckObject(const EvictionObject& object) {
@@ -205,7 +208,7 @@ class ValuePolicy final : public EvictionPolicy {
   }
 
   static Order OrderKey(EvictionId object, const Entry& entry) {
-    return {entry.value, entry.last_use, object};
+    return {entry.value, entry.turn, object};
   }
 
   static Crossing CrossingKey(EvictionId object, const Entry& entry) {
@@ -269,6 +272,7 @@ class ValuePolicy final : public EvictionPolicy {
     End(object, entry, now_);
     ++entry.uses;
     entry.last_use = now_;
+    entry.turn = ++turns_;
     entry.bucket = 0;
     Begin(object, entry);
   }
@@ -334,7 +338,8 @@ class ValuePolicy final : public EvictionPolicy {
   Clock& clock_;
   absl::Time now_;
   ReuseModel model_;
-  size_t calls_ = 0;  // Since the model was fitted.
+  uint64_t turns_ = 0;  // Inserts, uses and misses so far.
+  size_t calls_ = 0;    // Since the model was fitted.
   size_t learn_interval_ = kLearnIntervalMin;
 
   absl::flat_hash_map<EvictionId, Entry> entries_;

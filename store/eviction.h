@@ -36,8 +36,9 @@
 
 namespace kvtier {
 
-// Names a context to a policy: the caller's choice, such as bytes of a hash of tenant and key. The
+// Names a context to a policy: the caller's choice, such as a seeded hash of tenant and key. The
 // same when an object comes back, so that it is recognised; different for objects that are present.
+// Only equality counts: no answer depends on how ids compare.
 enum class EvictionId : uint64_t {};
 
 // What a band costs and brings.

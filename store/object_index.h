@@ -42,6 +42,8 @@ class ObjectState {
   // Bands that new readers may see. Only ever lowered: when bands are given up or lost.
   uint32_t band_limit;
   ObjectAttributes attributes;
+  // The longest stored context that is known to be a prefix of this one (store/prefix_hints.h).
+  std::optional<Key> extends;
   TenantUse accounted;           // What its tenant's account has for it ...
   uint32_t accounted_bands = 0;  // ... for so many bands: those that watchers know of.
   uint32_t pin_count = 0;

@@ -1,28 +1,29 @@
 #include "store/object_policy.h"
 
-#include <cstring>
+#include <random>
 #include <utility>
 
+#include "absl/hash/hash.h"
 #include "base/log.h"
 #include "store/object_value.h"
 
 namespace kvtier {
-namespace {
 
-// The key's first bytes are as good as random: it is a SHA-256. The tenant's name is mixed in with
-// FNV-1a, since tenants may share a key. The same on every machine and run.
-uint64_t HashOf(const TenantId& tenant, const Key& key) {
-  uint64_t hash = 0xcbf29ce484222325;
-  for (const char c : tenant.name()) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3;
-  uint64_t first = 0;
-  std::memcpy(&first, key.bytes().data(), sizeof(first));
-  return hash ^ first;
+ObjectPolicy::ObjectPolicy(std::unique_ptr<EvictionPolicy> policy, std::optional<Ratio> floor,
+                           Hash hash)
+    : policy_(std::move(policy)), floor_(floor), hash_(std::move(hash)) {}
+
+ObjectPolicy::Hash ObjectPolicy::RandomHash() {
+  std::random_device random;
+  const uint64_t seeds[2] = {uint64_t{random()} << 32 | random(),
+                             uint64_t{random()} << 32 | random()};
+  // absl's hash has a seed too, but the address of a variable: the same at each start of a program
+  // that is not loaded at a random place.
+  return [seed0 = seeds[0], seed1 = seeds[1]](const TenantId& tenant, const Key& key) {
+    return uint64_t{
+        absl::HashOf(seed0, seed1, absl::string_view(tenant.name()), key.AsStringView())};
+  };
 }
-
-}  // namespace
-
-ObjectPolicy::ObjectPolicy(std::unique_ptr<EvictionPolicy> policy, std::optional<Ratio> floor)
-    : policy_(std::move(policy)), floor_(floor) {}
 
 uint32_t ObjectPolicy::FloorOf(const ObjectState& object) const {
   return floor_.has_value() ? FloorBands(*object.manifest, *floor_) : 1;
@@ -33,7 +34,9 @@ uint32_t ObjectPolicy::Below(const ObjectState& object, uint32_t band_count) con
 }
 
 EvictionId ObjectPolicy::IdOf(const TenantId& tenant, const Key& key) const {
-  uint64_t hash = HashOf(tenant, key);
+  // First: the id that displaced it may be free by now.
+  if (const auto at = displaced_.find(Name{tenant, key}); at != displaced_.end()) return at->second;
+  uint64_t hash = hash_(tenant, key);
   for (;; ++hash) {
     const auto found = held_.find(EvictionId{hash});
     if (found == held_.end()) break;
@@ -41,6 +44,19 @@ EvictionId ObjectPolicy::IdOf(const TenantId& tenant, const Key& key) const {
     if (holder.tenant == tenant && holder.manifest->key == key) break;
   }
   return EvictionId{hash};
+}
+
+EvictionObject ObjectPolicy::Describe(const ObjectState& object, EvictionId id) const {
+  EvictionObject described = DescribeForEviction(*object.manifest, id, FloorOf(object));
+  if (object.extends.has_value()) described.extends = IdOf(object.tenant, *object.extends);
+  return described;
+}
+
+void ObjectPolicy::Forget(const ObjectState& object) {
+  const auto known = objects_.find(&object);
+  held_.erase(known->second);
+  objects_.erase(known);
+  displaced_.erase(Name{object.tenant, object.manifest->key});
 }
 
 void ObjectPolicy::Hold(const ObjectPtr& object, uint32_t band_count) {
@@ -51,7 +67,10 @@ void ObjectPolicy::Hold(const ObjectPtr& object, uint32_t band_count) {
     const bool is_new = held_.emplace(id, Held{object, band_count}).second;
     KVTIER_CHECK(is_new) << "two uploads of one key are held";
     objects_[object.get()] = id;
-    policy_->Insert(DescribeForEviction(*object->manifest, id, FloorOf(*object)), band_count);
+    if (id != EvictionId{hash_(object->tenant, object->manifest->key)}) {
+      displaced_[Name{object->tenant, object->manifest->key}] = id;
+    }
+    policy_->Insert(Describe(*object, id), band_count);
     return;
   }
   const EvictionId id = known->second;
@@ -60,21 +79,17 @@ void ObjectPolicy::Hold(const ObjectPtr& object, uint32_t band_count) {
   if (band_count < held.band_count) {
     policy_->Shrink(id, band_count);
   } else {
-    policy_->Insert(DescribeForEviction(*object->manifest, id, FloorOf(*object)), band_count);
+    policy_->Insert(Describe(*object, id), band_count);
   }
   held.band_count = band_count;
-  if (band_count > 0) return;
-  objects_.erase(known);
-  held_.erase(id);
+  if (band_count == 0) Forget(*object);
 }
 
 void ObjectPolicy::Remove(const ObjectPtr& object) {
   const auto known = objects_.find(object.get());
   if (known == objects_.end()) return;
-  const EvictionId id = known->second;
-  policy_->Remove(id);
-  objects_.erase(known);
-  held_.erase(id);
+  policy_->Remove(known->second);
+  Forget(*object);
 }
 
 void ObjectPolicy::Use(const TenantId& tenant, const Key& key) {
@@ -87,8 +102,7 @@ void ObjectPolicy::Use(const TenantId& tenant, const Key& key) {
 }
 
 uint32_t ObjectPolicy::Admit(const ObjectState& object) {
-  return policy_->Admit(DescribeForEviction(
-      *object.manifest, IdOf(object.tenant, object.manifest->key), FloorOf(object)));
+  return policy_->Admit(Describe(object, IdOf(object.tenant, object.manifest->key)));
 }
 
 ObjectPolicy::ObjectPtr ObjectPolicy::Next(absl::FunctionRef<bool(const ObjectPtr&)> may_go) {

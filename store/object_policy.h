@@ -4,8 +4,10 @@
 #define KVTIER_STORE_OBJECT_POLICY_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/functional/function_ref.h"
@@ -22,7 +24,13 @@ class ObjectPolicy {
 
   // No object of the tier keeps fewer bands than reach `floor`, unless none. No value: what leaves
   // the tier is not lost, so every band may go.
-  ObjectPolicy(std::unique_ptr<EvictionPolicy> policy, std::optional<Ratio> floor);
+  ObjectPolicy(std::unique_ptr<EvictionPolicy> policy, std::optional<Ratio> floor)
+      : ObjectPolicy(std::move(policy), floor, RandomHash()) {}
+  // How a context's id is made of its name. `hash` is for tests.
+  using Hash = std::function<uint64_t(const TenantId&, const Key&)>;
+  ObjectPolicy(std::unique_ptr<EvictionPolicy> policy, std::optional<Ratio> floor, Hash hash);
+  // Over all of a name, under a seed drawn here: nobody can send keys that collide.
+  static Hash RandomHash();
 
   // The tier holds the first `band_count` bands of `object`. 0: none any more, by pressure or loss.
   // Nothing happens if that is known.
@@ -51,15 +59,21 @@ class ObjectPolicy {
     uint32_t band_count = 0;
   };
 
+  using Name = std::pair<TenantId, Key>;
+
   uint32_t FloorOf(const ObjectState& object) const;
-  // The id under which the policy knows a name: a hash, or the next free one if another name that
-  // is held has it.
+  // The id under which the policy knows a name: its hash, or the next free one if another name that
+  // is held has that. What is held keeps its id until it goes.
   EvictionId IdOf(const TenantId& tenant, const Key& key) const;
+  EvictionObject Describe(const ObjectState& object, EvictionId id) const;
+  void Forget(const ObjectState& object);
 
   std::unique_ptr<EvictionPolicy> policy_;
   std::optional<Ratio> floor_;
+  Hash hash_;
   absl::flat_hash_map<EvictionId, Held> held_;
   absl::flat_hash_map<const ObjectState*, EvictionId> objects_;  // Those in held_.
+  absl::flat_hash_map<Name, EvictionId> displaced_;  // Of them, those whose id is not their hash.
 };
 
 }  // namespace kvtier

@@ -60,7 +60,7 @@ absl::StatusOr<ObjectStat> TieredStore::Put(const TenantId& tenant, const Compre
       KVTIER_RETURN_IF_ERROR(upload->Append(offset, segment.bytes()));
       offset += segment.bytes().size();
     }
-    return FinishUpload(upload);
+    return FinishUpload(tenant, upload);
   }();
   if (!stat.ok()) AbandonUpload(tenant, id);
   return stat;
@@ -169,11 +169,18 @@ std::vector<ObjectStat> TieredStoreImpl::FindPrefixes(const TenantId& tenant,
   const std::vector<PrefixMatch> matches =
       prefixes_.Find(tenant, prompt, limits::kLookupCandidatesMax);
   if (matches.empty()) return stats;
+  const absl::StatusOr<TokenBlockHash> last_block = TokenBlockHash::FromBytes(
+      prompt.block_hashes.substr(prompt.block_hashes.size() - TokenBlockHash::kSize));
+  bool has_hint = !last_block.ok();
   MutexLock lock(&mutex_);
   for (const PrefixMatch& match : matches) {
     if (stats.size() == candidates_max) break;
     const ObjectPtr object = index_.FindUpload(match.upload);
     if (object == nullptr || object->retired || IsExpired(*object)) continue;  // Gone since.
+    if (!has_hint && object->manifest->last_block_hash != *last_block) {
+      hints_.Remember(tenant, *last_block, object->manifest->key);
+      has_hint = true;
+    }
     ObjectStat stat = StatOf(*object);
     if (stat.resident_bands == 0 ||
         object->manifest->bands[stat.resident_bands - 1].edge < min_ratio) {
@@ -246,7 +253,7 @@ void TieredStoreImpl::Trim() {
         object = candidate;
         break;
       }
-      if (object == nullptr) return;
+      if (object == nullptr) break;
       object->trimming = true;
       keep = object->retired ? 0 : object->band_limit;
     }
@@ -267,6 +274,7 @@ void TieredStoreImpl::Trim() {
       if (object->retired) index_.Forget(object);
     }
   }
+  PayDiskDebts();
 }
 
 }  // namespace kvtier

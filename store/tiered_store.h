@@ -45,6 +45,7 @@ namespace kvtier {
 struct ObjectName {
   TenantId tenant;
   Key key;
+  friend bool operator==(const ObjectName&, const ObjectName&) = default;
 };
 
 // Of one segment, all of whose copies are intact now.
@@ -71,6 +72,11 @@ struct StoreCounters {
       0};  // Steps in which a tenant gave up its own for its quota.
   std::atomic<uint64_t> quota_refusals{0};
   std::atomic<uint64_t> upload_share_refusals{0};  // A tenant's share of the open uploads.
+  std::atomic<uint64_t> extensions_seen{0};  // Sealed objects that extend a stored one, as far as a
+                                             // lookup before them told.
+  // Bands that a failed seal left on disk because their removal failed too, and removals that
+  // succeeded later. What is between the two still takes room.
+  std::atomic<uint64_t> disk_cleanups_failed{0}, disk_cleanups_repeated{0};
 };
 
 struct TenantStat {
@@ -133,7 +139,7 @@ class TieredStore {
   // Begins an upload, or finds the one already begun with the same upload id (resume). If that
   // upload is sealed, nothing needs to be appended: FinishUpload says what is stored.
   //   INVALID_ARGUMENT    manifest inconsistent; another manifest, or another upload to replace,
-  //                       under the same upload id
+  //                       under an upload id of the same tenant
   //   RESOURCE_EXHAUSTED  too many uploads, of all or of this tenant (base/fair_share.h), or
   //                       larger than memory allows now. Uploads to which
   //                       nobody but the store holds a reference give way first, longest idle
@@ -163,7 +169,8 @@ class TieredStore {
   virtual absl::StatusOr<uint64_t> UploadedBytes(const TenantId& tenant,
                                                  const UploadId& upload) = 0;
   // Seals a complete upload with its durability; when it returns OK the object is acknowledged.
-  // Finishing twice is fine. If a stored upload of the key is resident to at least the ratio that
+  // Finishing twice is fine. What is stored may have another upload id than was sent: if another
+  // tenant has that one. If a stored upload of the key is resident to at least the ratio that
   // this one ends at, that one stays and its state is returned instead, unless this one replaces
   // it. What is on disk is replaced on disk, also by an upload that asked for kHost.
   //   INVALID_ARGUMENT    bytes missing
@@ -174,7 +181,8 @@ class TieredStore {
   //                       upload was stored and removed, and somebody still reads it. Nothing is
   //                       kept of the upload on disk
   //   NOT_FOUND           abandoned, or idle for longer than limits::kUploadIdleMax, or given way
-  virtual absl::StatusOr<ObjectStat> FinishUpload(const std::shared_ptr<Upload>& upload) = 0;
+  virtual absl::StatusOr<ObjectStat> FinishUpload(const TenantId& tenant,
+                                                  const std::shared_ptr<Upload>& upload) = 0;
   virtual void AbandonUpload(const TenantId& tenant, const UploadId& upload) = 0;
   // Convenience for callers that hold a whole object: start, append everything, finish.
   absl::StatusOr<ObjectStat> Put(const TenantId& tenant, const CompressedObject& object,

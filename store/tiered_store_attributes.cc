@@ -138,7 +138,7 @@ uint64_t TieredStoreImpl::RemoveExpired() {
           << "an expired object keeps its room for now: " << gone.message();
     }
   }
-  if (removed > 0) Trim();
+  Trim();  // Also what could not be removed before.
   return removed;
 }
 

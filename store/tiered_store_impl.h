@@ -2,6 +2,7 @@
 // up), tiered_store_life.cc (every change of what is served), tiered_store_put.cc (uploads),
 // tiered_store_room.cc (making room), tiered_store_read.cc (pins, reads, losses),
 // tiered_store_hold.cc (bands for leases), tiered_store_attributes.cc (pinning, expiry),
+// tiered_store_debts.cc (what could not be removed from the disk at once),
 // tiered_store_tenants.cc (accounts, quotas, events). Private to store/.
 //
 // How it stays correct without a lock around disk work:
@@ -40,6 +41,7 @@
 #include "store/object_index.h"
 #include "store/object_policy.h"
 #include "store/object_watch.h"
+#include "store/prefix_hints.h"
 #include "store/tenant_ledger.h"
 #include "store/tiered_store.h"
 #include "store/turns.h"
@@ -68,7 +70,8 @@ class TieredStoreImpl final : public TieredStore {
                                                       const std::optional<UploadId>& replaces,
                                                       absl::Duration ttl) override;
   absl::StatusOr<uint64_t> UploadedBytes(const TenantId& tenant, const UploadId& upload) override;
-  absl::StatusOr<ObjectStat> FinishUpload(const std::shared_ptr<Upload>& upload) override;
+  absl::StatusOr<ObjectStat> FinishUpload(const TenantId& tenant,
+                                          const std::shared_ptr<Upload>& upload) override;
   void AbandonUpload(const TenantId& tenant, const UploadId& upload) override;
 
   absl::StatusOr<std::unique_ptr<PinnedObject>> Pin(const TenantId& tenant, const Key& key,
@@ -118,7 +121,10 @@ class TieredStoreImpl final : public TieredStore {
   friend class PinnedObjectImpl;
   class Watching;
 
+  // An upload id is one tenant's: another's of the same bytes is another upload.
+  using UploadName = std::pair<TenantId, UploadId>;
   struct OpenUpload {
+    UploadName name() const { return {tenant, upload->manifest()->upload_id}; }
     std::shared_ptr<Upload> upload;
     TenantId tenant;
     Durability durability;
@@ -191,6 +197,27 @@ class TieredStoreImpl final : public TieredStore {
                                                    absl::Time sealed_at) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
+  // --- tiered_store_debts.cc
+  // Bands of an upload from `keep` on that are on disk without ever having been sealed: what put
+  // them there failed, and so did removing them. They cost room, and nobody is served from them.
+  struct DiskDebt {
+    ObjectName name;
+    uint32_t keep = 0;
+  };
+  struct DueDebt {
+    UploadId upload;
+    uint32_t keep = 0;
+    Turns::Turn turn;
+  };
+  void OweDisk(const ObjectName& name, const UploadId& upload, uint32_t keep,
+               const absl::Status& why) ABSL_LOCKS_EXCLUDED(mutex_);
+  // They have been removed.
+  void SettleDiskDebt(const UploadId& upload) ABSL_LOCKS_EXCLUDED(mutex_);
+  std::optional<DueDebt> NextDiskDebt(const std::optional<UploadId>& after)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Removes what was left, as far as its turns are free and the disk allows.
+  void PayDiskDebts() ABSL_LOCKS_EXCLUDED(mutex_);
+
   // --- tiered_store_put.cc
   // Null if there is none of this id; INVALID_ARGUMENT if it is of another object.
   absl::StatusOr<std::shared_ptr<Upload>> FindOpen(const TenantId& tenant, const Manifest& manifest,
@@ -203,12 +230,17 @@ class TieredStoreImpl final : public TieredStore {
                                  std::vector<std::shared_ptr<Upload>>* closed)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void CloseIdleUploads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void CloseUpload(const UploadId& upload) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void CloseUpload(const UploadName& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // REQUIRES for the following: the caller holds the key's turn.
   absl::StatusOr<ObjectStat> KeepStored(const ObjectPtr& stored, const OpenUpload& open);
   absl::StatusOr<ObjectStat> Publish(const OpenUpload& open, Durability durability);
+  // The manifest under which an upload is stored, and its id in sealing_. The tiers name bytes by
+  // the id alone; one that another tenant has there, which no honest client meets (128 random
+  // bits), is exchanged for one of ours, so that nobody learns that it is taken.
+  std::shared_ptr<const Manifest> ReserveUploadId(const OpenUpload& open)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   // All bands, sealed, or nothing.
-  absl::Status StoreOnDisk(const OpenUpload& open, absl::Time sealed_at,
+  absl::Status StoreOnDisk(const OpenUpload& open, const Manifest& manifest, absl::Time sealed_at,
                            const ObjectAttributes& attributes);
   // Memory for an upload, for which others make room.
   absl::StatusOr<std::shared_ptr<Upload>> AllocateUpload(
@@ -317,6 +349,9 @@ class TieredStoreImpl final : public TieredStore {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<VerifiedCopies> VerifySegmentCopies(const ObjectPtr& object, BandIndex band,
                                                      LayerIndex layer);
+  // False: it has no other copy, and has been given up.
+  absl::StatusOr<bool> DropDamagedHostCopy(const ObjectPtr& object, BandIndex band)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   // False: there was nothing to repair from any more.
   absl::StatusOr<bool> RepairDiskCopy(const ObjectPtr& object, BandIndex band);
 
@@ -333,11 +368,14 @@ class TieredStoreImpl final : public TieredStore {
   EventLog event_log_;    // Appended to under mutex_ only, so that a snapshot has a number.
   PrefixIndex prefixes_;  // Kept by index_; searched without mutex_.
   mutable Mutex mutex_;
+  PrefixHints hints_ ABSL_GUARDED_BY(mutex_);
   ObjectIndex index_ ABSL_GUARDED_BY(mutex_){prefixes_};
-  std::map<UploadId, OpenUpload> uploads_ ABSL_GUARDED_BY(mutex_);
+  std::map<UploadName, OpenUpload> uploads_ ABSL_GUARDED_BY(mutex_);
+  std::set<UploadId> sealing_ ABSL_GUARDED_BY(mutex_);  // On their way into the tiers.
   uint64_t upload_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t pin_count_ ABSL_GUARDED_BY(mutex_) = 0;
   std::set<ObjectPtr> garbage_ ABSL_GUARDED_BY(mutex_);
+  std::map<UploadId, DiskDebt> disk_debts_ ABSL_GUARDED_BY(mutex_);
   ObjectPolicy host_policy_ ABSL_GUARDED_BY(mutex_);
   ObjectPolicy disk_policy_ ABSL_GUARDED_BY(mutex_);
   const Ratio floor_ratio_;

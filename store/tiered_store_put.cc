@@ -2,6 +2,7 @@
 #include <set>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "base/fair_share.h"
 #include "base/limits.h"
@@ -34,14 +35,15 @@ absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::FindOpen(
     return absl::InvalidArgumentError(
         absl::StrCat("upload id ", manifest.upload_id.ToHex(), " names another object already"));
   };
+  // Another tenant's upload of the same id is none of this one's business.
   const ObjectPtr sealed = index_.FindUpload(manifest.upload_id);
-  if (sealed != nullptr && (sealed->tenant != tenant || *sealed->manifest != manifest)) {
+  if (sealed != nullptr && sealed->tenant == tenant && *sealed->manifest != manifest) {
     return mismatch();
   }
-  const auto found = uploads_.find(manifest.upload_id);
+  const auto found = uploads_.find({tenant, manifest.upload_id});
   if (found == uploads_.end()) return nullptr;
   OpenUpload& open = found->second;
-  if (open.tenant != tenant || *open.upload->manifest() != manifest) return mismatch();
+  if (*open.upload->manifest() != manifest) return mismatch();
   if (open.replaces != replaces) {
     const auto name = [](const std::optional<UploadId>& id) {
       return id.has_value() ? id->ToHex() : std::string("none");
@@ -57,21 +59,21 @@ absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::FindOpen(
 
 void TieredStoreImpl::CloseIdleUploads() {
   const absl::Time now = clock_.Now();
-  std::vector<UploadId> idle;
-  for (auto& [id, open] : uploads_) {
+  std::vector<UploadName> idle;
+  for (auto& [name, open] : uploads_) {
     const uint64_t bytes = open.upload->uploaded_bytes();
     if (bytes != open.seen_bytes) {
       open.seen_bytes = bytes;
       open.seen_at = now;
     } else if (now - open.seen_at > limits::kUploadIdleMax) {
-      idle.push_back(id);
+      idle.push_back(name);
     }
   }
-  for (const UploadId& id : idle) CloseUpload(id);
+  for (const UploadName& name : idle) CloseUpload(name);
 }
 
-void TieredStoreImpl::CloseUpload(const UploadId& upload) {
-  const auto found = uploads_.find(upload);
+void TieredStoreImpl::CloseUpload(const UploadName& name) {
+  const auto found = uploads_.find(name);
   if (found == uploads_.end()) return;
   ReleaseUploadBytes(found->second.tenant, found->second.upload->manifest()->total_bytes());
   uploads_.erase(found);
@@ -123,7 +125,7 @@ absl::Status TieredStoreImpl::MakeRoomForUpload(const TenantId& tenant, const Ma
   for (const OpenUpload* open : idle) {
     if (uploads_.size() < limits::kUploadsMax && has_room(upload_bytes_)) break;
     closed->push_back(open->upload);
-    CloseUpload(closed->back()->manifest()->upload_id);
+    CloseUpload(open->name());
   }
   return absl::OkStatus();
 }
@@ -139,7 +141,6 @@ absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::StartUpload(
   if (durability == Durability::kDisk && disk_ == nullptr) {
     return absl::FailedPreconditionError("durability DISK: this store has no disk");
   }
-  const UploadId id = manifest->upload_id;
   for (;;) {
     {
       std::vector<std::shared_ptr<Upload>> closed;
@@ -171,7 +172,8 @@ absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::StartUpload(
     ReleaseUploadBytes(tenant, manifest->total_bytes());
     return upload.ok() ? raced : upload;
   }
-  uploads_[id] = OpenUpload{*upload, tenant, durability, replaces, ttl, 0, clock_.Now()};
+  uploads_[{tenant, manifest->upload_id}] =
+      OpenUpload{*upload, tenant, durability, replaces, ttl, 0, clock_.Now()};
   return upload;
 }
 
@@ -204,15 +206,15 @@ bool TieredStoreImpl::CloseAnIdleUpload() {
   }
   if (oldest == nullptr) return false;
   closed = oldest->upload;
-  CloseUpload(closed->manifest()->upload_id);
+  CloseUpload(oldest->name());
   return true;
 }
 
 absl::StatusOr<uint64_t> TieredStoreImpl::UploadedBytes(const TenantId& tenant,
                                                         const UploadId& upload) {
   MutexLock lock(&mutex_);
-  const auto open = uploads_.find(upload);
-  if (open != uploads_.end() && open->second.tenant == tenant) {
+  const auto open = uploads_.find({tenant, upload});
+  if (open != uploads_.end()) {
     open->second.seen_at = clock_.Now();
     return open->second.upload->uploaded_bytes();
   }
@@ -224,29 +226,18 @@ absl::StatusOr<uint64_t> TieredStoreImpl::UploadedBytes(const TenantId& tenant,
 void TieredStoreImpl::AbandonUpload(const TenantId& tenant, const UploadId& upload) {
   std::shared_ptr<Upload> released;  // Its memory goes after the lock.
   MutexLock lock(&mutex_);
-  const auto open = uploads_.find(upload);
-  if (open == uploads_.end() || open->second.tenant != tenant) return;
+  const auto open = uploads_.find({tenant, upload});
+  if (open == uploads_.end()) return;
   released = open->second.upload;
-  CloseUpload(upload);
+  CloseUpload({tenant, upload});
 }
 
 // --- Sealing -------------------------------------------------------------------------------------
 
-absl::StatusOr<ObjectStat> TieredStoreImpl::FinishUpload(const std::shared_ptr<Upload>& upload) {
+absl::StatusOr<ObjectStat> TieredStoreImpl::FinishUpload(const TenantId& tenant,
+                                                         const std::shared_ptr<Upload>& upload) {
   const Manifest& manifest = *upload->manifest();
-  TenantId tenant;
-  {
-    MutexLock lock(&mutex_);
-    const auto found = uploads_.find(manifest.upload_id);
-    if (found != uploads_.end()) {
-      tenant = found->second.tenant;
-    } else if (const ObjectPtr sealed = index_.FindUpload(manifest.upload_id)) {
-      return StatOf(*sealed);
-    } else {
-      return absl::NotFoundError(
-          absl::StrCat("upload ", manifest.upload_id.ToHex(), " is not open"));
-    }
-  }
+  const UploadName name{tenant, manifest.upload_id};
   absl::StatusOr<ObjectStat> finished = [&]() -> absl::StatusOr<ObjectStat> {
     const Turns::Turn turn = turns_.Take(TurnName(tenant, manifest.key));
     OpenUpload open;
@@ -255,11 +246,12 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::FinishUpload(const std::shared_ptr<U
     {
       MutexLock lock(&mutex_);
       sealed = index_.FindUpload(manifest.upload_id);
-      if (sealed != nullptr && sealed->retired) {
+      if (sealed != nullptr && sealed->tenant != tenant) sealed = nullptr;
+      const auto found = uploads_.find(name);
+      if (sealed != nullptr && sealed->retired && found != uploads_.end()) {
         return absl::ResourceExhaustedError(absl::StrCat(
             "upload ", manifest.upload_id.ToHex(), " was stored and removed, and is still read"));
       }
-      const auto found = uploads_.find(manifest.upload_id);
       if (found == uploads_.end()) {
         if (sealed != nullptr) return StatOf(*sealed);
         return absl::NotFoundError(
@@ -304,7 +296,7 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::FinishUpload(const std::shared_ptr<U
   if (!finished.ok()) ++counters_.uploads_refused;
   if (absl::IsAborted(finished.status())) {
     MutexLock lock(&mutex_);
-    CloseUpload(manifest.upload_id);
+    CloseUpload(name);
   }
   Trim();
   return finished;
@@ -320,12 +312,31 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::KeepStored(const ObjectPtr& stored,
   KVTIER_RETURN_IF_ERROR(Prolong(stored, clock_.Now() + open.ttl));
   MutexLock lock(&mutex_);
   if (open.durability == Durability::kDisk) stored->durability = Durability::kDisk;
-  CloseUpload(open.upload->manifest()->upload_id);
+  CloseUpload(open.name());
   return StatOf(*stored);
 }
 
+std::shared_ptr<const Manifest> TieredStoreImpl::ReserveUploadId(const OpenUpload& open) {
+  const std::shared_ptr<const Manifest>& sent = open.upload->manifest();
+  MutexLock lock(&mutex_);
+  const auto debt = disk_debts_.find(sent->upload_id);
+  const bool is_free =
+      index_.FindUpload(sent->upload_id) == nullptr &&
+      (debt == disk_debts_.end() || debt->second.name == ObjectName{open.tenant, sent->key});
+  if (is_free && sealing_.insert(sent->upload_id).second) return sent;
+  auto renamed = std::make_shared<Manifest>(*sent);
+  do {
+    renamed->upload_id = MakeUploadId();
+  } while (!sealing_.insert(renamed->upload_id).second);
+  return renamed;
+}
+
 absl::StatusOr<ObjectStat> TieredStoreImpl::Publish(const OpenUpload& open, Durability durability) {
-  const std::shared_ptr<const Manifest>& manifest = open.upload->manifest();
+  const std::shared_ptr<const Manifest> manifest = ReserveUploadId(open);
+  const absl::Cleanup sealed = [&] {
+    MutexLock lock(&mutex_);
+    sealing_.erase(manifest->upload_id);
+  };
   const absl::Time sealed_at = clock_.Now();
   ObjectPtr replaced;
   ObjectAttributes attributes;
@@ -340,8 +351,8 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::Publish(const OpenUpload& open, Dura
   if (durability == Durability::kDisk) {
     uint64_t bytes = 0;
     for (const BandEntry& band : manifest->bands) bytes += disk_->ChargeOf(band);
-    KVTIER_RETURN_IF_ERROR(
-        StoreMakingRoom(bytes, [&] { return StoreOnDisk(open, sealed_at, attributes); }));
+    KVTIER_RETURN_IF_ERROR(StoreMakingRoom(
+        bytes, [&] { return StoreOnDisk(open, *manifest, sealed_at, attributes); }));
   } else {
     KVTIER_RETURN_IF_ERROR(StoreInHost(*manifest, open.upload->segments()));
   }
@@ -351,7 +362,7 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::Publish(const OpenUpload& open, Dura
     MutexLock lock(&mutex_);
     object->attributes = attributes;
     Insert(object, ChangeCause::kPut);
-    CloseUpload(manifest->upload_id);
+    CloseUpload(open.name());
   }
   KVTIER_SYNC_POINT("store.put.after_publish");
   if (durability == Durability::kDisk) {
@@ -362,13 +373,14 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::Publish(const OpenUpload& open, Dura
   return StatOf(*object);
 }
 
-absl::Status TieredStoreImpl::StoreOnDisk(const OpenUpload& open, absl::Time sealed_at,
+absl::Status TieredStoreImpl::StoreOnDisk(const OpenUpload& open, const Manifest& manifest,
+                                          absl::Time sealed_at,
                                           const ObjectAttributes& attributes) {
-  const Manifest& manifest = *open.upload->manifest();
   const std::vector<SegmentRef> segments = open.upload->segments();
   KVTIER_SYNC_POINT("store.put.before_disk");
   // Left by an attempt that failed and could not clean up.
   KVTIER_RETURN_IF_ERROR(disk_->DropBands(manifest.upload_id, 0));
+  SettleDiskDebt(manifest.upload_id);
   absl::Status stored;
   for (uint32_t band = 0; stored.ok() && band < BandCountOf(manifest); ++band) {
     stored =
@@ -379,9 +391,7 @@ absl::Status TieredStoreImpl::StoreOnDisk(const OpenUpload& open, absl::Time sea
   if (stored.ok()) stored = disk_->Seal(open.tenant, manifest, sealed_at);
   if (!stored.ok()) {
     const absl::Status removed = disk_->DropBands(manifest.upload_id, 0);
-    if (!removed.ok()) {
-      KVTIER_LOG(WARNING) << "segments of a refused upload stay for now: " << removed.message();
-    }
+    if (!removed.ok()) OweDisk({open.tenant, manifest.key}, manifest.upload_id, 0, removed);
     return stored;
   }
   KVTIER_SYNC_POINT("store.put.after_disk");

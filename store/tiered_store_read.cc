@@ -283,20 +283,9 @@ absl::StatusOr<VerifiedCopies> TieredStoreImpl::VerifySegmentCopies(const Object
     if (!intact.ok()) {
       ++counters_.checksum_failures;
       KVTIER_LOG(ERROR) << "host memory is damaged: " << intact.message();
-      const uint32_t on_disk = DiskBands(*object);
-      if (on_disk <= band.value()) {
-        Lose(object, band);
-        return intact;
-      }
-      {
-        MutexLock lock(&mutex_);  // What only host memory has above it goes with it.
-        if (on_disk < ResidentBands(*object)) Lower(object, on_disk, ChangeCause::kLoss);
-      }
-      KVTIER_RETURN_IF_ERROR(host_->DropBands(object->upload(), band.value()));
-      MutexLock lock(&mutex_);
-      TellPolicies(object);
       in_host = absl::NotFoundError("");
-      verified.repaired = true;
+      KVTIER_ASSIGN_OR_RETURN(verified.repaired, DropDamagedHostCopy(object, band));
+      if (!verified.repaired) return intact;
     }
   }
   absl::StatusOr<SegmentRef> on_disk = absl::NotFoundError("");
@@ -320,13 +309,51 @@ absl::StatusOr<VerifiedCopies> TieredStoreImpl::VerifySegmentCopies(const Object
                                             object->upload().ToHex(), " has been given up"));
   }
   const SegmentRef& copy = in_host.ok() ? *in_host : *on_disk;
-  KVTIER_RETURN_IF_ERROR(VerifySegmentContent(manifest, band, layer, copy.bytes()));
+  const absl::Status content = CheckSegmentContent(manifest, band, layer, copy.bytes());
+  if (!content.ok()) {
+    // Put refuses such bytes, so an older store took them in. Every copy has them: nobody misses
+    // what nobody can read, and the next look at it must not find it again.
+    KVTIER_LOG(ERROR) << "band " << band.value() << " of upload " << object->upload().ToHex()
+                      << " was stored intact but wrong: " << content.message();
+    Lose(object, band);
+    return content;
+  }
   return verified;
+}
+
+// Host memory's copy of `band` is damaged: it and what is above it give way to the disk's. Bands
+// that only host memory has go with them. False: the disk does not have this one, so all of them
+// are given up. Takes its turn, so that nobody is copying them to the disk meanwhile.
+absl::StatusOr<bool> TieredStoreImpl::DropDamagedHostCopy(const ObjectPtr& object, BandIndex band) {
+  KVTIER_SYNC_POINT("store.verify.before_repair");
+  const Turns::Turn turn = turns_.Take(TurnName(object->tenant, object->manifest->key));
+  bool is_retired = false;
+  {
+    MutexLock lock(&mutex_);
+    is_retired = object->retired;
+  }
+  // Without a record the bytes of a retired upload are still there for those who pinned them; of a
+  // current one they are what a failed attempt left.
+  const uint32_t on_disk =
+      is_retired || disk_ == nullptr ? DiskBands(*object) : disk_->SealedBands(object->upload());
+  if (on_disk <= band.value()) {
+    Lose(object, band);
+    return false;
+  }
+  {
+    MutexLock lock(&mutex_);
+    if (on_disk < ResidentBands(*object)) Lower(object, on_disk, ChangeCause::kLoss);
+  }
+  KVTIER_RETURN_IF_ERROR(host_->DropBands(object->upload(), band.value()));
+  MutexLock lock(&mutex_);
+  TellPolicies(object);
+  return true;
 }
 
 // The disk's copy of `band` is damaged, host memory's is not: writes it again from there. Bands
 // that only the disk has, above what host memory holds, go with the damaged one.
 absl::StatusOr<bool> TieredStoreImpl::RepairDiskCopy(const ObjectPtr& object, BandIndex band) {
+  KVTIER_SYNC_POINT("store.verify.before_repair");
   const Turns::Turn turn = turns_.Take(TurnName(object->tenant, object->manifest->key));
   const uint32_t in_host = HostBands(*object);
   if (in_host <= band.value()) return false;  // Demoted meanwhile; a read will find it.

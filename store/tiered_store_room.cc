@@ -117,6 +117,7 @@ absl::Status TieredStoreImpl::EnsureOnDisk(const ObjectPtr& object) {
   if (on_disk >= resident) return absl::OkStatus();
   // Left by an attempt that failed before it was sealed, and could not clean up.
   KVTIER_RETURN_IF_ERROR(disk_->DropBands(object->upload(), on_disk));
+  SettleDiskDebt(object->upload());
   KVTIER_SYNC_POINT("store.demote.before_disk");
   absl::Status stored;
   for (uint32_t band = on_disk; stored.ok() && band < resident; ++band) {
@@ -138,7 +139,7 @@ absl::Status TieredStoreImpl::EnsureOnDisk(const ObjectPtr& object) {
   if (!stored.ok()) {
     const absl::Status removed = disk_->DropBands(object->upload(), on_disk);
     if (!removed.ok()) {
-      KVTIER_LOG(WARNING) << "segments of a failed demotion stay for now: " << removed.message();
+      OweDisk({object->tenant, manifest.key}, object->upload(), on_disk, removed);
     }
   } else {
     KVTIER_SYNC_POINT("store.demote.after_disk");
@@ -185,6 +186,8 @@ std::optional<TieredStoreImpl::Victim> TieredStoreImpl::NextDiskVictim(
 absl::Status TieredStoreImpl::MakeDiskRoom(uint64_t bytes, bool disk_is_full) {
   ObjectSet passed_over;
   uint64_t given_up_bytes = 0;
+  // What nobody has comes first.
+  if (disk_is_full || !HasRoom(disk_->Usage(), bytes)) PayDiskDebts();
   for (;;) {
     const TierUsage usage = disk_->Usage();
     if (HasRoom(usage, bytes) && (!disk_is_full || given_up_bytes >= bytes)) {

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "base/sync_point.h"
+#include "kvcache/segment.h"
 #include "kvcache/segment_filler.h"
 
 namespace kvtier {
@@ -99,6 +100,15 @@ absl::Status Upload::Append(uint64_t object_offset, std::span<const std::byte> b
     if (!state.filler->done()) break;
 
     state.filler.reset();
+    // What nobody could read must not be stored under a right checksum.
+    const absl::Status content =
+        CheckSegmentContent(*manifest_, band, layer, memory.Writable(layer));
+    if (!content.ok()) {
+      state.received_bytes = state.verified_bytes;
+      return absl::InvalidArgumentError(
+          absl::StrCat("upload ", manifest_->upload_id.ToHex(), ", band ", band.value(), ", layer ",
+                       layer.value(), ": intact, but no segment: ", content.message()));
+    }
     state.verified_bytes = state.received_bytes;
     uploaded_bytes_.store(state.verified_bytes, std::memory_order_release);
     state.segments.push_back(memory.Segment(layer));

@@ -38,7 +38,8 @@ class Upload {
   // Never decreases. Does not wait for an append that is running.
   uint64_t uploaded_bytes() const { return uploaded_bytes_.load(std::memory_order_acquire); }
   // INVALID_ARGUMENT: a gap, past the end, or a segment of which a head's CRC32C does not match the
-  // manifest (named; the upload stays where that segment began, so it can be sent again).
+  // manifest (named; the upload stays where that segment began, so it can be sent again),
+  // or whose content is none (CheckSegmentContent; named).
   absl::Status Append(uint64_t object_offset, std::span<const std::byte> bytes);
   bool complete() const;
   // REQUIRES: complete(). [bands][layers], band-major. May be called again.

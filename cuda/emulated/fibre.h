@@ -29,7 +29,7 @@ class Fibre {
  private:
   std::unique_ptr<char[]> stack_;
 #if defined(__x86_64__)
-  void* inside_ = nullptr;   // Stack pointers, of whichever side is not running.
+  void* inside_ = nullptr;  // Stack pointers, of whichever side is not running.
   void* outside_ = nullptr;
 #else
   ucontext_t inside_;

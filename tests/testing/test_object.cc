@@ -3,10 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <utility>
 
+#include "base/bytes.h"
+#include "base/crc32c.h"
 #include "base/half.h"
 #include "base/log.h"
 #include "kvcache/bands.h"
@@ -146,6 +149,32 @@ CompressedObject MakeTestObject(const TestObjectOptions& options) {
   KVTIER_CHECK_OK(manifest->Validate());
   object.manifest = std::move(manifest);
   return object;
+}
+
+CompressedObject WithWrongPosition(const CompressedObject& object, BandIndex band,
+                                   LayerIndex layer) {
+  auto manifest = std::make_shared<Manifest>(*object.manifest);
+  SegmentEntry& entry = manifest->bands[band.value()].layers[layer.value()];
+  const ByteSpan from = object.segment(band, layer).bytes();
+  AlignedBytes bytes = AlignedBytes::Allocate(from.size());
+  std::ranges::copy(from, bytes.data());
+  uint64_t offset = 0;
+  for (HeadEntry& head : entry.heads) {
+    if (head.rows > 0) {  // Positions come first in a block.
+      const uint64_t end = manifest->logical_length();
+      const uint32_t wrong = static_cast<uint32_t>(end);
+      std::memcpy(bytes.data() + offset, &wrong, sizeof(wrong));
+      head.crc32c = ComputeCrc32c(bytes.span().subspan(offset, head.encoded_bytes));
+      break;
+    }
+    offset += head.encoded_bytes;
+  }
+  KVTIER_CHECK_OK(manifest->Validate());
+  CompressedObject wrong = object;
+  wrong.segments[band.value() * manifest->geometry.layer_count() + layer.value()] =
+      SegmentRef::Own(std::move(bytes));
+  wrong.manifest = std::move(manifest);
+  return wrong;
 }
 
 std::vector<std::byte> ConcatenateSegments(const CompressedObject& object) {

@@ -31,6 +31,11 @@ struct TestObjectOptions {
 // Dies if the options make no valid object.
 CompressedObject MakeTestObject(const TestObjectOptions& options);
 
+// The same object, except that in one segment the first row of its first head with rows has a
+// position past the object's end. Its checksums are right, its content is not.
+CompressedObject WithWrongPosition(const CompressedObject& object, BandIndex band,
+                                   LayerIndex layer);
+
 // The bytes of all segments laid end to end, as an upload sends them.
 std::vector<std::byte> ConcatenateSegments(const CompressedObject& object);
 

@@ -118,6 +118,43 @@ TEST_P(DiskFaultTest, ARefusedPutLeavesNothingAndCanBeRepeated) {
   FAIL() << "the put never ran without a fault";
 }
 
+// A put that fails on a disk that will not even remove what was written: the bytes go when it does
+// again, without a restart and without the upload being sent again.
+TEST_P(DiskFaultTest, WhatAFailedPutCouldNotRemoveGoesLater) {
+  uint64_t owed = 0;
+  for (int ordinal = 0; ordinal < kOrdinalMax; ++ordinal) {
+    SCOPED_TRACE(absl::StrCat("write ", ordinal, " fails"));
+    const uint64_t seed = 1000 + ordinal;
+    const CompressedObject object = MakeTestObject({.edges = "0.3,0.6,1", .seed = seed});
+    const uint64_t used_bytes = store_->disk_usage()->bytes;
+    const int64_t faults = env_.fault_count();
+    Fail(ordinal);
+    const absl::Status put = store_->Put(TenantId(), object, Durability::kDisk).status();
+    const bool had_fault = env_.fault_count() > faults;
+    const StoreCounters& counters = store_->counters();
+    owed = counters.disk_cleanups_failed;
+    store_->RemoveExpired();  // As the sweeper does; the disk may not have recovered.
+    env_.Heal();
+    if (!put.ok()) {
+      store_->RemoveExpired();
+      EXPECT_EQ(store_->disk_usage()->bytes, used_bytes);
+      EXPECT_EQ(counters.disk_cleanups_repeated, owed);
+      KVTIER_EXPECT_OK(Check(object, 0));
+      KVTIER_ASSERT_OK(store_->Put(TenantId(), object, Durability::kDisk));
+    }
+    store_->RemoveExpired();
+    KVTIER_EXPECT_OK(Check(object, 3)) << "what is stored is not what was left";
+    KVTIER_EXPECT_OK(store_->CheckInvariants());
+    KVTIER_ASSERT_OK(store_->Delete(TenantId(), object.manifest->key));
+    if (!had_fault) {
+      // Where the disk fails once only, removing what was written succeeds.
+      EXPECT_EQ(owed > 0, GetParam().is_lasting);
+      return;
+    }
+  }
+  FAIL() << "the put never ran without a fault";
+}
+
 TEST_P(DiskFaultTest, AStartGivesTheRoomOfUnfinishedUploadsBackBeforeItNeedsAny) {
   reader_.reset();
   store_.reset();

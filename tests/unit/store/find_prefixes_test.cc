@@ -154,6 +154,24 @@ TEST_F(FindPrefixesTest, WhatIsLostIsGone) {
   EXPECT_THAT(FindKeys({1}), IsEmpty());
 }
 
+// The next turn of a conversation: looked up, then put.
+TEST_F(FindPrefixesTest, AnObjectWhoseLookupFoundAPrefixExtendsIt) {
+  Put(Object(1, /*last_block=*/1, 70));
+  EXPECT_EQ(store_->counters().extensions_seen, 0u);
+  ASSERT_EQ(Find({1, 2}).size(), 1u);
+  Put(Object(2, /*last_block=*/2, 130));
+  EXPECT_EQ(store_->counters().extensions_seen, 1u);
+  ASSERT_EQ(Find({3, 4}).size(), 0u);
+  Put(Object(4, /*last_block=*/4, 130));
+  EXPECT_EQ(store_->counters().extensions_seen, 1u) << "a lookup that found nothing";
+  ASSERT_EQ(Find({4}).size(), 1u);
+  Put(Object(5, /*last_block=*/4, 131));
+  EXPECT_EQ(store_->counters().extensions_seen, 1u) << "the same blocks, another tail";
+  ASSERT_EQ(Find({1, 2, 5}).size(), 2u);
+  Put(Object(6, /*last_block=*/5, 200));
+  EXPECT_EQ(store_->counters().extensions_seen, 2u);
+}
+
 TEST_F(FindPrefixesTest, TenantsDoNotSeeEachOther) {
   Put(Object(1, 1, 65));
   tenant_ = *TenantId::FromString("other");

@@ -4,6 +4,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
+#include <optional>
+#include <vector>
 
 #include "base/simulated_clock.h"
 #include "gmock/gmock.h"
@@ -138,26 +141,89 @@ TEST_F(ObjectPolicyTest, AnotherUploadOfTheKeyTakesItsPlace) {
   EXPECT_EQ(Next(), again);
 }
 
-// Keys are the clients' choice: two may begin with the same bytes.
-TEST_F(ObjectPolicyTest, KeysThatHashAlikeAreKeptApart) {
-  Manifest manifest = *b_->manifest;
+// Who is held is told apart by name, whatever the hash says.
+TEST_F(ObjectPolicyTest, NamesThatHashAlikeAreKeptApart) {
+  ObjectPolicy policy(MakeLruPolicy(clock_), RatioOf(0.2),
+                      [](const TenantId&, const Key&) { return ~uint64_t{0}; });
+  const auto hold = [&](const ObjectPtr& object, uint32_t bands) {
+    clock_.AdvanceTime(absl::Hours(1));
+    policy.Hold(object, bands);
+  };
+  const auto next = [&] { return policy.Next([](const ObjectPtr&) { return true; }); };
+  const ObjectPtr c = StateOf(3);
+  hold(a_, 4);
+  hold(b_, 3);
+  hold(c, 2);
+  EXPECT_EQ(policy.held_count(), 3u);
+  EXPECT_EQ(policy.held_bands(*a_), 4u);
+  EXPECT_EQ(policy.held_bands(*b_), 3u);
+  EXPECT_EQ(policy.held_bands(*c), 2u);
+  EXPECT_EQ(next(), a_);
+  // Whose id was free first goes; the others are found all the same.
+  hold(a_, 0);
+  EXPECT_EQ(policy.held_bands(*b_), 3u);
+  EXPECT_EQ(next(), b_);
+  clock_.AdvanceTime(absl::Hours(1));
+  policy.Use(b_->tenant, b_->manifest->key);
+  EXPECT_EQ(next(), c);
+  hold(a_, 4);
+  policy.Remove(c);
+  EXPECT_EQ(policy.held_count(), 2u);
+  EXPECT_EQ(policy.held_bands(*a_), 4u);
+  EXPECT_EQ(next(), b_);
+  hold(b_, 0);
+  hold(a_, 0);
+  EXPECT_EQ(policy.held_count(), 0u);
+  EXPECT_EQ(next(), nullptr);
+}
+
+TEST_F(ObjectPolicyTest, TheHashCoversAllOfANameAndNobodyKnowsItsSeed) {
+  const ObjectPolicy::Hash hash = ObjectPolicy::RandomHash(), other = ObjectPolicy::RandomHash();
+  const Key& key = a_->manifest->key;
   std::array<std::byte, Key::kSize> bytes;
-  std::memcpy(bytes.data(), b_->manifest->key.bytes().data(), bytes.size());
-  bytes.back() ^= std::byte{1};
-  manifest.key = Key(bytes);
-  manifest.upload_id = StateOf(9)->upload();
-  const auto alike = std::make_shared<ObjectState>(
-      b_->tenant, std::make_shared<const Manifest>(manifest), absl::Time(), Durability::kDisk, 4);
-  Hold(b_, 4);
-  Hold(alike, 3);
-  EXPECT_EQ(policy_.held_count(), 2u);
-  EXPECT_EQ(policy_.held_bands(*b_), 4u);
-  EXPECT_EQ(policy_.held_bands(*alike), 3u);
-  Hold(b_, 0);
-  EXPECT_EQ(policy_.held_bands(*alike), 3u);
-  EXPECT_EQ(Next(), alike);
-  Hold(alike, 0);
-  EXPECT_EQ(policy_.held_count(), 0u);
+  std::memcpy(bytes.data(), key.bytes().data(), bytes.size());
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    std::array<std::byte, Key::kSize> changed = bytes;
+    changed[i] ^= std::byte{1};
+    EXPECT_NE(hash(a_->tenant, Key(changed)), hash(a_->tenant, key)) << "byte " << i;
+  }
+  EXPECT_NE(hash(*TenantId::FromString("u"), key), hash(a_->tenant, key));
+  EXPECT_EQ(hash(a_->tenant, key), hash(a_->tenant, key));
+  EXPECT_NE(hash(a_->tenant, key), other(a_->tenant, key));
+}
+
+// What the store tells of an object's prefix reaches the policy, under the id that the prefix has.
+TEST_F(ObjectPolicyTest, ThePolicyHearsWhatAnObjectExtends) {
+  struct Heard {
+    std::vector<EvictionObject> inserted;
+  } heard;
+  class Recorder final : public EvictionPolicy {
+   public:
+    explicit Recorder(Heard& heard) : heard_(heard) {}
+    uint32_t Admit(const EvictionObject&) override { return 0; }
+    void Insert(const EvictionObject& object, uint32_t) override {
+      heard_.inserted.push_back(object);
+    }
+    void Access(EvictionId) override {}
+    bool Miss(EvictionId) override { return false; }
+    void Shrink(EvictionId, uint32_t) override {}
+    void Remove(EvictionId) override {}
+    std::optional<EvictionVictim> Next(absl::FunctionRef<bool(EvictionId)>) override {
+      return std::nullopt;
+    }
+    size_t present_count() const override { return 0; }
+    size_t remembered_count() const override { return 0; }
+
+   private:
+    Heard& heard_;
+  };
+  ObjectPolicy policy(std::make_unique<Recorder>(heard), RatioOf(0.2));
+  b_->extends = a_->manifest->key;
+  policy.Hold(a_, 4);
+  policy.Hold(b_, 4);
+  ASSERT_EQ(heard.inserted.size(), 2u);
+  EXPECT_EQ(heard.inserted[0].extends, std::nullopt);
+  EXPECT_EQ(heard.inserted[1].extends, heard.inserted[0].id);
 }
 
 TEST_F(ObjectPolicyTest, TenantsMayShareAKey) {

@@ -127,7 +127,7 @@ TEST_F(TieredStoreTest, AnUploadResumesAndIsSealedOnce) {
   KVTIER_ASSERT_OK_AND_ASSIGN(const auto first,
                               store_->StartUpload(tenant_, a_.manifest, Durability::kDisk));
   KVTIER_ASSERT_OK(first->Append(0, std::span(bytes).first(bytes.size() / 2)));
-  EXPECT_THAT(store_->FinishUpload(first),
+  EXPECT_THAT(store_->FinishUpload(tenant_, first),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("bytes have arrived")));
   KVTIER_EXPECT_OK(Check(a_, 0));
 
@@ -137,8 +137,8 @@ TEST_F(TieredStoreTest, AnUploadResumesAndIsSealedOnce) {
   KVTIER_ASSERT_OK_AND_ASSIGN(const uint64_t from,
                               store_->UploadedBytes(tenant_, a_.manifest->upload_id));
   KVTIER_ASSERT_OK(second->Append(from, std::span(bytes).subspan(from)));
-  KVTIER_ASSERT_OK(store_->FinishUpload(second));
-  KVTIER_EXPECT_OK(store_->FinishUpload(first));
+  KVTIER_ASSERT_OK(store_->FinishUpload(tenant_, second));
+  KVTIER_EXPECT_OK(store_->FinishUpload(tenant_, first));
   EXPECT_EQ(store_->counters().uploads_sealed, 1u);
   EXPECT_THAT(store_->UploadedBytes(tenant_, a_.manifest->upload_id), IsOkAndHolds(bytes.size()));
   KVTIER_EXPECT_OK(Check(a_, kBands));
@@ -154,11 +154,55 @@ TEST_F(TieredStoreTest, AnUploadIdNamesOneObjectOnly) {
   KVTIER_ASSERT_OK(Put(a_));
   EXPECT_THAT(store_->StartUpload(tenant_, other, Durability::kDisk),
               StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+// Whether an id is taken by another tenant cannot be told from any answer to the upload: neither
+// while that one is open, nor when it is stored, nor when it is gone and still read.
+TEST_F(TieredStoreTest, AnUploadIdOfAnotherTenantIsAnUnknownOne) {
   const TenantId stranger = *TenantId::FromString("stranger");
-  EXPECT_THAT(store_->StartUpload(stranger, a_.manifest, Durability::kDisk),
-              StatusIs(absl::StatusCode::kInvalidArgument));
-  EXPECT_THAT(store_->UploadedBytes(stranger, a_.manifest->upload_id),
-              StatusIs(absl::StatusCode::kNotFound));
+  const UploadId& id = a_.manifest->upload_id;
+  const std::vector<std::byte> bytes = ConcatenateSegments(b_);
+  auto guess = std::make_shared<Manifest>(*b_.manifest);
+  guess->upload_id = id;
+  std::unique_ptr<PinnedObject> reader;
+  for (const char* state : {"open", "stored", "deleted"}) {
+    for (const Durability durability : {Durability::kHost, Durability::kDisk}) {
+      SCOPED_TRACE(state);
+      if (state == std::string("open")) {
+        KVTIER_ASSERT_OK(store_->StartUpload(tenant_, a_.manifest, Durability::kDisk));
+      } else if (state == std::string("stored")) {
+        KVTIER_ASSERT_OK(Put(a_));
+      } else if (reader == nullptr) {
+        KVTIER_ASSERT_OK_AND_ASSIGN(reader, store_->Pin(tenant_, a_.manifest->key, id));
+        KVTIER_ASSERT_OK(store_->Delete(tenant_, a_.manifest->key));
+      }
+      EXPECT_THAT(store_->UploadedBytes(stranger, id), StatusIs(absl::StatusCode::kNotFound));
+      KVTIER_ASSERT_OK_AND_ASSIGN(const auto upload,
+                                  store_->StartUpload(stranger, guess, durability));
+      EXPECT_THAT(store_->UploadedBytes(stranger, id), IsOkAndHolds(0u));
+      KVTIER_ASSERT_OK(upload->Append(0, bytes));
+      EXPECT_THAT(store_->UploadedBytes(stranger, id), IsOkAndHolds(bytes.size()));
+      KVTIER_ASSERT_OK_AND_ASSIGN(const ObjectStat stat, store_->FinishUpload(stranger, upload));
+      EXPECT_EQ(stat.tenant, stranger);
+      EXPECT_EQ(stat.resident_bands, kBands);
+      auto stored = std::make_shared<Manifest>(*b_.manifest);
+      stored->upload_id = stat.manifest->upload_id;
+      KVTIER_EXPECT_OK(
+          CheckStored(*store_, stranger, CompressedObject{stored, b_.segments}, kBands));
+      if (state == std::string("stored")) {
+        KVTIER_EXPECT_OK(Check(a_, kBands));
+      }
+      if (reader != nullptr) {
+        KVTIER_EXPECT_OK(CheckPinned(*reader, a_, kBands));
+      }
+      KVTIER_EXPECT_OK(store_->CheckInvariants());
+      KVTIER_ASSERT_OK(store_->Delete(stranger, b_.manifest->key));
+      if (reader != nullptr) {
+        KVTIER_EXPECT_OK(CheckPinned(*reader, a_, kBands));
+      }
+    }
+  }
+  reader.reset();
 }
 
 TEST_F(TieredStoreTest, RefusesAnInconsistentManifest) {
@@ -257,7 +301,7 @@ TEST_F(TieredStoreTest, AnAbandonedUploadCannotBeFinished) {
                               store_->StartUpload(tenant_, a_.manifest, Durability::kDisk));
   KVTIER_ASSERT_OK(upload->Append(0, ConcatenateSegments(a_)));
   store_->AbandonUpload(tenant_, a_.manifest->upload_id);
-  EXPECT_THAT(store_->FinishUpload(upload), StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_THAT(store_->FinishUpload(tenant_, upload), StatusIs(absl::StatusCode::kNotFound));
   KVTIER_EXPECT_OK(Check(a_, 0));
 }
 
@@ -340,12 +384,12 @@ TEST_F(TieredStoreTest, BandsGivenUpWhileAnUploadWasMadeFromThemStayGivenUp) {
       store_->StartUpload(tenant_, whole.manifest, Durability::kDisk, old.manifest->upload_id));
   KVTIER_ASSERT_OK(upload->Append(0, ConcatenateSegments(whole)));
   KVTIER_ASSERT_OK(store_->DropBands(tenant_, old.manifest->key, 2));  // To 0.3.
-  EXPECT_THAT(store_->FinishUpload(upload),
+  EXPECT_THAT(store_->FinishUpload(tenant_, upload),
               StatusIs(absl::StatusCode::kAborted, HasSubstr("were given up meanwhile")));
   EXPECT_THAT(store_->UploadedBytes(tenant_, whole.manifest->upload_id),
               StatusIs(absl::StatusCode::kNotFound))
       << "it can never be sealed, so it holds no memory";
-  EXPECT_THAT(store_->FinishUpload(upload), StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_THAT(store_->FinishUpload(tenant_, upload), StatusIs(absl::StatusCode::kNotFound));
   KVTIER_EXPECT_OK(Check(old, 2));
   // What ends where the rest ends replaces it.
   CompressedObject rest = with_edges("0.05,0.3,1", 2);

@@ -6,6 +6,7 @@
 #include <random>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "base/status_matchers.h"
 #include "base/sync_point.h"
 #include "gmock/gmock.h"
@@ -143,6 +144,20 @@ TEST_F(UploadTest, AWrongHeadIsRefusedBeforeItsSegmentIsWhole) {
     KVTIER_ASSERT_OK(Append(at, std::min<uint64_t>(bytes_.size(), at + 7)));
   }
   ExpectWhole();
+}
+
+TEST_F(UploadTest, RefusesWhatIsIntactButNoSegment) {
+  for (const uint32_t band : {0u, 2u, 5u}) {
+    SCOPED_TRACE(band);
+    const CompressedObject wrong = WithWrongPosition(object_, BandIndex(band), LayerIndex(1));
+    KVTIER_ASSERT_OK_AND_ASSIGN(const auto upload, Upload::Create(wrong.manifest, *memory_));
+    EXPECT_THAT(
+        upload->Append(0, ConcatenateSegments(wrong)),
+        StatusIs(absl::StatusCode::kInvalidArgument,
+                 testing::AllOf(testing::HasSubstr(absl::StrCat("band ", band, ", layer 1")),
+                                testing::HasSubstr("position"))));
+    EXPECT_FALSE(upload->complete());
+  }
 }
 
 TEST_F(UploadTest, PassesEmptySegments) {
