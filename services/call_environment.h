@@ -1,22 +1,19 @@
-// What all calls on StoreService share: admission, a pool for work that waits for the disk,
-// counting. Private to the service.
+// What all calls on StoreService share: slots, a pool for work that waits for the disk, counting.
+// Private to the service.
 #ifndef KVTIER_SERVICES_CALL_ENVIRONMENT_H_
 #define KVTIER_SERVICES_CALL_ENVIRONMENT_H_
 
-#include <atomic>
-#include <cstdint>
 #include <functional>
 #include <utility>
 
 #include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "base/clock.h"
 #include "services/blocking_pool.h"
+#include "services/call_slots.h"
 #include "services/load_times.h"
 #include "services/metrics.h"
-#include "services/status_grpc.h"
 #include "services/store_service.h"
 #include "store/tiered_store.h"
 
@@ -35,19 +32,13 @@ class CallEnvironment {
         store_(store),
         metrics_(metrics),
         clock_(clock),
+        slots_(options.calls_max, kBusyRetryDelay, metrics),
         pool_(options.pool_threads, options.calls_max) {}
 
-  // RESOURCE_EXHAUSTED when too many calls run. Every admitted call ends with one Release.
-  absl::Status Admit() {
-    if (running_.fetch_add(1) < options_.calls_max) return absl::OkStatus();
-    running_.fetch_sub(1);
-    return WithRetryAfter(absl::ResourceExhaustedError(
-                              absl::StrCat(options_.calls_max, " calls are running already")),
-                          kBusyRetryDelay);
-  }
-  void Release() { running_.fetch_sub(1); }
+  // Every call takes one first, and has it until it is over.
+  CallSlots& slots() { return slots_; }
 
-  // An admitted call has at most one job at a time, so that the pool's queue is never full.
+  // A call with a slot has at most one job at a time, so that the pool's queue is never full.
   void Schedule(std::function<void()> job) { pool_.Schedule(std::move(job)); }
 
   void Count(absl::string_view method, const absl::Status& status, absl::Time start) {
@@ -66,7 +57,7 @@ class CallEnvironment {
   Metrics& metrics_;
   Clock& clock_;
   LoadTimes load_times_;
-  std::atomic<uint32_t> running_{0};
+  CallSlots slots_;
   BlockingPool pool_;  // Last: its threads end before the rest goes.
 };
 

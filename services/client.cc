@@ -8,13 +8,13 @@
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
 
-#include "absl/strings/str_cat.h"
 #include "base/limits.h"
 #include "base/status_macros.h"
 #include "kvtier/v1/compressor.grpc.pb.h"
 #include "kvtier/v1/store.grpc.pb.h"
 #include "kvtier/v1/worker.grpc.pb.h"
 #include "services/frames.h"
+#include "services/proto_convert.h"
 #include "services/status_grpc.h"
 #include "services/tenant.h"
 
@@ -48,16 +48,6 @@ absl::StatusOr<Response> CallUnary(
 
 void SetName(const Key& key, v1::ObjectName* name) {
   name->set_key(std::string(key.AsStringView()));
-}
-
-// INVALID_ARGUMENT: not positive. What is below a millisecond counts as one.
-absl::StatusOr<uint64_t> TtlToProto(absl::Duration ttl) {
-  if (ttl == absl::InfiniteDuration()) return 0;
-  if (ttl <= absl::ZeroDuration()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a time to live of ", absl::FormatDuration(ttl)));
-  }
-  return static_cast<uint64_t>(std::max<int64_t>(absl::ToInt64Milliseconds(ttl), 1));
 }
 
 // Attempts of one Put after a cut connection, and the first wait between two of them;

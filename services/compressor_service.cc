@@ -1,12 +1,14 @@
 #include "services/compressor_service.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "services/proto_convert.h"
 #include "services/status_grpc.h"
 
 namespace kvtier {
@@ -143,6 +145,7 @@ absl::Status CompressorService::DoCompress(grpc::ServerContext& context,
   KVTIER_RETURN_IF_ERROR(pipeline.Validate(input));
   KVTIER_ASSIGN_OR_RETURN(const Ratio min_ratio,
                           Ratio::FromDouble(request.min_ratio() == 0 ? 1.0 : request.min_ratio()));
+  KVTIER_RETURN_IF_ERROR(TtlFromProto(request.ttl_ms()).status());
   KVTIER_ASSIGN_OR_RETURN(const KeyDescriptorHead head, pipeline.DescribeKey(input));
   KVTIER_ASSIGN_OR_RETURN(const Key key, ComputeKey(head, input.context));
   if (!request.expected_key().empty() && request.expected_key() != key.AsStringView()) {
@@ -241,9 +244,10 @@ absl::StatusOr<v1::CompressResult> CompressorService::ComputeAndStore(
     on_progress(message);
   };
   report_upload(0);
+  KVTIER_ASSIGN_OR_RETURN(const absl::Duration ttl, TtlFromProto(request.ttl_ms()));
   KVTIER_ASSIGN_OR_RETURN(v1::ObjectSummary stored,
                           store_.Put(object, request.durability(), report_upload, cancel,
-                                     clock_.Now() + kUploadTimeout));
+                                     clock_.Now() + kUploadTimeout, std::nullopt, ttl));
 
   v1::CompressResult result;
   if (stored.name().upload_id() == object.manifest->upload_id.AsStringView()) {

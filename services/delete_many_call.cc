@@ -6,7 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
-#include "services/tenant.h"
+#include "services/status_grpc.h"
 
 namespace kvtier {
 namespace {
@@ -21,9 +21,12 @@ class DeleteManyCall final : public grpc::ServerWriteReactor<v1::DeleteManyRespo
   DeleteManyCall(CallEnvironment& environment, const grpc::ServerContextBase& context,
                  const v1::DeleteManyRequest& request)
       : environment_(environment), start_(environment.clock().Now()) {
-    absl::Status status = environment_.Admit();
-    admitted_ = status.ok();
-    if (status.ok()) status = Parse(context, request);
+    absl::StatusOr<CallSlots::Slot> slot = environment_.slots().Admit(context);
+    absl::Status status = slot.status();
+    if (status.ok()) {
+      slot_ = *std::move(slot);
+      status = Parse(request);
+    }
     if (!status.ok()) {
       End(status);
       return;
@@ -41,14 +44,10 @@ class DeleteManyCall final : public grpc::ServerWriteReactor<v1::DeleteManyRespo
     }
   }
 
-  void OnDone() override {
-    if (admitted_) environment_.Release();
-    delete this;
-  }
+  void OnDone() override { delete this; }
 
  private:
-  absl::Status Parse(const grpc::ServerContextBase& context, const v1::DeleteManyRequest& request) {
-    KVTIER_ASSIGN_OR_RETURN(tenant_, TenantOf(context));
+  absl::Status Parse(const v1::DeleteManyRequest& request) {
     is_dry_run_ = request.dry_run();
     switch (request.which_case()) {
       case v1::DeleteManyRequest::kModelDigest: {
@@ -73,13 +72,13 @@ class DeleteManyCall final : public grpc::ServerWriteReactor<v1::DeleteManyRespo
   void RemovePage() {
     const absl::Status removed = [&]() -> absl::Status {
       TieredStore& store = environment_.store();
-      const std::vector<ObjectStat> page = store.List(tenant_, after_, kPageObjects);
+      const std::vector<ObjectStat> page = store.List(slot_.tenant(), after_, kPageObjects);
       is_last_ = page.size() < kPageObjects;
       for (const ObjectStat& stat : page) {
         after_ = stat.manifest->key;
         if (model_.has_value() && stat.manifest->model_digest != *model_) continue;
         if (!is_dry_run_) {
-          const absl::Status status = store.Delete(tenant_, stat.manifest->key);
+          const absl::Status status = store.Delete(slot_.tenant(), stat.manifest->key);
           if (absl::IsNotFound(status)) continue;  // Somebody was faster.
           KVTIER_RETURN_IF_ERROR(status);
           environment_.metrics().store_bulk_deleted_objects.Increment();
@@ -105,8 +104,7 @@ class DeleteManyCall final : public grpc::ServerWriteReactor<v1::DeleteManyRespo
 
   CallEnvironment& environment_;
   const absl::Time start_;
-  bool admitted_ = false;
-  TenantId tenant_;
+  CallSlots::Slot slot_;
   std::optional<Digest> model_;  // Nothing: every model.
   bool is_dry_run_ = false;
   std::optional<Key> after_;  // The last object that was looked at.

@@ -14,7 +14,7 @@
 #include "services/fetch_plan.h"
 #include "services/frames.h"
 #include "services/proto_convert.h"
-#include "services/tenant.h"
+#include "services/status_grpc.h"
 #include "store/lease_table.h"
 
 namespace kvtier {
@@ -35,9 +35,12 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   FetchCall(CallEnvironment& environment, const grpc::ServerContextBase& context,
             const grpc::ByteBuffer& request)
       : environment_(environment), start_(environment.clock().Now()) {
-    absl::Status status = environment_.Admit();
-    admitted_ = status.ok();
-    if (status.ok()) status = Parse(context, request);
+    absl::StatusOr<CallSlots::Slot> slot = environment_.slots().Admit(context);
+    absl::Status status = slot.status();
+    if (status.ok()) {
+      slot_ = *std::move(slot);
+      status = Parse(request);
+    }
     if (!status.ok()) {
       End(status);
       return;
@@ -55,17 +58,13 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     }
   }
 
-  void OnDone() override {
-    if (admitted_) environment_.Release();
-    delete this;
-  }
+  void OnDone() override { delete this; }
 
  private:
-  absl::Status Parse(const grpc::ServerContextBase& context, const grpc::ByteBuffer& bytes) {
+  absl::Status Parse(const grpc::ByteBuffer& bytes) {
     v1::FetchRequest message;
     KVTIER_RETURN_IF_ERROR(ParseFromByteBuffer(bytes, message));
-    KVTIER_ASSIGN_OR_RETURN(const TenantId tenant, TenantOf(context));
-    KVTIER_ASSIGN_OR_RETURN(request_, FetchRequestFromProto(tenant, message));
+    KVTIER_ASSIGN_OR_RETURN(request_, FetchRequestFromProto(slot_.tenant(), message));
     if (message.has_lease()) {
       lease_ = LeaseId{.id = message.lease().id(), .epoch = message.lease().epoch()};
     }
@@ -251,7 +250,7 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
 
   CallEnvironment& environment_;
   const absl::Time start_;
-  bool admitted_ = false;
+  CallSlots::Slot slot_;
   FetchRequest request_;
   std::optional<LeaseId> lease_;            // What the caller reads under, ...
   std::shared_ptr<const HeldObject> held_;  // ... and what that holds. Else:

@@ -51,6 +51,10 @@ ABSL_FLAG(double, prefill_tokens_per_second, 0,
 ABSL_FLAG(std::string, tenant_quota_bytes, "",
           "bytes that tenants may use, as name:bytes,name:bytes; the name * is every other tenant; "
           "who is not named has no quota. Over it, the tenant's own objects go first");
+ABSL_FLAG(std::string, tenant_page_quota_bytes, "",
+          "bytes of opaque pages that tenants may have in host memory, and as many on disk; as "
+          "--tenant_quota_bytes. Over it, the tenant's own pages in memory go first, and DISK is "
+          "refused");
 ABSL_FLAG(uint64_t, scrub_bytes_per_second, kvtier::ScrubberOptions().bytes_per_second,
           "reads everything stored at this rate, in bytes a second, again and again, to find and "
           "repair damage before a reader meets it; 0: never");
@@ -88,7 +92,11 @@ absl::StatusOr<std::unique_ptr<PageStore>> OpenPages(const std::string& data_dir
     KVTIER_ASSIGN_OR_RETURN(disk, OpenRocksDbPageTier({.folder = data_dir + "/pages",
                                                        .budget_bytes = disk_mib * limits::kMiB}));
   }
-  return PageStore::Create({.host_budget_bytes = host_mib * limits::kMiB}, std::move(disk));
+  PageStoreOptions options;
+  options.host_budget_bytes = host_mib * limits::kMiB;
+  KVTIER_ASSIGN_OR_RETURN(options.tenant_quotas,
+                          ParseTenantQuotas(absl::GetFlag(FLAGS_tenant_page_quota_bytes)));
+  return PageStore::Create(options, std::move(disk));
 }
 
 absl::Status Run(const ServerOptions& server_options) {

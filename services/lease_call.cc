@@ -10,7 +10,7 @@
 #include "base/status_macros.h"
 #include "services/drain_signal.h"
 #include "services/proto_convert.h"
-#include "services/tenant.h"
+#include "services/status_grpc.h"
 #include "store/lease_table.h"
 
 namespace kvtier {
@@ -27,9 +27,12 @@ class LeaseCall final : public grpc::ServerBidiReactor<v1::LeaseRequest, v1::Lea
  public:
   LeaseCall(CallEnvironment& environment, const grpc::ServerContextBase& context)
       : environment_(environment), start_(environment.clock().Now()) {
-    absl::Status status = environment_.Admit();
-    admitted_ = status.ok();
-    if (status.ok()) status = Open(context);
+    absl::StatusOr<CallSlots::Slot> slot = environment_.slots().Admit(context);
+    absl::Status status = slot.status();
+    if (status.ok()) {
+      slot_ = *std::move(slot);
+      status = Open();
+    }
     if (status.ok()) {
       Await();
     } else {
@@ -59,10 +62,7 @@ class LeaseCall final : public grpc::ServerBidiReactor<v1::LeaseRequest, v1::Lea
     }
   }
 
-  void OnDone() override {
-    if (admitted_) environment_.Release();
-    delete this;
-  }
+  void OnDone() override { delete this; }
 
  private:
   enum class Turn {
@@ -72,11 +72,10 @@ class LeaseCall final : public grpc::ServerBidiReactor<v1::LeaseRequest, v1::Lea
     kClients,
   };
 
-  absl::Status Open(const grpc::ServerContextBase& context) {
+  absl::Status Open() {
     if (environment_.options().leases == nullptr) {
       return absl::UnimplementedError("this store gives no leases");
     }
-    KVTIER_ASSIGN_OR_RETURN(tenant_, TenantOf(context));
     if (DrainSignal* const drain = environment_.options().drain) {
       drain_listener_ = drain->Listen([this] { OnDrain(); });
       if (drain_listener_ == nullptr) return Draining();
@@ -155,7 +154,8 @@ class LeaseCall final : public grpc::ServerBidiReactor<v1::LeaseRequest, v1::Lea
     v1::FetchRequest message;
     *message.mutable_name() = acquire.name();
     *message.mutable_extent() = acquire.extent();
-    KVTIER_ASSIGN_OR_RETURN(const FetchRequest request, FetchRequestFromProto(tenant_, message));
+    KVTIER_ASSIGN_OR_RETURN(const FetchRequest request,
+                            FetchRequestFromProto(slot_.tenant(), message));
     absl::StatusOr<std::unique_ptr<kvtier::Lease>> lease =
         environment_.options().leases->Acquire(request, BandPlacement::kAny);
     if (absl::IsResourceExhausted(lease.status())) {
@@ -178,8 +178,7 @@ class LeaseCall final : public grpc::ServerBidiReactor<v1::LeaseRequest, v1::Lea
 
   CallEnvironment& environment_;
   const absl::Time start_;
-  bool admitted_ = false;
-  TenantId tenant_;
+  CallSlots::Slot slot_;
   std::unique_ptr<DrainSignal::Listener> drain_listener_;
   std::map<uint64_t, std::unique_ptr<kvtier::Lease>> leases_;  // By id.
   v1::LeaseRequest request_;

@@ -27,6 +27,15 @@ prometheus::Counter& AddCounter(Registry& registry, const char* name, const char
   return prometheus::BuildCounter().Name(name).Help(help).Register(registry).Add({});
 }
 
+// One family, whichever asks first.
+prometheus::Counter& RefusedCalls(Registry& registry, const char* reason) {
+  return prometheus::BuildCounter()
+      .Name("kvtier_calls_refused_total")
+      .Help("Calls refused because too many ran: of all tenants (busy), or of their own (share)")
+      .Register(registry)
+      .Add({{"reason", reason}});
+}
+
 prometheus::Gauge& AddGauge(Registry& registry, const char* name, const char* help) {
   return prometheus::BuildGauge().Name(name).Help(help).Register(registry).Add({});
 }
@@ -136,6 +145,9 @@ class StoreCollectable final : public prometheus::Collectable {
             counters.quota_give_ups);
     counter("kvtier_store_quota_refusals_total",
             "Uploads refused because their tenant's quota was used up", counters.quota_refusals);
+    counter("kvtier_store_upload_share_refusals_total",
+            "Uploads refused because their tenant had its share of open ones",
+            counters.upload_share_refusals);
     counter("kvtier_store_watches_cut_total", "Watches ended because they fell behind",
             std::atomic<uint64_t>(store_.watches_cut()));
     gauge("kvtier_store_watches", "Watches under way", store_.watch_count());
@@ -221,6 +233,8 @@ class ScrubCollectable final : public prometheus::Collectable {
 
 Metrics::Metrics()
     : registry_(std::make_shared<Registry>()),
+      calls_refused_busy(RefusedCalls(*registry_, "busy")),
+      calls_refused_share(RefusedCalls(*registry_, "share")),
       compress_computed(AddCounter(*registry_, "kvtier_compress_computed_total",
                                    "Contexts that were really computed")),
       compress_shared(AddCounter(*registry_, "kvtier_compress_shared_total",

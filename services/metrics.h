@@ -49,6 +49,10 @@ class Metrics {
   // "cuda:0"). Once, by programs that run models.
   void SetComputeDevice(absl::string_view asked, absl::string_view device);
 
+  // Calls refused before they began (services/call_slots.h).
+  prometheus::Counter& calls_refused_busy;   // All slots were taken.
+  prometheus::Counter& calls_refused_share;  // Its tenant's share was.
+
   // Compressor.
   prometheus::Counter& compress_computed;        // Contexts really computed.
   prometheus::Counter& compress_shared;          // Requests that joined a running computation.

@@ -49,6 +49,11 @@ class PageCollectable final : public prometheus::Collectable {
     const PageHostUsage host = pages_.host_usage();
     counter("kvtier_page_host_evicted_total", "Pages that left host memory for want of room",
             host.evicted);
+    counter("kvtier_page_quota_evicted_total",
+            "Pages that left host memory to make room in their tenant's quota", host.quota_evicted);
+    counter("kvtier_page_quota_refused_total",
+            "Pages that their tenant's quota had no room for, in host memory or on disk",
+            host.quota_refused + counters.disk_quota_refused);
     gauge("kvtier_page_host_pages", "Pages in host memory", host.pages);
     gauge("kvtier_page_host_bytes", "Bytes of pages in host memory, as charged", host.bytes);
     gauge("kvtier_page_host_budget_bytes", "Most that it may be", host.budget_bytes);

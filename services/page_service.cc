@@ -1,6 +1,5 @@
 #include "services/page_service.h"
 
-#include <atomic>
 #include <functional>
 #include <string>
 #include <utility>
@@ -15,10 +14,10 @@
 #include "base/status_macros.h"
 #include "kvtier/v1/pages.grpc.pb.h"
 #include "services/blocking_pool.h"
+#include "services/call_slots.h"
 #include "services/frames.h"
 #include "services/page_messages.h"
-#include "services/status_grpc.h"
-#include "services/tenant.h"
+#include "services/unary_call.h"
 
 namespace kvtier {
 namespace {
@@ -42,10 +41,10 @@ class PageServiceImpl final : public RawPageService {
  public:
   PageServiceImpl(const PageServiceOptions& options, PageStore& store, Metrics& metrics,
                   Clock& clock)
-      : options_(options),
-        store_(store),
+      : store_(store),
         metrics_(metrics),
         clock_(clock),
+        slots_(options.calls_max, kBusyRetryDelay, metrics),
         pool_(options.pool_threads, options.calls_max) {}
 
   // The request is ours until the call ends: its pages move into the store.
@@ -93,7 +92,7 @@ class PageServiceImpl final : public RawPageService {
   grpc::ServerUnaryReactor* PageStats(grpc::CallbackServerContext* context,
                                       const v1::PageStatsRequest*,
                                       v1::PageStatsResponse* response) override {
-    return Run("PageStats", /*waits=*/false, context, [=, this](const TenantId&) {
+    return Run("PageStats", /*waits=*/false, context, [=, this](const TenantId& tenant) {
       const PageHostUsage host = store_.host_usage();
       response->set_host_pages(host.pages);
       response->set_host_bytes(host.bytes);
@@ -102,6 +101,12 @@ class PageServiceImpl final : public RawPageService {
       response->set_disk_pages(disk.pages);
       response->set_disk_bytes(disk.bytes);
       response->set_disk_budget_bytes(disk.budget_bytes);
+      const TenantPages usage = store_.usage_of(tenant);
+      v1::TenantPageStats& own = *response->mutable_tenant();
+      own.set_host_pages(usage.host_pages);
+      own.set_host_bytes(usage.host_bytes);
+      own.set_disk_bytes(usage.disk_bytes);
+      own.set_quota_bytes(usage.quota_bytes);
       v1::PageLimits& limits = *response->mutable_limits();
       limits.set_page_bytes_max(limits::kPageBytesMax);
       limits.set_batch_pages_max(limits::kPageBatchMax);
@@ -111,43 +116,18 @@ class PageServiceImpl final : public RawPageService {
   }
 
  private:
-  // RESOURCE_EXHAUSTED when too many calls run. Every admitted call ends with one Release.
-  absl::Status Admit() {
-    if (running_.fetch_add(1) < options_.calls_max) return absl::OkStatus();
-    running_.fetch_sub(1);
-    return WithRetryAfter(absl::ResourceExhaustedError(absl::StrCat(
-                              options_.calls_max, " calls on pages are running already")),
-                          kBusyRetryDelay);
-  }
-
-  // Counts before the caller hears of the end, so that who asks next sees it counted.
-  void End(grpc::ServerUnaryReactor* reactor, absl::string_view name, const absl::Status& status,
-           absl::Time start) {
-    metrics_.CountRpc(name, status, clock_.Now() - start);
-    running_.fetch_sub(1);
-    reactor->Finish(ToGrpcStatus(status));
-  }
-
   // Runs `method`, on the pool if it may wait for the disk. `name` outlives the call.
   grpc::ServerUnaryReactor* Run(const char* name, bool waits, grpc::CallbackServerContext* context,
                                 std::function<absl::Status(const TenantId&)> method) {
-    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-    const absl::Time start = clock_.Now();
-    if (const absl::Status status = Admit(); !status.ok()) {
-      metrics_.CountRpc(name, status, clock_.Now() - start);
-      reactor->Finish(ToGrpcStatus(status));
-      return reactor;
-    }
-    auto call = [=, this, method = std::move(method)] {
-      const absl::StatusOr<TenantId> tenant = TenantOf(*context);
-      End(reactor, name, tenant.ok() ? method(*tenant) : tenant.status(), start);
-    };
+    auto* const call = new UnaryCall(name, metrics_, clock_);
+    if (!call->Admit(slots_, *context)) return call;
+    auto run = [call, method = std::move(method)] { call->End(method(call->tenant())); };
     if (waits) {
-      pool_.Schedule(std::move(call));
+      pool_.Schedule(std::move(run));
     } else {
-      call();
+      run();
     }
-    return reactor;
+    return call;
   }
 
   absl::Status Put(const TenantId& tenant, v1::BatchPutRequest& request,
@@ -173,11 +153,10 @@ class PageServiceImpl final : public RawPageService {
     return absl::OkStatus();
   }
 
-  const PageServiceOptions options_;
   PageStore& store_;
   Metrics& metrics_;
   Clock& clock_;
-  std::atomic<uint32_t> running_{0};
+  CallSlots slots_;
   BlockingPool pool_;  // Last: its threads end before the rest goes.
 };
 
@@ -204,41 +183,33 @@ grpc::ByteBuffer MakeResponse(std::vector<absl::Status> statuses, std::vector<Pa
 grpc::ServerUnaryReactor* PageServiceImpl::BatchGet(grpc::CallbackServerContext* context,
                                                     const grpc::ByteBuffer* request,
                                                     grpc::ByteBuffer* response) {
-  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  const absl::Time start = clock_.Now();
-  if (const absl::Status status = Admit(); !status.ok()) {
-    metrics_.CountRpc("BatchGet", status, clock_.Now() - start);
-    reactor->Finish(ToGrpcStatus(status));
-    return reactor;
-  }
-  TenantId tenant;
+  auto* const call = new UnaryCall("BatchGet", metrics_, clock_);
+  if (!call->Admit(slots_, *context)) return call;
   std::vector<PageKey> keys;
   const absl::Status parsed = [&]() -> absl::Status {
-    KVTIER_ASSIGN_OR_RETURN(tenant, TenantOf(*context));
     v1::BatchGetRequest message;
     KVTIER_RETURN_IF_ERROR(ParseFromByteBuffer(*request, message));
     KVTIER_ASSIGN_OR_RETURN(keys, PageKeysFromProto(message.keys()));
     return absl::OkStatus();
   }();
   if (!parsed.ok()) {
-    End(reactor, "BatchGet", parsed, start);
-    return reactor;
+    call->End(parsed);
+    return call;
   }
   std::vector<PageRef> pages;
-  if (!store_.GetFromHost(tenant, keys, &pages)) {
+  if (!store_.GetFromHost(call->tenant(), keys, &pages)) {
     std::vector<absl::Status> statuses(keys.size());
     *response = MakeResponse(std::move(statuses), std::move(pages));
-    End(reactor, "BatchGet", absl::OkStatus(), start);
-    return reactor;
+    call->End(absl::OkStatus());
+    return call;
   }
-  pool_.Schedule([=, this, tenant = std::move(tenant), keys = std::move(keys),
-                  pages = std::move(pages)]() mutable {
+  pool_.Schedule([=, this, keys = std::move(keys), pages = std::move(pages)]() mutable {
     std::vector<absl::Status> statuses =
-        store_.GetFromDisk(tenant, keys, limits::kPageBatchBytesMax, &pages);
+        store_.GetFromDisk(call->tenant(), keys, limits::kPageBatchBytesMax, &pages);
     *response = MakeResponse(std::move(statuses), std::move(pages));
-    End(reactor, "BatchGet", absl::OkStatus(), start);
+    call->End(absl::OkStatus());
   });
-  return reactor;
+  return call;
 }
 
 }  // namespace

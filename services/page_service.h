@@ -18,7 +18,8 @@
 namespace kvtier {
 
 struct PageServiceOptions {
-  // Calls at once; more are refused with RESOURCE_EXHAUSTED. Each may hold a batch.
+  // Calls at once, shared among tenants (services/call_slots.h); more are refused with
+  // RESOURCE_EXHAUSTED. Each may hold a batch.
   uint32_t calls_max = 256;
   // Calls that wait for the disk at once; the others queue.
   size_t pool_threads = 8;

@@ -21,6 +21,27 @@ namespace {
 
 using Prompt = std::span<const uint32_t>;
 
+// Longer contexts than the longest that can be stored still have stored prefixes.
+Prompt WhatCanBeStored(Prompt prompt) {
+  return prompt.first(std::min<size_t>(prompt.size(), limits::kContextTokensMax));
+}
+
+uint64_t HashBytes(Prompt prompt) {
+  return WhatCanBeStored(prompt).size() / kTokenBlockTokens * TokenBlockHash::kSize;
+}
+
+// How many of the first prompts one call may ask for, at least one. REQUIRES: not empty.
+size_t CountOfNextCall(std::span<const Prompt> prompts) {
+  uint64_t bytes = 0;
+  size_t count = 0;
+  while (count < std::min<size_t>(prompts.size(), limits::kLookupBatchMax)) {
+    bytes += HashBytes(prompts[count]);
+    if (count > 0 && bytes > limits::kControlMessageBytesMax) break;
+    ++count;
+  }
+  return count;
+}
+
 // The longest candidate whose key is the prompt's. Candidates of one length share the key that they
 // must have, so that each length costs one hash over the tokens.
 absl::StatusOr<std::optional<PrefixHit>> Confirm(const KeyDescriptorHead& head, Prompt prompt,
@@ -74,10 +95,10 @@ absl::Status PrefixLookup::Impl::LookupSome(const KeyDescriptorHead& head,
   for (const Prompt prompt : prompts) {
     v1::LookupPrompt& message = *request.add_prompts();
     message.set_context_tokens(prompt.size());
-    // Longer contexts than the longest that can be stored still have stored prefixes.
-    const Prompt whole = prompt.first(std::min<size_t>(prompt.size(), limits::kContextTokensMax));
     std::string& bytes = *message.mutable_block_hashes();
-    for (const TokenBlockHash& hash : ComputeTokenBlockHashes(head_digest, whole)) {
+    bytes.reserve(HashBytes(prompt));
+    for (const TokenBlockHash& hash :
+         ComputeTokenBlockHashes(head_digest, WhatCanBeStored(prompt))) {
       bytes.append(hash.AsStringView().data(), TokenBlockHash::kSize);
     }
   }
@@ -130,8 +151,8 @@ std::vector<std::optional<PrefixHit>> PrefixLookup::Lookup(const KeyDescriptorHe
     impl_->CountFailure(head_digest.status(), prompts.size());
     return hits;
   }
-  for (size_t begin = 0; begin < prompts.size(); begin += limits::kLookupBatchMax) {
-    const size_t count = std::min<size_t>(prompts.size() - begin, limits::kLookupBatchMax);
+  for (size_t begin = 0, count = 0; begin < prompts.size(); begin += count) {
+    count = CountOfNextCall(prompts.subspan(begin));
     const absl::Status looked_up =
         impl_->LookupSome(head, *head_digest, prompts.subspan(begin, count), deadline, min_ratio,
                           std::span(hits).subspan(begin, count));

@@ -52,9 +52,10 @@ class PrefixLookup {
   ~PrefixLookup();
 
   // For each prompt (its context tokens, in the order of `prompts`) the longest stored context that
-  // it begins with and that is resident to at least `min_ratio`. One call for all of them; more
-  // than the server's limit are split into several, which share the deadline. A head that makes no
-  // key descriptor (a required field is empty) counts as refused.
+  // it begins with and that is resident to at least `min_ratio`. One call for all of them; what is
+  // beyond the server's limits (prompts, bytes of hashes) is cut into several, one after the other,
+  // which share the deadline. A head that makes no key descriptor (a required field is empty)
+  // counts as refused.
   std::vector<std::optional<PrefixHit>> Lookup(const KeyDescriptorHead& head,
                                                std::span<const std::span<const uint32_t>> prompts,
                                                absl::Time deadline,

@@ -219,4 +219,13 @@ absl::StatusOr<absl::Duration> TtlFromProto(uint64_t ttl_ms) {
   return absl::Milliseconds(static_cast<int64_t>(ttl_ms));
 }
 
+absl::StatusOr<uint64_t> TtlToProto(absl::Duration ttl) {
+  if (ttl == absl::InfiniteDuration()) return 0;
+  if (ttl <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a time to live of ", absl::FormatDuration(ttl)));
+  }
+  return static_cast<uint64_t>(std::max<int64_t>(absl::ToInt64Milliseconds(ttl), 1));
+}
+
 }  // namespace kvtier

@@ -52,6 +52,8 @@ v1::WatchEvent EventToProto(const StoreEvent& event, uint64_t incarnation);
 
 // A time to live on the wire; 0: it never ends. INVALID_ARGUMENT above limits::kTtlMax.
 absl::StatusOr<absl::Duration> TtlFromProto(uint64_t ttl_ms);
+// Infinite: 0. What is below a millisecond counts as one. INVALID_ARGUMENT: not positive.
+absl::StatusOr<uint64_t> TtlToProto(absl::Duration ttl);
 
 }  // namespace kvtier
 

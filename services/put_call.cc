@@ -11,7 +11,7 @@
 #include "kvtier/v1/store.pb.h"
 #include "services/frames.h"
 #include "services/proto_convert.h"
-#include "services/tenant.h"
+#include "services/status_grpc.h"
 
 namespace kvtier {
 namespace {
@@ -25,17 +25,12 @@ class PutCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
         context_(context),
         response_(response),
         start_(environment.clock().Now()) {
-    absl::Status status = environment_.Admit();
-    admitted_ = status.ok();
-    if (status.ok()) {
-      absl::StatusOr<TenantId> tenant = TenantOf(context);
-      status = tenant.status();
-      if (tenant.ok()) tenant_ = *std::move(tenant);
-    }
-    if (!status.ok()) {
-      End(status);
+    absl::StatusOr<CallSlots::Slot> slot = environment_.slots().Admit(context);
+    if (!slot.ok()) {
+      End(slot.status());
       return;
     }
+    slot_ = *std::move(slot);
     StartRead(&message_);
   }
 
@@ -51,10 +46,7 @@ class PutCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
     Continue(Append());
   }
 
-  void OnDone() override {
-    if (admitted_) environment_.Release();
-    delete this;
-  }
+  void OnDone() override { delete this; }
 
  private:
   void Begin() {
@@ -85,8 +77,8 @@ class PutCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
       KVTIER_ASSIGN_OR_RETURN(const absl::Duration ttl, TtlFromProto(request.header().ttl_ms()));
       KVTIER_ASSIGN_OR_RETURN(
           upload_, environment_.store().StartUpload(
-                       tenant_, std::make_shared<const Manifest>(*std::move(manifest)), durability,
-                       replaces, ttl));
+                       slot_.tenant(), std::make_shared<const Manifest>(*std::move(manifest)),
+                       durability, replaces, ttl));
       return absl::OkStatus();
     }());
   }
@@ -151,8 +143,7 @@ class PutCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   const grpc::ServerContextBase& context_;
   grpc::ByteBuffer* const response_;
   const absl::Time start_;
-  bool admitted_ = false;
-  TenantId tenant_;
+  CallSlots::Slot slot_;
   std::shared_ptr<Upload> upload_;
   grpc::ByteBuffer message_;  // The one being read.
 };

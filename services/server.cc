@@ -16,6 +16,7 @@
 
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/resource_quota.h>
 #include <prometheus/exposer.h>
 
 #include "absl/strings/str_cat.h"
@@ -107,6 +108,16 @@ class ServerImpl final : public Server {
                                Milliseconds(options_.keepalive_timeout));
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS,
                                static_cast<int>(limits::kFetchesMax));
+    // Bounds what strangers can make the process take before a service of ours sees their call.
+    // Threads: gRPC makes one for each waiting call of a service with blocking methods (compressor,
+    // worker), up to this; the store's methods are callbacks on a few threads and a pool of their
+    // own. Memory: what was received and not yet parsed, and what connections cost; frames that
+    // reference the store's memory are not in it. gRPC gives way in steps (it reads less at a time,
+    // takes no new connections, ends idle ones, then calls), so this is a last resort.
+    grpc::ResourceQuota quota("kvtier");
+    quota.Resize(options_.buffer_bytes_max);
+    quota.SetMaxThreads(static_cast<int>(options_.threads_max));
+    builder.SetResourceQuota(quota);
     builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port_);
     for (grpc::Service* service : services) builder.RegisterService(service);
     server_ = builder.BuildAndStart();

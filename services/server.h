@@ -10,6 +10,7 @@
 #ifndef KVTIER_SERVICES_SERVER_H_
 #define KVTIER_SERVICES_SERVER_H_
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -20,9 +21,15 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "base/limits.h"
 #include "services/metrics.h"
 
 namespace kvtier {
+
+// What gRPC may hold of messages and connections: a batch of pages is 64 MiB.
+inline constexpr uint64_t kServerBufferBytes = 1 * limits::kGiB;
+// Room for the largest message (a manifest) and what else goes on meanwhile.
+inline constexpr uint64_t kServerBufferBytesMin = 192 * limits::kMiB;
 
 struct ServerOptions {
   std::string listen = "127.0.0.1:0";          // Port 0: any free one; see port().
@@ -34,6 +41,11 @@ struct ServerOptions {
   // one it counts as gone: its calls end, and what they held is let go of.
   absl::Duration keepalive_time = absl::Seconds(20);
   absl::Duration keepalive_timeout = absl::Seconds(10);
+  // What gRPC may take, of all connections together. Beyond it: RESOURCE_EXHAUSTED without a delay,
+  // or UNAVAILABLE, from gRPC itself; our own limits (calls at once, uploads, batches) say why and
+  // how long to wait, and are meant to be met before.
+  uint64_t buffer_bytes_max = kServerBufferBytes;  // Messages, connections.
+  uint32_t threads_max = limits::kFetchesMax;      // For calls that wait.
 };
 
 class Server {

@@ -11,9 +11,8 @@
 #include "services/lease_call.h"
 #include "services/lookup_call.h"
 #include "services/put_call.h"
-#include "services/status_grpc.h"
 #include "services/store_unary_calls.h"
-#include "services/tenant.h"
+#include "services/unary_call.h"
 #include "services/watch_call.h"
 
 namespace kvtier {
@@ -106,22 +105,12 @@ class StoreServiceImpl final : public RawStoreService {
                                                             const Request&, Response&),
                                      grpc::CallbackServerContext* context, const Request* request,
                                      Response* response) {
-    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-    const absl::Time start = environment_.clock().Now();
-    if (absl::Status status = environment_.Admit(); !status.ok()) {
-      environment_.Count(name, status, start);
-      reactor->Finish(ToGrpcStatus(status));
-      return reactor;
+    auto* const call = new UnaryCall(name, environment_.metrics(), environment_.clock());
+    if (call->Admit(environment_.slots(), *context)) {
+      environment_.Schedule(
+          [=, this] { call->End(method(environment_, call->tenant(), *request, *response)); });
     }
-    environment_.Schedule([=, this] {
-      const absl::StatusOr<TenantId> tenant = TenantOf(*context);
-      const absl::Status status =
-          tenant.ok() ? method(environment_, *tenant, *request, *response) : tenant.status();
-      environment_.Count(name, status, start);
-      environment_.Release();
-      reactor->Finish(ToGrpcStatus(status));
-    });
-    return reactor;
+    return call;
   }
 
   CallEnvironment environment_;

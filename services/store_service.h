@@ -23,7 +23,8 @@
 namespace kvtier {
 
 struct StoreServiceOptions {
-  // Calls at once, of every kind; more are refused with RESOURCE_EXHAUSTED.
+  // Calls at once, of every kind, shared among tenants (services/call_slots.h); more are refused
+  // with RESOURCE_EXHAUSTED.
   uint32_t calls_max = limits::kFetchesMax;
   // Calls that may wait for the disk at once; the others queue.
   size_t pool_threads = 16;

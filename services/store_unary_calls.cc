@@ -8,6 +8,7 @@
 #include "base/limits.h"
 #include "base/status_macros.h"
 #include "services/proto_convert.h"
+#include "services/status_grpc.h"
 
 namespace kvtier::store_calls {
 namespace {
@@ -143,6 +144,7 @@ absl::Status Stats(CallEnvironment& environment, const TenantId& tenant, const v
   limits.set_lookup_prompts_max(limits::kLookupBatchMax);
   limits.set_lookup_blocks_max(limits::kLookupBlocksMax);
   limits.set_lookup_candidates_max(limits::kLookupCandidatesMax);
+  limits.set_lookup_bytes_max(limits::kControlMessageBytesMax);
   limits.set_watchers_max(limits::kWatchersMax);
   if (const LeaseTable* leases = environment.options().leases) {
     limits.set_leases_max(leases->options().leases_max);

@@ -10,7 +10,7 @@
 #include "base/mutex.h"
 #include "base/status_macros.h"
 #include "services/proto_convert.h"
-#include "services/tenant.h"
+#include "services/status_grpc.h"
 
 namespace kvtier {
 namespace {
@@ -26,17 +26,12 @@ class WatchCall final : public grpc::ServerWriteReactor<v1::WatchResponse> {
   WatchCall(CallEnvironment& environment, const grpc::ServerContextBase& context,
             const v1::WatchRequest& request)
       : environment_(environment), start_(environment.clock().Now()) {
-    absl::Status status = environment_.Admit();
-    admitted_ = status.ok();
-    if (status.ok()) {
-      absl::StatusOr<TenantId> tenant = TenantOf(context);
-      status = tenant.status();
-      if (tenant.ok()) tenant_ = *std::move(tenant);
-    }
-    if (!status.ok()) {
-      End(status);
+    absl::StatusOr<CallSlots::Slot> slot = environment_.slots().Admit(context);
+    if (!slot.ok()) {
+      End(slot.status());
       return;
     }
+    slot_ = *std::move(slot);
     if (request.incarnation() == environment_.store().incarnation()) {
       after_ = request.after_sequence();
     }
@@ -55,15 +50,12 @@ class WatchCall final : public grpc::ServerWriteReactor<v1::WatchResponse> {
 
   void OnCancel() override { WorkIfWaiting(is_cancelled_); }
 
-  void OnDone() override {
-    if (admitted_) environment_.Release();
-    delete this;
-  }
+  void OnDone() override { delete this; }
 
  private:
   void Open() {
     absl::StatusOr<std::unique_ptr<ObjectWatch>> watch =
-        environment_.store().Watch(tenant_, after_);
+        environment_.store().Watch(slot_.tenant(), after_);
     if (!watch.ok()) {
       absl::Status status = watch.status();
       if (absl::IsResourceExhausted(status)) {
@@ -151,8 +143,7 @@ class WatchCall final : public grpc::ServerWriteReactor<v1::WatchResponse> {
 
   CallEnvironment& environment_;
   const absl::Time start_;
-  bool admitted_ = false;
-  TenantId tenant_;
+  CallSlots::Slot slot_;
   std::optional<uint64_t> after_;
   std::unique_ptr<ObjectWatch> watch_;
   std::deque<StoreEvent> events_;  // Taken, not yet sent.

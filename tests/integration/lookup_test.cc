@@ -211,6 +211,22 @@ TEST_F(LookupTest, ABatchAnswersInOrder) {
   ExpectCountersAddUp();
 }
 
+TEST_F(LookupTest, ABatchOfTheLongestPromptsIsCutByItsBytes) {
+  Open();
+  // 40 prompts with 512 KiB of hashes each: 20 MiB, more than one call may bring.
+  const Tokens text = Prompt(limits::kContextTokensMax + 100);  // And longer than can be stored.
+  Put(head_, Prompt(kBlock + 3));
+  const std::vector<std::span<const uint32_t>> prompts(40, text);
+  for (const auto& hit : lookup_->Lookup(head_, prompts, Soon())) {
+    ASSERT_TRUE(hit.has_value());
+    EXPECT_EQ(hit->context_tokens, kBlock + 3);
+  }
+  EXPECT_EQ(counters().hits, 40u);
+  EXPECT_EQ(counters().refused, 0u);
+  EXPECT_EQ(metrics_->store_lookup_blocks.Value(), 40.0 * limits::kLookupBlocksMax);
+  ExpectCountersAddUp();
+}
+
 TEST_F(LookupTest, SaysWhatIsResidentAndWhere) {
   StoreServiceOptions options;
   options.prefill_tokens_per_second = 1000;
@@ -301,6 +317,17 @@ TEST_F(LookupTest, RefusesWhatLimitsForbid) {
   request.Clear();
   for (uint32_t i = 0; i <= limits::kLookupBatchMax; ++i) request.add_prompts();
   EXPECT_THAT(Call(request), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("256")));
+  request.Clear();
+  const std::string longest(limits::kLookupBlocksMax * TokenBlockHash::kSize, 'x');
+  for (uint64_t bytes = 0; bytes <= limits::kControlMessageBytesMax; bytes += longest.size()) {
+    request.add_prompts()->set_block_hashes(longest);
+  }
+  EXPECT_THAT(Call(request), StatusIs(absl::StatusCode::kInvalidArgument,
+                                      HasSubstr("16777216 (lookup_bytes_max)")));
+  request.mutable_prompts()->RemoveLast();
+  EXPECT_THAT(Call(request), IsOk()) << "as much as is announced";
+  KVTIER_ASSERT_OK_AND_ASSIGN(const v1::StatsResponse stats, StoreClient(channel_).Stats(Soon()));
+  EXPECT_EQ(stats.limits().lookup_bytes_max(), limits::kControlMessageBytesMax);
   request.Clear();
   request.set_candidates_max(limits::kLookupCandidatesMax + 1);
   EXPECT_THAT(Call(request),

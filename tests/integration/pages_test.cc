@@ -3,7 +3,14 @@
 #include <csignal>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
+
+#include <grpcpp/create_channel.h>
+#include <grpcpp/impl/rpc_method.h>
+#include <grpcpp/security/credentials.h>
+#include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/sync_stream.h>
 
 #include "absl/strings/str_cat.h"
 #include "base/bytes.h"
@@ -16,6 +23,7 @@
 #include "kvcache/sha256.h"
 #include "kvtier/v1/pages.grpc.pb.h"
 #include "services/client.h"
+#include "services/frames.h"
 #include "services/metrics.h"
 #include "services/page_client.h"
 #include "services/page_service.h"
@@ -81,14 +89,16 @@ std::vector<Code> GetRange(PageClient& client, int begin, int end) {
 
 class PagesTest : public testing::Test {
  protected:
-  void Open(uint64_t host_bytes, bool with_disk) {
+  void Open(uint64_t host_bytes, bool with_disk, const PageServiceOptions& options = {},
+            const TenantQuotas& quotas = {}) {
     std::unique_ptr<PageTier> disk;
     if (with_disk) {
       disk = *OpenRocksDbPageTier({.folder = dir_.File("pages"), .budget_bytes = 64 << 20});
     }
-    store_ = PageStore::Create({.host_budget_bytes = host_bytes}, std::move(disk));
+    store_ = PageStore::Create({.host_budget_bytes = host_bytes, .tenant_quotas = quotas},
+                               std::move(disk));
     metrics_ = std::make_unique<Metrics>();
-    service_ = MakePageService(PageServiceOptions(), *store_, *metrics_, Clock::Real());
+    service_ = MakePageService(options, *store_, *metrics_, Clock::Real());
     ServerOptions server_options;
     server_options.metrics_listen = "";
     server_options.drain_timeout = absl::Seconds(1);
@@ -234,6 +244,82 @@ TEST_F(PagesTest, TenantsDoNotSeeEachOther) {
   PageClient other(channel_, *TenantId::FromString("other"));
   EXPECT_THAT(GetRange(other, 0, 1), ElementsAre(Code::kNotFound));
   EXPECT_THAT(GetRange(*client_, 0, 1), ElementsAre(Code::kOk));
+}
+
+TEST_F(PagesTest, StatsTellATenantWhatItHas) {
+  Open(16 << 20, /*with_disk=*/true, {}, {.of = {}, .default_bytes = 1 << 20});
+  ASSERT_THAT(*PutRange(*client_, 0, 3, v1::DURABILITY_HOST), Each(IsOk()));
+  ASSERT_THAT(*PutRange(*client_, 3, 4, v1::DURABILITY_DISK), Each(IsOk()));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const v1::PageStatsResponse stats, client_->Stats(Soon()));
+  EXPECT_EQ(stats.tenant().host_pages(), 4u);
+  EXPECT_EQ(stats.tenant().host_bytes(), 4 * (4096 + kPageOverheadBytes));
+  EXPECT_EQ(stats.tenant().disk_bytes(), 4096 + kPageDiskOverheadBytes);
+  EXPECT_EQ(stats.tenant().quota_bytes(), 1u << 20);
+  PageClient other(channel_, *TenantId::FromString("other"));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const v1::PageStatsResponse others, other.Stats(Soon()));
+  EXPECT_EQ(others.tenant().host_pages(), 0u);
+  EXPECT_EQ(others.host_pages(), 4u);
+}
+
+// A BatchGet whose answer is not taken: the request is sent, nothing is read, and HTTP/2 lets the
+// server send no more than a window's worth.
+class UnreadGet {
+ public:
+  UnreadGet(int port, const PageKey& key) {
+    grpc::ChannelArguments arguments;
+    arguments.SetMaxReceiveMessageSize(-1);
+    arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);  // The window stays as it is.
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    channel_ = grpc::CreateCustomChannel(absl::StrCat("127.0.0.1:", port),
+                                         grpc::InsecureChannelCredentials(), arguments);
+    context_.set_deadline(absl::ToChronoTime(Soon()));
+    stream_.reset(
+        grpc::internal::ClientReaderWriterFactory<grpc::ByteBuffer, grpc::ByteBuffer>::Create(
+            channel_.get(),
+            grpc::internal::RpcMethod("/kvtier.v1.PageService/BatchGet",
+                                      grpc::internal::RpcMethod::BIDI_STREAMING),
+            &context_));
+    v1::BatchGetRequest request;
+    request.add_keys(std::string(key.AsStringView()));
+    const grpc::ByteBuffer bytes = SerializeToByteBuffer(request);
+    KVTIER_CHECK(stream_->Write(bytes));
+    KVTIER_CHECK(stream_->WritesDone());
+  }
+  // How the call ended.
+  absl::Status Read() {
+    grpc::ByteBuffer response;
+    while (stream_->Read(&response)) {
+    }
+    return FromGrpcStatus(stream_->Finish());
+  }
+
+ private:
+  std::shared_ptr<grpc::Channel> channel_;
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientReaderWriter<grpc::ByteBuffer, grpc::ByteBuffer>> stream_;
+};
+
+TEST_F(PagesTest, ACallHoldsItsSlotUntilItsAnswerIsTaken) {
+  Open(64 << 20, /*with_disk=*/false, {.calls_max = 2});  // One for each tenant.
+  // Not by a call, which might have its slot for a moment longer.
+  std::vector<PagePut> puts;
+  puts.push_back({.key = Key(1), .bytes = ToString(Bytes(1, limits::kPageBytesMax))});
+  ASSERT_THAT(store_->Put(TenantId(), std::move(puts), Durability::kHost), ElementsAre(IsOk()));
+  UnreadGet unread(server_->port(), Key(1));
+  while (store_->counters().host_hits == 0) std::this_thread::yield();  // It is made.
+  // It stays refused: the answer, all 16 MiB of it, waits for its reader.
+  for (int i = 0; i < 20; ++i) {
+    EXPECT_THAT(client_->Stats(Soon()),
+                StatusIs(Code::kResourceExhausted, HasSubstr("tenant default has 1 calls")));
+  }
+  PageClient other(channel_, *TenantId::FromString("other"));
+  EXPECT_THAT(other.Stats(Soon()), IsOk()) << "the other tenant's share is free";
+  EXPECT_THAT(unread.Read(), IsOk());
+  absl::Status free;
+  do {
+    free = client_->Stats(Soon()).status();
+  } while (absl::IsResourceExhausted(free));
+  EXPECT_THAT(free, IsOk());
 }
 
 TEST_F(PagesTest, BatchesMixHostDiskAndMisses) {

@@ -3,6 +3,9 @@
 
 #include <signal.h>
 
+#include <array>
+#include <atomic>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -13,11 +16,16 @@
 #include <grpcpp/support/sync_stream.h>
 
 #include "base/clock.h"
+#include "base/mutex.h"
 #include "base/status_matchers.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kvtier/v1/worker.grpc.pb.h"
 #include "services/client.h"
+#include "services/page_client.h"
+#include "services/page_service.h"
 #include "services/store_service.h"
+#include "store/page_store.h"
 #include "tests/testing/child_process.h"
 #include "tests/testing/files.h"
 #include "tests/testing/store_checks.h"
@@ -132,6 +140,94 @@ TEST_F(ServerTest, ASignalDrains) {
   waiter.join();
   EXPECT_TRUE(told);
   EXPECT_THAT(client.Stats(Soon()), StatusIs(absl::StatusCode::kUnavailable));
+}
+
+// A service of blocking calls, as the compressor and the worker are: each call waits until Open.
+class WaitingService final : public v1::WorkerService::Service {
+ public:
+  grpc::Status GetWorker(grpc::ServerContext*, const v1::GetWorkerRequest*,
+                         v1::GetWorkerResponse*) override {
+    MutexLock lock(&mutex_);
+    ++waiting_;
+    changed_.SignalAll();
+    while (!is_open_) changed_.Wait(&mutex_);
+    return grpc::Status::OK;
+  }
+  void Open() {
+    MutexLock lock(&mutex_);
+    is_open_ = true;
+    changed_.SignalAll();
+  }
+
+ private:
+  Mutex mutex_;
+  CondVar changed_;
+  int waiting_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool is_open_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+TEST_F(ServerTest, MoreWaitingCallsThanThreadsAreRefused) {
+  WaitingService waiting;
+  ServerOptions options;
+  options.metrics_listen = "";
+  options.threads_max = 16;
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto server, Server::Start(options, {&waiting}, metrics_));
+  const auto channel = MakeChannel("127.0.0.1:" + std::to_string(server->port()));
+  std::vector<absl::Status> results(64);
+  std::atomic<int> refused{0};
+  std::vector<std::thread> callers;
+  for (absl::Status& result : results) {
+    callers.emplace_back([&] {
+      result = WorkerClient(channel).GetWorker(Soon()).status();
+      if (absl::IsResourceExhausted(result)) ++refused;
+    });
+  }
+  // No more than 16 can wait.
+  while (refused < static_cast<int>(results.size()) - 16) std::this_thread::yield();
+  waiting.Open();
+  for (std::thread& caller : callers) caller.join();
+  for (const absl::Status& result : results) {
+    EXPECT_TRUE(result.ok() || absl::IsResourceExhausted(result)) << result;
+  }
+  EXPECT_LT(refused, static_cast<int>(results.size())) << "those that had a thread are served";
+  KVTIER_EXPECT_OK(WorkerClient(channel).GetWorker(Soon()).status());
+}
+
+TEST_F(ServerTest, MessagesBeyondTheBufferNeitherKillNorHangIt) {
+  ServerOptions options;
+  options.metrics_listen = "";
+  options.buffer_bytes_max = 4 << 20;  // A message of theirs is larger.
+  const std::unique_ptr<PageStore> pages =
+      PageStore::Create({.host_budget_bytes = 64 << 20}, nullptr);
+  const std::unique_ptr<grpc::Service> service =
+      MakePageService(PageServiceOptions(), *pages, metrics_, Clock::Real());
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto server, Server::Start(options, {service.get()}, metrics_));
+  const std::string address = "127.0.0.1:" + std::to_string(server->port());
+  std::vector<std::thread> callers;
+  std::atomic<int> unexpected{0};
+  for (int i = 0; i < 8; ++i) {
+    callers.emplace_back([&, i] {
+      PageClient client(MakeChannel(address));
+      const std::vector<std::byte> bytes(8 << 20, std::byte{7});
+      std::array<std::byte, PageKey::kSize> key{std::byte(i + 1)};
+      const PageClient::PutItem put[] = {{PageKey(key), bytes}};
+      const absl::Status status =
+          client.Put(put, v1::DURABILITY_HOST, absl::Now() + absl::Seconds(20)).status();
+      const bool is_expected = status.ok() || absl::IsResourceExhausted(status) ||
+                               absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
+      if (!is_expected) {
+        ADD_FAILURE() << status;
+        ++unexpected;
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(unexpected, 0);
+  absl::Status after;
+  do {  // What the others left behind may have to go first.
+    after = PageClient(MakeChannel(address)).Stats(Soon()).status();
+  } while (absl::IsUnavailable(after) || absl::IsResourceExhausted(after));
+  KVTIER_EXPECT_OK(after);
 }
 
 }  // namespace

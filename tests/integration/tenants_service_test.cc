@@ -1,5 +1,6 @@
 // What store.proto promises of attributes, bulk deletion, quotas and Watch, through real gRPC.
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <string>
 #include <thread>
@@ -13,6 +14,7 @@
 #include "base/status_matchers.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kvtier/v1/store.grpc.pb.h"
 #include "services/client.h"
 #include "services/metrics.h"
 #include "services/server.h"
@@ -29,10 +31,10 @@ absl::Time Soon() { return absl::Now() + absl::Seconds(50); }
 
 class TenantsServiceTest : public testing::Test {
  protected:
-  void Open(const TieredStoreOptions& options = {}) {
+  void Open(const TieredStoreOptions& options = {}, const StoreServiceOptions& service = {}) {
     store_ = *TieredStore::Create(options, nullptr, Clock::Real());
     metrics_ = std::make_unique<Metrics>();
-    service_ = MakeStoreService({}, *store_, *metrics_, Clock::Real());
+    service_ = MakeStoreService(service, *store_, *metrics_, Clock::Real());
     ServerOptions server_options;
     server_options.metrics_listen = "";
     server_options.drain_timeout = absl::Seconds(1);
@@ -59,6 +61,39 @@ class TenantsServiceTest : public testing::Test {
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<StoreClient> client_, other_;
 };
+
+TEST_F(TenantsServiceTest, CallsOfOneTenantLeaveSlotsForOthers) {
+  Open({}, {.calls_max = 4});
+  // Watches that go on: the tenant's share, and then one too many.
+  std::vector<std::thread> watches;
+  std::atomic<int> seen{0};
+  grpc::ClientContext* contexts[2];
+  std::vector<std::unique_ptr<grpc::ClientContext>> owned;
+  const auto stub = v1::StoreService::NewStub(channel_);
+  for (grpc::ClientContext*& context : contexts) {
+    context = owned.emplace_back(std::make_unique<grpc::ClientContext>()).get();
+    watches.emplace_back([&stub, &seen, context] {
+      const auto stream = stub->Watch(context, v1::WatchRequest());
+      v1::WatchResponse response;
+      while (stream->Read(&response)) ++seen;
+      stream->Finish();
+    });
+  }
+  while (seen < 2) std::this_thread::yield();
+  const absl::Status refused = client_->Stats(Soon()).status();
+  EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted,
+                                HasSubstr("tenant default has 2 calls running")));
+  EXPECT_TRUE(RetryAfter(refused).has_value());
+  EXPECT_EQ(metrics_->calls_refused_share.Value(), 1);
+  KVTIER_EXPECT_OK(other_->Stats(Soon()));
+  for (grpc::ClientContext* context : contexts) context->TryCancel();
+  for (std::thread& watch : watches) watch.join();
+  absl::Status again;
+  do {
+    again = client_->Stats(Soon()).status();
+  } while (absl::IsResourceExhausted(again));
+  KVTIER_EXPECT_OK(again);
+}
 
 TEST_F(TenantsServiceTest, AttributesAreSetAndSeen) {
   Open();
