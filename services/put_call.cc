@@ -121,7 +121,8 @@ class PutCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   }
 
   void Seal() {
-    const absl::StatusOr<ObjectStat> stat = environment_.store().FinishUpload(tenant_, upload_);
+    const absl::StatusOr<ObjectStat> stat =
+        environment_.store().FinishUpload(slot_.tenant(), upload_);
     if (stat.ok()) {
       v1::PutResponse response;
       *response.mutable_object() = SummaryToProto(*stat);
