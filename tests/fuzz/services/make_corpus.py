@@ -3,24 +3,12 @@
 ways, and named hostile ones. Files that fuzzing has found lie beside them and are left alone."""
 
 import pathlib
+import sys
+
+sys.dont_write_bytecode = True
+from wire import number, text, varint  # noqa: E402
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "corpus" / "fuzz_frames"
-
-
-def varint(value):
-    out = b""
-    while value >= 0x80:
-        out += bytes([value & 0x7F | 0x80])
-        value >>= 7
-    return out + bytes([value])
-
-
-def number(field, value):
-    return varint(field << 3) + varint(value)
-
-
-def text(field, value):
-    return varint(field << 3 | 2) + varint(len(value)) + value
 
 
 def cut(message, lengths=()):

@@ -4,28 +4,12 @@ ones, each behind the byte that says which message it is. Files that fuzzing has
 them and are left alone."""
 
 import pathlib
+import sys
+
+sys.dont_write_bytecode = True
+from wire import fixed32, number, text, varint  # noqa: E402
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "corpus" / "fuzz_lookup_and_pages"
-
-
-def varint(value):
-    out = b""
-    while value >= 0x80:
-        out += bytes([value & 0x7F | 0x80])
-        value >>= 7
-    return out + bytes([value])
-
-
-def number(field, value):
-    return varint(field << 3) + varint(value)
-
-
-def fixed32(field, value):
-    return varint(field << 3 | 5) + value.to_bytes(4, "little")
-
-
-def text(field, value):
-    return varint(field << 3 | 2) + varint(len(value)) + value
 
 
 def seeds():
