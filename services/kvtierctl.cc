@@ -26,12 +26,11 @@ struct Command {
 
 constexpr Command kCommands[] = {
     {"compress", Compress, "compress a context and store it",
-     "file token_ids model system_ids recipe codec durability min_ratio fidelity compressor "
-     "timeout "
-     "json",
+     "file token_ids model system_ids recipe codec durability ttl min_ratio fidelity compressor "
+     "timeout json",
      "kvtierctl compress (--file DOC | --token_ids FILE) [--model M] [--system_ids FILE]\n"
      "                   [--recipe R] [--codec raw|int8|int4] [--durability host|disk]\n"
-     "                   [--min_ratio R] [--fidelity N] [--json]\n\n"
+     "                   [--ttl DURATION] [--min_ratio R] [--fidelity N] [--json]\n\n"
      "Sends a context to the compressor, shows progress on stderr, prints the key and a table of\n"
      "ratios. --file takes text and needs a model whose vocabulary is bytes (see 'kvtierctl\n"
      "models'); any model takes --token_ids: a JSON array of ids, or raw u32 in a file *.u32.\n"
@@ -46,16 +45,16 @@ constexpr Command kCommands[] = {
      "              [--json] [--out FILE]\n\n"
      "Has the worker fetch the object at the ratio, answers, and lets go of it. --questions reads\n"
      "{\"questions\": [{\"question_ids\": [..], \"answer_ids\": [..]}]} and counts exact answers."},
-    {"ls", List, "list stored objects", "store timeout json",
+    {"ls", List, "list stored objects", "store tenant timeout json",
      "kvtierctl ls [--json]\n\nOne line per object, in key order."},
-    {"stat", Stat, "describe one object", "key heads_at plot store timeout json",
+    {"stat", Stat, "describe one object", "key heads_at plot store tenant timeout json",
      "kvtierctl stat KEY [--heads_at R] [--plot FILE.svg] [--json]\n\n"
      "Prints its bands: bytes, rows, threshold, score mass and (if it was measured) how well the\n"
      "model repeats the context from them, and where they are; then how many heads keep how much "
      "at\n"
      "a ratio. --plot draws the rows kept by layer and head, and score mass against ratio."},
     {"reband", Reband, "give an object other bands, without its model",
-     "key edges drop_rest bytes rectangle of dry_run out store timeout json",
+     "key edges drop_rest bytes rectangle of dry_run out store tenant timeout json",
      "kvtierctl reband KEY (--edges LIST [--drop_rest] | --bytes N |\n"
      "                      --rectangle R [--of layer|object] [--out FILE.safetensors])\n"
      "                     [--dry_run] [--json]\n\n"
@@ -70,39 +69,42 @@ constexpr Command kCommands[] = {
      "not\n"
      "replace a larger one, which is an error unless that has an edge there.\n"
      "Nothing crosses a stored edge (docs/adr/0009-re-banding.md)."},
-    {"fetch", Fetch, "copy an object to a folder", "key out ratio min_ratio store timeout json",
+    {"fetch", Fetch, "copy an object to a folder",
+     "key out ratio min_ratio store tenant timeout json",
      "kvtierctl fetch KEY --out FOLDER [--ratio R] [--min_ratio R] [--json]\n\n"
      "Writes the manifest and one file per segment; 'kvtierctl verify --data_dir FOLDER' checks\n"
      "them."},
     {"rm", Remove, "remove objects, or an object's less important bands",
-     "key keep_ratio model all dry_run store timeout json",
+     "key keep_ratio model all dry_run store tenant timeout json",
      "kvtierctl rm KEY [--keep_ratio R] [--json]\n"
      "kvtierctl rm (--model NAME|DIGEST | --all) [--dry_run] [--json]\n\n"
      "With --keep_ratio, bands above that ratio are given up for good; the rest stays. --model\n"
      "removes every object that was computed with a model, --all every object; --dry_run only\n"
      "counts them."},
-    {"pin", Pin, "keep an object whatever the pressure", "key store timeout json",
+    {"pin", Pin, "keep an object whatever the pressure", "key store tenant timeout json",
      "kvtierctl pin KEY [--json]\n\n"
      "A pinned object is neither evicted nor degraded, also after a restart, and what needs its\n"
      "room is refused. It is not written to disk for that. What a tenant may pin is limited:\n"
      "'kvtierctl stats'."},
-    {"unpin", Unpin, "let an object be evicted again", "key store timeout json",
+    {"unpin", Unpin, "let an object be evicted again", "key store tenant timeout json",
      "kvtierctl unpin KEY [--json]"},
-    {"ttl", Ttl, "say how long an object is to live", "store timeout json",
+    {"ttl", Ttl, "say how long an object is to live", "store tenant timeout json",
      "kvtierctl ttl KEY (never | DURATION) [--json]\n\n"
      "From now on: 90s, 36h. What has expired is a miss at once, pinned or not."},
-    {"watch", Watch, "print what happens to objects", "events incarnation after store timeout json",
+    {"watch", Watch, "print what happens to objects",
+     "events incarnation after store tenant timeout json",
      "kvtierctl watch [--events N] [--incarnation I --after N] [--json]\n\n"
      "First every object there is, then a line for each one that is sealed, loses bands or goes,\n"
      "and why. With --incarnation and --after an earlier watch goes on where it ended."},
-    {"verify", Verify, "check every byte of stored objects", "key data_dir store timeout json",
+    {"verify", Verify, "check every byte of stored objects",
+     "key data_dir store tenant timeout json",
      "kvtierctl verify [KEY] [--json]               through the running store; without KEY all\n"
      "kvtierctl verify --data_dir FOLDER [--json]   offline: a stopped store's folder, or one\n"
      "                                              that fetch wrote\n\n"
      "Reads every segment and compares every checksum. Damage is named and gives exit status 1."},
     {"models", Models, "list the compressor's models", "compressor timeout json",
      "kvtierctl models [--json]"},
-    {"stats", Stats, "show a store's use and limits", "store timeout json",
+    {"stats", Stats, "show a store's use and limits", "store tenant timeout json",
      "kvtierctl stats [--json]"},
 };
 
@@ -115,7 +117,8 @@ std::string Usage() {
   }
   absl::StrAppend(&usage,
                   "\n'kvtierctl COMMAND --help' explains one. Servers are named by --store, "
-                  "--compressor and --worker (host:port).\n"
+                  "--compressor and --worker (host:port). --tenant says whose objects of a store "
+                  "are\nmeant; the compressor and the worker act for the tenant 'default'.\n"
                   "Exit status: 0 done, 1 failed, 2 the command line or the input makes no sense, "
                   "3 not found.\n");
   return usage;

@@ -17,9 +17,9 @@ namespace kvtier::ctl {
 namespace {
 
 absl::Status Apply(const Key& key, const StoreClient::AttributeChange& change) {
-  StoreClient store(MakeChannel(absl::GetFlag(FLAGS_store)));
+  KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<StoreClient> store, OpenStore());
   KVTIER_ASSIGN_OR_RETURN(const v1::ObjectSummary object,
-                          store.SetAttributes(key, change, Deadline()));
+                          store->SetAttributes(key, change, Deadline()));
   if (absl::GetFlag(FLAGS_json)) {
     std::puts(Dump(ToJson(object)).c_str());
   } else {

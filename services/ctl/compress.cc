@@ -8,6 +8,7 @@
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/time/time.h"
 #include "base/limits.h"
 #include "base/status_macros.h"
 #include "services/client.h"
@@ -15,6 +16,7 @@
 #include "services/ctl/flags.h"
 #include "services/ctl/input.h"
 #include "services/ctl/output.h"
+#include "services/proto_convert.h"
 
 ABSL_FLAG(std::string, model, "", "model to use; empty: the only one the server has");
 ABSL_FLAG(std::string, file, "", "text document (models with a byte vocabulary only)");
@@ -29,6 +31,8 @@ ABSL_FLAG(std::string, recipe, "",
 ABSL_FLAG(std::string, durability, "", "host or disk; empty: the store's default");
 ABSL_FLAG(double, min_ratio, 0, "least ratio that is good enough; 0: --ratio, or 1");
 
+ABSL_FLAG(absl::Duration, ttl, absl::InfiniteDuration(),
+          "the object expires so long after it was stored; inf: never");
 ABSL_FLAG(uint32_t, fidelity, 0,
           "measure how well the context is repeated at each ratio, on so many chunks; 0: do not");
 
@@ -150,6 +154,8 @@ absl::Status Compress(const Arguments& arguments) {
   KVTIER_ASSIGN_OR_RETURN(const v1::Durability durability,
                           ParseDurability(absl::GetFlag(FLAGS_durability)));
   request.set_durability(durability);
+  KVTIER_ASSIGN_OR_RETURN(const uint64_t ttl_ms, TtlToProto(absl::GetFlag(FLAGS_ttl)));
+  request.set_ttl_ms(ttl_ms);
 
   absl::StatusOr<v1::CompressResult> result;
   {

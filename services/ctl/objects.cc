@@ -39,8 +39,6 @@ ABSL_FLAG(std::string, data_dir, "",
 namespace kvtier::ctl {
 namespace {
 
-StoreClient MakeStoreClient() { return StoreClient(MakeChannel(absl::GetFlag(FLAGS_store))); }
-
 std::string SegmentFileName(BandIndex band, LayerIndex layer) {
   return absl::StrFormat("segment-%02d-%04d", band.value(), layer.value());
 }
@@ -151,13 +149,13 @@ absl::StatusOr<Checked> VerifyStoreFolder(const std::string& folder) {
 
 absl::Status List(const Arguments& arguments) {
   KVTIER_RETURN_IF_ERROR(NoArguments(arguments));
-  StoreClient store = MakeStoreClient();
+  KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<StoreClient> store, OpenStore());
   nlohmann::json json = nlohmann::json::array();
   std::vector<std::vector<std::string>> rows = {
       {"key", "model", "tokens", "ratio", "bytes", "dense", "host bands", "disk bands"}};
   std::string after;
   do {
-    KVTIER_ASSIGN_OR_RETURN(const v1::ListResponse page, store.List(after, 0, Deadline()));
+    KVTIER_ASSIGN_OR_RETURN(const v1::ListResponse page, store->List(after, 0, Deadline()));
     for (const v1::ObjectSummary& object : page.objects()) {
       json.push_back(ToJson(object));
       uint64_t bytes = 0;
@@ -185,6 +183,7 @@ absl::Status Fetch(const Arguments& arguments) {
   const std::string out = absl::GetFlag(FLAGS_out);
   if (out.empty()) return absl::InvalidArgumentError("--out names the folder to write");
   FetchRequest request;
+  KVTIER_ASSIGN_OR_RETURN(request.tenant, OwnTenant());
   KVTIER_ASSIGN_OR_RETURN(request.key, RequiredKey(arguments));
   KVTIER_ASSIGN_OR_RETURN(request.ratio, Ratio::FromDouble(absl::GetFlag(FLAGS_ratio)));
   request.min_ratio = request.ratio;
@@ -258,17 +257,17 @@ absl::Status RemoveMany(const Arguments& arguments) {
   if (!absl::GetFlag(FLAGS_key).empty() || absl::GetFlag(FLAGS_keep_ratio) != 0) {
     return absl::InvalidArgumentError("--key and --keep_ratio are for one object");
   }
-  StoreClient store = MakeStoreClient();
+  KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<StoreClient> store, OpenStore());
   v1::DeleteManyRequest request;
   request.set_dry_run(is_dry_run);
   if (model.empty()) {
     request.set_all(true);
   } else {
-    KVTIER_ASSIGN_OR_RETURN(const Digest digest, ModelDigest(store, model));
+    KVTIER_ASSIGN_OR_RETURN(const Digest digest, ModelDigest(*store, model));
     request.set_model_digest(std::string(digest.AsStringView()));
   }
   KVTIER_ASSIGN_OR_RETURN(const v1::DeleteManyResponse total,
-                          store.DeleteMany(request, nullptr, Deadline()));
+                          store->DeleteMany(request, nullptr, Deadline()));
   if (absl::GetFlag(FLAGS_json)) {
     std::puts(
         Dump({{"objects", total.objects()}, {"bytes", total.bytes()}, {"dry_run", is_dry_run}})
@@ -291,8 +290,9 @@ absl::Status Remove(const Arguments& arguments) {
   }
   KVTIER_ASSIGN_OR_RETURN(const Key key, RequiredKey(arguments));
   const double keep_ratio = absl::GetFlag(FLAGS_keep_ratio);
+  KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<StoreClient> store, OpenStore());
   KVTIER_ASSIGN_OR_RETURN(const v1::DeleteResponse response,
-                          MakeStoreClient().Delete(key, keep_ratio, Deadline()));
+                          store->Delete(key, keep_ratio, Deadline()));
   if (absl::GetFlag(FLAGS_json)) {
     const nlohmann::json json =
         response.has_object() ? ToJson(response.object()) : nlohmann::json(nullptr);
@@ -316,7 +316,7 @@ absl::Status Verify(const Arguments& arguments) {
                             fetched ? VerifyFetched(folder) : VerifyStoreFolder(folder));
     return PrintChecked(checked);
   }
-  StoreClient store = MakeStoreClient();
+  KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<StoreClient> store, OpenStore());
   std::vector<Key> keys;
   if (!absl::GetFlag(FLAGS_key).empty() || !arguments.empty()) {
     KVTIER_ASSIGN_OR_RETURN(const Key key, RequiredKey(arguments));
@@ -324,7 +324,7 @@ absl::Status Verify(const Arguments& arguments) {
   } else {
     std::string after;
     do {
-      KVTIER_ASSIGN_OR_RETURN(const v1::ListResponse page, store.List(after, 0, Deadline()));
+      KVTIER_ASSIGN_OR_RETURN(const v1::ListResponse page, store->List(after, 0, Deadline()));
       for (const v1::ObjectSummary& object : page.objects()) {
         KVTIER_ASSIGN_OR_RETURN(const Key key,
                                 Key::FromBytes(absl::string_view(object.name().key())));
@@ -337,7 +337,7 @@ absl::Status Verify(const Arguments& arguments) {
   absl::Status first;  // The first damage; we go on to report all.
   ProgressBar bar;
   for (const Key& key : keys) {
-    const absl::StatusOr<v1::VerifyResponse> response = store.Verify(key, Deadline());
+    const absl::StatusOr<v1::VerifyResponse> response = store->Verify(key, Deadline());
     if (absl::IsDataLoss(response.status())) {
       std::fprintf(stderr, "kvtierctl: key %s: %s\n", key.ToHex().c_str(),
                    response.status().ToString().c_str());
@@ -354,7 +354,8 @@ absl::Status Verify(const Arguments& arguments) {
 
 absl::Status Stats(const Arguments& arguments) {
   KVTIER_RETURN_IF_ERROR(NoArguments(arguments));
-  KVTIER_ASSIGN_OR_RETURN(const v1::StatsResponse stats, MakeStoreClient().Stats(Deadline()));
+  KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<StoreClient> store, OpenStore());
+  KVTIER_ASSIGN_OR_RETURN(const v1::StatsResponse stats, store->Stats(Deadline()));
   if (absl::GetFlag(FLAGS_json)) {
     nlohmann::json json = {{"objects", stats.objects()},
                            {"host_bytes", stats.host().bytes()},

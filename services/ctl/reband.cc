@@ -56,14 +56,15 @@ class StoredBandsSink final : public SegmentSink {
 };
 
 // All that is resident of one upload.
-absl::StatusOr<StoredBands> FetchResident(const std::shared_ptr<grpc::Channel>& channel,
-                                          const Key& key, const UploadId& upload) {
+absl::StatusOr<StoredBands> FetchResident(const Key& key, const UploadId& upload) {
   FetchRequest request;
+  KVTIER_ASSIGN_OR_RETURN(request.tenant, OwnTenant());
   request.key = key;
   request.upload_id = upload;
   KVTIER_ASSIGN_OR_RETURN(request.min_ratio, Ratio::FromMillionths(1));
   StoredBandsSink sink;
-  KVTIER_RETURN_IF_ERROR(MakeGrpcTransport(channel)->Fetch(request, Deadline(), sink));
+  const auto transport = MakeGrpcTransport(MakeChannel(absl::GetFlag(FLAGS_store)));
+  KVTIER_RETURN_IF_ERROR(transport->Fetch(request, Deadline(), sink));
   return std::move(sink).Finish();
 }
 
@@ -203,13 +204,12 @@ absl::Status Reband(const Arguments& arguments) {
   KVTIER_ASSIGN_OR_RETURN(const Wish wish, ReadWish());
   const std::string out = absl::GetFlag(FLAGS_out);
   const bool dry_run = absl::GetFlag(FLAGS_dry_run);
-  const std::shared_ptr<grpc::Channel> channel = MakeChannel(absl::GetFlag(FLAGS_store));
-  StoreClient store(channel);
-  KVTIER_ASSIGN_OR_RETURN(const v1::GetObjectResponse found, store.GetObject(key, Deadline()));
+  KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<StoreClient> store, OpenStore());
+  KVTIER_ASSIGN_OR_RETURN(const v1::GetObjectResponse found, store->GetObject(key, Deadline()));
   KVTIER_ASSIGN_OR_RETURN(
       const UploadId upload,
       UploadId::FromBytes(absl::string_view(found.object().name().upload_id())));
-  KVTIER_ASSIGN_OR_RETURN(StoredBands stored, FetchResident(channel, key, upload));
+  KVTIER_ASSIGN_OR_RETURN(StoredBands stored, FetchResident(key, upload));
 
   const absl::Time begin = Clock::Real().Now();
   KVTIER_ASSIGN_OR_RETURN(const Rebander rebander, Rebander::Create(std::move(stored)));
@@ -226,7 +226,7 @@ absl::Status Reband(const Arguments& arguments) {
     outcome.what = absl::StrCat("written to ", out);
   } else if (object.has_value()) {
     KVTIER_ASSIGN_OR_RETURN(
-        outcome, Store(store, *object, found.object().durability(), rebander.manifest()));
+        outcome, Store(*store, *object, found.object().durability(), rebander.manifest()));
   }
   if (absl::GetFlag(FLAGS_json)) {
     nlohmann::json json = {

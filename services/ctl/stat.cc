@@ -48,8 +48,8 @@ void Print(const v1::ObjectSummary& object, const Manifest& manifest, const Obje
 absl::Status Stat(const Arguments& arguments) {
   KVTIER_ASSIGN_OR_RETURN(const Key key, RequiredKey(arguments));
   KVTIER_ASSIGN_OR_RETURN(const Ratio heads_at, Ratio::FromDouble(absl::GetFlag(FLAGS_heads_at)));
-  StoreClient store(MakeChannel(absl::GetFlag(FLAGS_store)));
-  KVTIER_ASSIGN_OR_RETURN(const v1::GetObjectResponse response, store.GetObject(key, Deadline()));
+  KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<StoreClient> store, OpenStore());
+  KVTIER_ASSIGN_OR_RETURN(const v1::GetObjectResponse response, store->GetObject(key, Deadline()));
   KVTIER_ASSIGN_OR_RETURN(const Manifest manifest,
                           DecodeManifest(AsBytes(absl::string_view(response.manifest()))));
   const ObjectReport report = MakeReport(manifest);

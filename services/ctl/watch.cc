@@ -127,9 +127,9 @@ absl::Status Watch(const Arguments& arguments) {
         "--after needs --incarnation: numbers begin anew with a store");
   }
   uint64_t event_count = 0;
-  StoreClient store(MakeChannel(absl::GetFlag(FLAGS_store)));
+  KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<StoreClient> store, OpenStore());
   const absl::Status status =
-      store.Watch(request, Deadline(), [&](const v1::WatchResponse& response) {
+      store->Watch(request, Deadline(), [&](const v1::WatchResponse& response) {
         if (response.has_snapshot()) {
           PrintSnapshot(response.snapshot(), as_json);
         } else {

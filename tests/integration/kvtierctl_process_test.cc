@@ -6,9 +6,12 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/match.h"
+#include "absl/time/time.h"
 #include "compressor/safetensors.h"
+#include "services/client.h"
 #include "tests/integration/pipeline_fixture.h"
 #include "tests/testing/files.h"
+#include "tests/testing/test_object.h"
 
 namespace kvtier {
 namespace {
@@ -125,6 +128,8 @@ TEST_F(CtlTest, RefusesCommandLinesThatMakeNoSense) {
       {{"ttl", std::string(64, 'a'), "soon"}, "'soon' is no time to live"},
       {{"ttl", std::string(64, 'a'), "0s"}, "'0s' is no time to live"},
       {{"watch", "--after=3"}, "--after needs --incarnation"},
+      {{"ls", "--tenant=not one"}, "--tenant is 'not one'"},
+      {{"ask", "--tenant=other"}, "--tenant has no meaning here"},
   };
   for (const auto& [words, message] : cases) {
     SCOPED_TRACE(testing::PrintToString(words));
@@ -643,6 +648,24 @@ TEST_F(CtlTest, GivesUpBandsAndRemovesObjects) {
   EXPECT_EQ(Run("rm", {}).exit_code, 2);
 }
 
+TEST_F(CtlTest, CompressesWhatIsToLiveForAWhile) {
+  StartStore();
+  StartCompressor();
+  const std::string text = Write("text", kText);
+  const Outcome refused = Run("compress", {"--file", text, "--ttl=-3s"});
+  EXPECT_EQ(refused.exit_code, 2);
+  EXPECT_THAT(refused.err, HasSubstr("a time to live of -3s"));
+  EXPECT_EQ(Run("compress", {"--file", text, "--ttl=9000000h"}).exit_code, 2);
+  const Outcome made = Run("compress", {"--json", "--file", text, "--ttl=36h"});
+  ASSERT_EQ(made.exit_code, 0) << made.err;
+  EXPECT_EQ(made.json().value("expires_unix_ms", int64_t{0}) -
+                made.json().value("sealed_unix_ms", int64_t{0}),
+            absl::ToInt64Milliseconds(absl::Hours(36)));
+  // What is stored keeps what it has.
+  EXPECT_FALSE(Run("compress", {"--json", "--file", text}).json().value("computed", true));
+  EXPECT_GT(Run("ls", {"--json"}).json()[0].value("expires_unix_ms", int64_t{0}), 0);
+}
+
 TEST_F(CtlTest, PinsAndLimitsTheLifeOfAnObject) {
   StartStore();
   StartCompressor();
@@ -662,6 +685,32 @@ TEST_F(CtlTest, PinsAndLimitsTheLifeOfAnObject) {
   // A miss at once; the sweep then tells who watches.
   EXPECT_EQ(Run("stat", {key}).exit_code, 3);
   EXPECT_EQ(Run("pin", {key}).exit_code, 3);
+}
+
+TEST_F(CtlTest, ATenantIsShownItsOwnObjects) {
+  StartStore();
+  StoreClient other(MakeChannel(store_->address()), *TenantId::FromString("other"));
+  const CompressedObject object = MakeTestObject({});
+  KVTIER_ASSERT_OK(other.Put(object, v1::DURABILITY_HOST, nullptr, CancelToken(),
+                             absl::Now() + absl::Seconds(50)));
+  const std::string key = object.manifest->key.ToHex();
+  EXPECT_EQ(Run("ls", {"--json"}).json().size(), 0u);
+  const Outcome listed = Run("ls", {"--json", "--tenant=other"});
+  ASSERT_EQ(listed.json().size(), 1u) << listed.out << listed.err;
+  EXPECT_EQ(listed.json()[0].value("key", ""), key);
+  EXPECT_EQ(Run("stat", {key}).exit_code, 3);
+  for (const std::string command : {"stat", "verify", "pin", "unpin"}) {
+    const Outcome outcome = Run(command, {key, "--tenant=other"});
+    EXPECT_EQ(outcome.exit_code, 0) << command << ": " << outcome.err;
+  }
+  const Outcome fetched = Run("fetch", {key, "--tenant=other", "--out", dir_.File("fetched")});
+  EXPECT_EQ(fetched.exit_code, 0) << fetched.err;
+  const Outcome rebanded = Run("reband", {key, "--edges=0.3,1", "--tenant=other", "--json"});
+  EXPECT_EQ(rebanded.exit_code, 0) << rebanded.err;
+  EXPECT_TRUE(rebanded.json().value("stored", false)) << rebanded.out;
+  EXPECT_EQ(Run("stats", {"--json", "--tenant=other"}).json()["tenant"].value("objects", 0), 1);
+  EXPECT_EQ(Run("rm", {key}).exit_code, 3);
+  EXPECT_EQ(Run("rm", {key, "--tenant=other"}).exit_code, 0);
 }
 
 TEST_F(CtlTest, WatchesAndRemovesMany) {
