@@ -56,6 +56,8 @@ constexpr char kUsage[] =
 struct Suite {
   const char* name;
   const char* about;
+  // Whether its figures are medians of --runs; else each is measured once.
+  bool in_medians;
   std::function<absl::StatusOr<SuiteResult>()> run;
 };
 
@@ -97,20 +99,21 @@ absl::StatusOr<SuiteResult> Retention() {
 // In the order of `all`.
 const std::vector<Suite>& Suites() {
   static const auto* suites = new std::vector<Suite>{
-      {"transfer", "fetch and put over gRPC and TCP, host memory; raw TCP",
+      {"transfer", "fetch and put over gRPC and TCP, host memory; raw TCP", true,
        [] { return RunTransferSuite(StoreOptions()); }},
-      {"shm", "fetch through shared memory, read in place; memcpy, fetch over TCP",
+      {"shm", "fetch through shared memory, read in place; memcpy, fetch over TCP", true,
        [] { return RunShmSuite(StoreOptions()); }},
-      {"get", "fetches of 4 KiB, one after the other; raw TCP",
+      {"get", "fetches of 4 KiB, one after the other; raw TCP", false,
        [] { return RunGetSuite(StoreOptions()); }},
-      {"disk", "put DISK filling and after turnovers, fetch from disk; O_DIRECT files",
+      {"disk", "put DISK filling and after turnovers, fetch from disk; O_DIRECT files", true,
        [] { return RunDiskSuite(StoreOptions()); }},
-      {"redis", "one context at ratio 0.3; the dense one through Redis",
+      {"redis", "one context at ratio 0.3; the dense one through Redis", true,
        [] { return RunRedisSuite(StoreOptions()); }},
-      {"pressure", "256 fetches at once, memory for a tenth of them",
+      {"pressure", "256 fetches at once, memory for a tenth of them", false,
        [] { return RunPressureSuite(StoreOptions()); }},
-      {"retention", "what caches of several sizes give back under a trace of requests", Retention},
-      {"compute", "prefill, scoring, ranking, decode, peak memory; oneDNN's matrix products",
+      {"retention", "what caches of several sizes give back under a trace of requests", false,
+       Retention},
+      {"compute", "prefill, scoring, ranking, decode, peak memory; oneDNN's matrix products", true,
        Compute},
   };
   return *suites;
@@ -191,8 +194,9 @@ int Main(std::span<const char* const> words) {
       continue;
     }
     for (Row& row : result->rows) row.suite = suite->name;
-    tables << suite->name << " on " << machine.processor << ", " << machine.cores
-           << " cores, median of " << Runs() << " after a warm-up"
+    tables << suite->name << " on " << machine.processor << ", " << machine.cores << " cores, "
+           << (suite->in_medians ? absl::StrCat("medians of ", Runs(), " after a warm-up")
+                                 : "each measured once")
            << (absl::GetFlag(FLAGS_quick) ? ", --quick: not for comparison" : "") << "\n"
            << (result->table.empty() ? FormatTable(result->rows) : result->table);
     if (!result->note.empty()) tables << "  " << result->note << "\n";

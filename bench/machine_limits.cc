@@ -3,10 +3,12 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -142,6 +144,12 @@ RawDisk::RawDisk(std::string path, uint64_t bytes)
 
 absl::StatusOr<std::unique_ptr<RawDisk>> RawDisk::Create(const std::string& folder,
                                                          uint64_t bytes) {
+  struct statfs system = {};
+  if (statfs(folder.c_str(), &system) != 0) return Errno(folder);
+  if (system.f_type == TMPFS_MAGIC || system.f_type == RAMFS_MAGIC) {  // tmpfs may take O_DIRECT.
+    return absl::FailedPreconditionError(
+        absl::StrCat(folder, " is in memory: name a folder on a disk with --folder"));
+  }
   std::unique_ptr<RawDisk> disk(new RawDisk(folder + "/raw-disk", bytes));
   const int fd = open(disk->path_.c_str(), O_RDWR | O_CREAT | O_DIRECT | O_CLOEXEC, 0600);
   if (fd < 0) {

@@ -46,10 +46,11 @@ class RawTcp {
 // Seconds for one copy of `source` to `destination`, which are of one size.
 double CopySeconds(const AlignedBytes& source, AlignedBytes& destination);
 
-// Files in `folder` past the page cache (O_DIRECT), 4 MiB at a time. The file goes with it.
+// Files in `folder` past the page cache (O_DIRECT), 4 MiB at a time and one at a time, as the store
+// reads the segments of a fetch. The file goes with it.
 class RawDisk {
  public:
-  // FAILED_PRECONDITION: the file system refuses O_DIRECT (tmpfs does).
+  // FAILED_PRECONDITION: the folder is in memory (tmpfs), or its file system refuses O_DIRECT.
   static absl::StatusOr<std::unique_ptr<RawDisk>> Create(const std::string& folder, uint64_t bytes);
   ~RawDisk();
   RawDisk(const RawDisk&) = delete;

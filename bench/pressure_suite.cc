@@ -123,7 +123,7 @@ absl::StatusOr<SuiteResult> RunPressureSuite(const StoreSuiteOptions& options) {
   KVTIER_ASSIGN_OR_RETURN(
       const std::unique_ptr<StoreProcess> store,
       StoreProcess::Start({data_dir, absl::StrCat("--host_budget_mib=", budget_mib)}));
-  const double idle_bytes = static_cast<double>(store->process().ResidentBytes());
+  KVTIER_ASSIGN_OR_RETURN(const uint64_t idle_bytes, store->process().ResidentBytes());
 
   Outcome outcome;
   const absl::Time begin = absl::Now();
@@ -136,12 +136,12 @@ absl::StatusOr<SuiteResult> RunPressureSuite(const StoreSuiteOptions& options) {
   const double seconds = absl::ToDoubleSeconds(absl::Now() - begin);
 
   const double budget_bytes = static_cast<double>(budget_mib << 20);
-  const double peak_bytes = static_cast<double>(store->process().PeakResidentBytes());
+  KVTIER_ASSIGN_OR_RETURN(const uint64_t peak_bytes, store->process().PeakResidentBytes());
   SuiteResult result;
   result.facts = {{"fetches", kFetches},
                   {"working_set_bytes", static_cast<double>(working_set)},
                   {"budget_bytes", budget_bytes},
-                  {"idle_resident_bytes", idle_bytes}};
+                  {"idle_resident_bytes", static_cast<double>(idle_bytes)}};
   {
     MutexLock lock(&outcome.mutex);
     if (!outcome.first_error.ok()) {
@@ -158,8 +158,8 @@ absl::StatusOr<SuiteResult> RunPressureSuite(const StoreSuiteOptions& options) {
       {"256 fetches, budget a tenth: verified bytes / bytes asked for",
        static_cast<double>(outcome.bytes) / static_cast<double>(working_set), "x", 0, "",
        Target::AtLeast(1)},
-      {"256 fetches, budget a tenth: peak resident / budget", peak_bytes / budget_bytes, "x", 0, "",
-       Target::AtMost(1.05)},
+      {"256 fetches, budget a tenth: peak resident / budget",
+       static_cast<double>(peak_bytes) / budget_bytes, "x", 0, "", Target::AtMost(1.05)},
       {"256 fetches, budget a tenth: rate of all",
        1e-9 * static_cast<double>(outcome.bytes) / seconds, "GB/s"},
   };

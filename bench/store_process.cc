@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -13,6 +14,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
@@ -35,17 +37,33 @@ std::string ReadWhole(const std::string& path) {
   return text.str();
 }
 
-// The number behind `field` in a file of lines "field value".
-uint64_t ReadField(const std::string& path, const char* field) {
-  std::ifstream file(path);
-  std::string line;
-  while (std::getline(file, line)) {
-    std::istringstream words(line);
-    std::string name;
-    uint64_t value = 0;
-    if (words >> name >> value && name == field) return value;
+constexpr char kScratchPrefix[] = "kvtier-bench-";
+
+// The folder, locked. Nothing if somebody else has it, or it is not there.
+std::optional<int> LockFolder(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  if (fd < 0) return std::nullopt;
+  struct stat locked = {}, there = {};
+  if (flock(fd, LOCK_EX | LOCK_NB) != 0 || fstat(fd, &locked) != 0 ||
+      lstat(path.c_str(), &there) != 0 || locked.st_ino != there.st_ino) {
+    close(fd);
+    return std::nullopt;
   }
-  return 0;
+  return fd;
+}
+
+// Folders of processes that were killed.
+void RemoveStaleFolders(const std::filesystem::path& base) {
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(base, error);
+       !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    if (!entry->path().filename().string().starts_with(kScratchPrefix)) continue;
+    const std::optional<int> lock = LockFolder(entry->path());
+    if (!lock.has_value()) continue;
+    std::error_code not_ours;
+    std::filesystem::remove_all(entry->path(), not_ours);
+    close(*lock);
+  }
 }
 
 }  // namespace
@@ -54,18 +72,28 @@ absl::StatusOr<std::unique_ptr<ScratchFolder>> ScratchFolder::Create(const std::
   std::error_code error;
   std::filesystem::path base = parent;
   if (parent.empty()) base = std::filesystem::temp_directory_path(error);
-  std::string path = (base / "kvtier-bench-XXXXXX").string();
-  if (mkdtemp(path.data()) == nullptr) {
-    return absl::UnavailableError(
-        absl::StrCat("no folder can be made in ", base.string(), ": ", strerror(errno)));
+  RemoveStaleFolders(base);
+  // Another process that does this may take a folder for a stale one, before it is locked.
+  constexpr int kAttempts = 8;
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    std::string path = (base / (std::string(kScratchPrefix) + "XXXXXX")).string();
+    if (mkdtemp(path.data()) == nullptr) {
+      return absl::UnavailableError(
+          absl::StrCat("no folder can be made in ", base.string(), ": ", strerror(errno)));
+    }
+    if (const std::optional<int> lock = LockFolder(path); lock.has_value()) {
+      return std::unique_ptr<ScratchFolder>(new ScratchFolder(std::move(path), *lock));
+    }
+    std::filesystem::remove(path, error);
   }
-  return std::unique_ptr<ScratchFolder>(new ScratchFolder(std::move(path)));
+  return absl::UnavailableError(absl::StrCat("no folder in ", base.string(), " can be locked"));
 }
 
 ScratchFolder::~ScratchFolder() {
   std::error_code error;
   std::filesystem::remove_all(path_, error);
   if (error) KVTIER_LOG(WARNING) << path_ << " stays: " << error.message();
+  close(lock_);
 }
 
 uint64_t DiskBytes(const std::string& folder) {
@@ -131,22 +159,50 @@ Process::~Process() {
   }
 }
 
-double Process::CpuSeconds() const {
+void Process::Kill() {
+  if (has_ended()) return;
+  kill(pid_, SIGKILL);
+  has_ended_ = waitpid(pid_, nullptr, 0) == pid_;
+}
+
+absl::StatusOr<double> Process::CpuSeconds() const {
   clockid_t clock = 0;
   timespec spent = {};
-  if (clock_getcpuclockid(pid_, &clock) != 0 || clock_gettime(clock, &spent) != 0) return 0;
+  if (const int error = clock_getcpuclockid(pid_, &clock); error != 0) {
+    return absl::UnavailableError(
+        absl::StrCat("processor time of process ", pid_, ": ", strerror(error)));
+  }
+  if (clock_gettime(clock, &spent) != 0) {
+    return absl::UnavailableError(
+        absl::StrCat("processor time of process ", pid_, ": ", strerror(errno)));
+  }
   return static_cast<double>(spent.tv_sec) + 1e-9 * static_cast<double>(spent.tv_nsec);
 }
 
-uint64_t Process::WrittenBytes() const {
-  return ReadField(absl::StrCat("/proc/", pid_, "/io"), "write_bytes:");
+// The number behind `field` in a file of lines "field value".
+absl::StatusOr<uint64_t> Process::Field(const char* file, const char* field) const {
+  const std::string path = absl::StrCat("/proc/", pid_, "/", file);
+  std::ifstream lines(path);
+  std::string line;
+  while (std::getline(lines, line)) {
+    std::istringstream words(line);
+    std::string name;
+    uint64_t value = 0;
+    if (words >> name >> value && name == field) return value;
+  }
+  return absl::UnavailableError(absl::StrCat(path, " has no ", field));
 }
 
-uint64_t Process::StatusBytes(const char* field) const {
-  return 1024 * ReadField(absl::StrCat("/proc/", pid_, "/status"), field);
+absl::StatusOr<uint64_t> Process::ReadBytes() const { return Field("io", "read_bytes:"); }
+absl::StatusOr<uint64_t> Process::WrittenBytes() const { return Field("io", "write_bytes:"); }
+absl::StatusOr<uint64_t> Process::ResidentBytes() const {
+  KVTIER_ASSIGN_OR_RETURN(const uint64_t kib, Field("status", "VmRSS:"));
+  return kib * 1024;
 }
-uint64_t Process::ResidentBytes() const { return StatusBytes("VmRSS:"); }
-uint64_t Process::PeakResidentBytes() const { return StatusBytes("VmHWM:"); }
+absl::StatusOr<uint64_t> Process::PeakResidentBytes() const {
+  KVTIER_ASSIGN_OR_RETURN(const uint64_t kib, Field("status", "VmHWM:"));
+  return kib * 1024;
+}
 
 absl::StatusOr<std::unique_ptr<StoreProcess>> StoreProcess::Start(
     const std::vector<std::string>& flags) {

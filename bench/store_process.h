@@ -15,7 +15,9 @@
 
 namespace kvtier::bench {
 
-// An empty folder that goes away with everything in it.
+// An empty folder that goes away with everything in it: with the object, or, if its process was
+// killed, when another one is made beside it. A lock on the folder, which ends with the process,
+// tells the two apart.
 class ScratchFolder {
  public:
   // Inside `parent`; empty: the system's temporary folder. UNAVAILABLE naming it.
@@ -26,8 +28,9 @@ class ScratchFolder {
   const std::string& path() const { return path_; }
 
  private:
-  explicit ScratchFolder(std::string path) : path_(std::move(path)) {}
+  ScratchFolder(std::string path, int lock) : path_(std::move(path)), lock_(lock) {}
   const std::string path_;
+  const int lock_;  // A descriptor of the folder, flock(2)ed.
 };
 
 // Bytes that the files below `folder` take on the disk. Files that go meanwhile do not count.
@@ -48,17 +51,23 @@ class Process {
 
   pid_t pid() const { return pid_; }
   bool has_ended();
+  // SIGKILL; returns when it is gone.
+  void Kill();
+
+  // What the kernel counts for it. UNAVAILABLE when it is gone, or does not say.
   // User and system time of all its threads so far.
-  double CpuSeconds() const;
-  // Bytes that it has had written to the disk so far.
-  uint64_t WrittenBytes() const;
+  absl::StatusOr<double> CpuSeconds() const;
+  // Bytes that it has had read from and written to a disk so far. A file system that is none
+  // (tmpfs) counts nothing.
+  absl::StatusOr<uint64_t> ReadBytes() const;
+  absl::StatusOr<uint64_t> WrittenBytes() const;
   // Resident now, and at most so far.
-  uint64_t ResidentBytes() const;
-  uint64_t PeakResidentBytes() const;
+  absl::StatusOr<uint64_t> ResidentBytes() const;
+  absl::StatusOr<uint64_t> PeakResidentBytes() const;
 
  private:
   explicit Process(pid_t pid) : pid_(pid) {}
-  uint64_t StatusBytes(const char* field) const;
+  absl::StatusOr<uint64_t> Field(const char* file, const char* field) const;
   const pid_t pid_;
   bool has_ended_ = false;
 };

@@ -55,24 +55,25 @@ class Transfer {
     sink_.Clear();
     FetchRequest request;
     request.key = object_.manifest->key;
-    const double cpu = store_->process().CpuSeconds();
+    KVTIER_ASSIGN_OR_RETURN(const double cpu, store_->process().CpuSeconds());
     KVTIER_ASSIGN_OR_RETURN(const double seconds, Seconds([&] {
                               return (is_verifying ? verifying_ : trusting_)
                                   ->Fetch(request, absl::InfiniteFuture(), sink_);
                             }));
     if (sink_.bytes() != bytes_) return absl::InternalError("a fetch of fewer bytes");
-    return std::vector<double>{seconds, store_->process().CpuSeconds() - cpu};
+    KVTIER_ASSIGN_OR_RETURN(const double cpu_after, store_->process().CpuSeconds());
+    return std::vector<double>{seconds, cpu_after - cpu};
   }
   // The server's CPU seconds. Another object each time, which goes afterwards: its memory is used
   // again, as that of a store that has been running for a while.
   absl::StatusOr<std::vector<double>> RunPut() {
     const CompressedObject object = Renamed(object_, ++put_seed_);
-    const double cpu = store_->process().CpuSeconds();
+    KVTIER_ASSIGN_OR_RETURN(const double cpu, store_->process().CpuSeconds());
     KVTIER_ASSIGN_OR_RETURN(const double seconds, Seconds([&] { return Put(object); }));
-    const double put_cpu = store_->process().CpuSeconds() - cpu;
+    KVTIER_ASSIGN_OR_RETURN(const double cpu_after, store_->process().CpuSeconds());
     KVTIER_RETURN_IF_ERROR(
         client_->Delete(object.manifest->key, /*keep_ratio=*/0, absl::InfiniteFuture()).status());
-    return std::vector<double>{seconds, put_cpu};
+    return std::vector<double>{seconds, cpu_after - cpu};
   }
 
  private:

@@ -33,15 +33,22 @@ ABSL_FLAG(
     uint64_t, host_budget_mib, 1024,
     "host memory for objects, in MiB; with --data_dir, what the database itself takes is part "
     "of it");
-ABSL_FLAG(uint64_t, disk_budget_mib, 0,
-          "disk space for objects, in MiB; 0: until the disk is full");
+ABSL_FLAG(
+    uint64_t, disk_budget_mib, 0,
+    "disk space for objects, in MiB, with all files that the database has beside them; at least "
+    "8; 0: until the disk is full");
+ABSL_FLAG(bool, disk_direct_reads, true,
+          "read objects past the page cache, where the file system can: --host_budget_mib is then "
+          "all the memory that they take");
 ABSL_FLAG(std::string, eviction_policy, "gdsf",
           "which bands go first when there is no room: gdsf (by value: cost to recompute x quality "
           "lost / bytes freed x expected reuse) or lru");
 ABSL_FLAG(double, floor_ratio, 0.1,
           "when there is no room, objects shrink to their first edge that reaches this ratio, and "
           "go whole from there; in (0, 1]");
-ABSL_FLAG(uint64_t, page_host_mib, 64, "host memory for opaque pages, in MiB, beside the objects'");
+ABSL_FLAG(uint64_t, page_host_mib, 64,
+          "host memory for opaque pages, in MiB, beside the objects'; with --page_disk_mib, a "
+          "quarter of it is for pages that are not on disk yet");
 ABSL_FLAG(
     uint64_t, page_disk_mib, 0,
     "disk space for opaque pages, in MiB, beside the objects'; 0: pages are in host memory only");
@@ -87,13 +94,16 @@ absl::StatusOr<std::unique_ptr<PageStore>> OpenPages(const std::string& data_dir
                                                    "], --page_disk_mib at most that"));
   }
   std::unique_ptr<PageTier> disk;
+  uint64_t database_bytes = 0;
   if (disk_mib != 0) {
     if (data_dir.empty()) return absl::InvalidArgumentError("--page_disk_mib needs --data_dir");
+    database_bytes = RocksDbPageMemoryBytes(host_mib * limits::kMiB);
     KVTIER_ASSIGN_OR_RETURN(disk, OpenRocksDbPageTier({.folder = data_dir + "/pages",
-                                                       .budget_bytes = disk_mib * limits::kMiB}));
+                                                       .budget_bytes = disk_mib * limits::kMiB,
+                                                       .memory_bytes = database_bytes}));
   }
   PageStoreOptions options;
-  options.host_budget_bytes = host_mib * limits::kMiB;
+  options.host_budget_bytes = host_mib * limits::kMiB - database_bytes;
   KVTIER_ASSIGN_OR_RETURN(options.tenant_quotas,
                           ParseTenantQuotas(absl::GetFlag(FLAGS_tenant_page_quota_bytes)));
   return PageStore::Create(options, std::move(disk));
@@ -115,10 +125,22 @@ absl::Status Run(const ServerOptions& server_options) {
       return absl::InvalidArgumentError(
           "--host_budget_mib must be at least 2 with --data_dir, whose database takes 1");
     }
+    constexpr uint64_t kDiskBudgetMibMin = 8;
+    if (disk_budget_mib != 0 && disk_budget_mib < kDiskBudgetMibMin) {
+      return absl::InvalidArgumentError(absl::StrCat("--disk_budget_mib must be 0 or at least ",
+                                                     kDiskBudgetMibMin,
+                                                     ", of which the database takes 1"));
+    }
     database_bytes = RocksDbMemoryBytes(host_budget_mib * limits::kMiB);
-    KVTIER_ASSIGN_OR_RETURN(disk, OpenRocksDbTier({.folder = data_dir,
-                                                   .budget_bytes = disk_budget_mib * limits::kMiB,
-                                                   .memory_bytes = database_bytes}));
+    RocksDbTierOptions disk_options = {.folder = data_dir,
+                                       .memory_bytes = database_bytes,
+                                       .direct_reads = absl::GetFlag(FLAGS_disk_direct_reads)};
+    if (disk_budget_mib != 0) {
+      const uint64_t budget_bytes = disk_budget_mib * limits::kMiB;
+      disk_options.files_bytes = RocksDbFilesBytes(budget_bytes);
+      disk_options.budget_bytes = budget_bytes - disk_options.files_bytes;
+    }
+    KVTIER_ASSIGN_OR_RETURN(disk, OpenRocksDbTier(disk_options));
   } else if (disk_budget_mib != 0) {
     return absl::InvalidArgumentError("--disk_budget_mib needs --data_dir");
   }

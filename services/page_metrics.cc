@@ -62,6 +62,11 @@ class PageCollectable final : public prometheus::Collectable {
             disk.evicted);
     counter("kvtier_page_records_lost_total", "Damaged page records found at start-up",
             disk.records_lost);
+    counter("kvtier_page_log_damage_total",
+            "Places of the pages' log of writes that could not be read at start-up",
+            disk.log_damage);
+    counter("kvtier_page_resets_total",
+            "Starts at which no page could be read, so that pages began anew", disk.resets);
     gauge("kvtier_page_disk_pages", "Pages on disk", disk.pages);
     gauge("kvtier_page_disk_bytes", "Bytes of pages on disk, as charged", disk.bytes);
     gauge("kvtier_page_disk_budget_bytes", "Most that all files may take; 0: no disk for pages",

@@ -152,8 +152,15 @@ absl::Status PageCache::MakeRoom(uint64_t bytes) {
   return absl::OkStatus();
 }
 
+uint64_t PageCache::Removals(const PageKey& key) const {
+  const Shard& shard = ShardOf(key);
+  MutexLock lock(&shard.mutex);
+  return shard.removals;
+}
+
 absl::StatusOr<PageCache::Inserted> PageCache::Insert(const PageName& name, Crc32c crc32c,
-                                                      std::string* bytes) {
+                                                      std::string* bytes,
+                                                      std::optional<uint64_t> unless_beyond) {
   if (PageRef there = Get(name.tenant, name.key)) return Inserted{std::move(there), false};
   const uint64_t charge = bytes->size() + charge_bytes_;
   KVTIER_RETURN_IF_ERROR(MakeRoomInQuota(name.tenant, charge));
@@ -168,6 +175,10 @@ absl::StatusOr<PageCache::Inserted> PageCache::Insert(const PageName& name, Crc3
   if (found != shard.entries.end()) {  // Put meanwhile.
     account_->Release(name.tenant, charge);
     return Inserted{(*found)->page, false};
+  }
+  if (unless_beyond.has_value() && shard.removals != *unless_beyond) {
+    account_->Release(name.tenant, charge);
+    return absl::AbortedError("a page has been removed meanwhile");
   }
   PageRef page = std::make_shared<const Page>(
       std::move(*bytes), crc32c,
@@ -189,6 +200,7 @@ bool PageCache::Remove(const TenantId& tenant, const PageKey& key) {
   PageRef page;  // Freed after the lock.
   Shard& shard = ShardOf(key);
   MutexLock lock(&shard.mutex);
+  ++shard.removals;
   const auto found = shard.entries.find(ViewOf(tenant, key));
   if (found == shard.entries.end()) return false;
   page = Unlink(shard, *found);

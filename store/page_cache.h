@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <list>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -39,7 +40,12 @@ class PageCache {
   // Gives up others where there is no room. Takes `*bytes` if it returns a new page.
   // RESOURCE_EXHAUSTED: larger than the budget or the tenant's quota, or all else (of the tenant)
   // is being read now.
-  absl::StatusOr<Inserted> Insert(const PageName& name, Crc32c crc32c, std::string* bytes);
+  // ABORTED: Removals of the key is not `unless_beyond` any more. Who reads a page somewhere else,
+  // to insert it, asks for it before: what is removed meanwhile must not come back.
+  absl::StatusOr<Inserted> Insert(const PageName& name, Crc32c crc32c, std::string* bytes,
+                                  std::optional<uint64_t> unless_beyond = std::nullopt);
+  // Rises with each Remove of the key, and of others.
+  uint64_t Removals(const PageKey& key) const;
   // Whether it was here.
   bool Remove(const TenantId& tenant, const PageKey& key);
 
@@ -88,6 +94,7 @@ class PageCache {
     mutable Mutex mutex;
     List order ABSL_GUARDED_BY(mutex);
     absl::flat_hash_set<List::iterator, HashOf, Equal> entries ABSL_GUARDED_BY(mutex);
+    uint64_t removals ABSL_GUARDED_BY(mutex) = 0;
     // Of tenants with a quota; none is empty.
     absl::flat_hash_map<TenantId, std::unique_ptr<OwnOrder>> own ABSL_GUARDED_BY(mutex);
   };

@@ -7,6 +7,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "base/sync_point.h"
 #include "store/page_cache.h"
 
 namespace kvtier {
@@ -212,7 +213,9 @@ class PageStoreImpl final : public PageStore {
 
   absl::Status ReadFromDisk(const PageName& name, PageRef* page) {
     ++counters_.gets;
+    const uint64_t removals = host_.Removals(name.key);
     absl::StatusOr<std::string> bytes = disk_->Get(name);
+    KVTIER_SYNC_POINT("store.pages.after_disk_read");
     if (!bytes.ok()) {
       if (absl::IsNotFound(bytes.status())) {
         ++counters_.misses;
@@ -224,8 +227,9 @@ class PageStoreImpl final : public PageStore {
     }
     ++counters_.disk_hits;
     const Crc32c crc32c = ComputeCrc32c(AsBytes(*bytes));  // The tier has compared it.
-    const absl::StatusOr<PageCache::Inserted> inserted = host_.Insert(name, crc32c, &*bytes);
-    // Where there is no room in memory it is served all the same.
+    const absl::StatusOr<PageCache::Inserted> inserted =
+        host_.Insert(name, crc32c, &*bytes, removals);
+    // Where there is no room in memory, or it has been deleted since, it is served all the same.
     *page =
         inserted.ok() ? inserted->page : std::make_shared<const Page>(*std::move(bytes), crc32c);
     return absl::OkStatus();

@@ -28,8 +28,12 @@ struct PageTierUsage {
   uint64_t pages = 0;
   uint64_t bytes = 0;  // As charged: with what a page costs beside its bytes.
   uint64_t budget_bytes = 0;
-  uint64_t evicted = 0;       // Pages that went for want of room, since it was opened.
-  uint64_t records_lost = 0;  // Damaged records found when it was opened.
+  uint64_t evicted = 0;  // Pages that went for want of room, since it was opened.
+  // Found when it was opened: damaged records, places of the log of writes that could not be read,
+  // and whether nothing could be read, so that it began anew.
+  uint64_t records_lost = 0;
+  uint64_t log_damage = 0;
+  uint64_t resets = 0;
 };
 
 class PageTier {

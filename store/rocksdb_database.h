@@ -1,6 +1,6 @@
-// RocksDB in our own terms, and the only place that sees it: column families of segments and of
-// records, band files that come in whole and go out whole, and recovery from failed writes. Its
-// statuses and exceptions are mapped here:
+// The database of objects, RocksDB in our own terms: column families of segments and of records,
+// band files that come in whole and go out whole, and recovery from failed writes. Its statuses and
+// exceptions are mapped here:
 //   RESOURCE_EXHAUSTED  the disk is full, or memory
 //   DATA_LOSS           RocksDB found damage
 //   UNAVAILABLE         anything else that a file system does to one
@@ -29,6 +29,7 @@
 #include "absl/strings/string_view.h"
 #include "base/bytes.h"
 #include "base/mutex.h"
+#include "store/rocksdb_handle.h"
 
 namespace rocksdb {
 class Env;
@@ -49,18 +50,31 @@ class RocksDbDatabase {
   // What an open file of the usual size takes for its index (rocksdb_database_test measures it).
   static constexpr uint64_t kOpenFileBytes = uint64_t{16} << 10;
 
-  // `env` (may be null: the default) outlives the database. Families that an older build did not
-  // have are made, or, kReadOnly, are empty. kReadOnly changes nothing in the folder; whatever
-  // would write is then FAILED_PRECONDITION.
+  struct Options {
+    Mode mode = Mode::kReadWrite;
+    rocksdb::Env* env = nullptr;  // Outlives the database. Null: the default.
+    // What memory_bytes() may be, at least kMemoryBytesMin.
+    uint64_t memory_bytes = kMemoryBytesMax;
+    // What its files other than segments may take on the disk, beside the records themselves; 0:
+    // kFilesBytesMax. At least kFilesBytesMin.
+    uint64_t files_bytes = 0;
+    // Segments are read past the page cache, where the file system can (not with kReadOnly, which
+    // cannot try).
+    bool direct_reads = true;
+  };
+  static constexpr uint64_t kFilesBytesMin = uint64_t{1} << 20;
+  static constexpr uint64_t kFilesBytesMax = uint64_t{192} << 20;
+
+  // Families that an older build did not have are made, or, kReadOnly, are empty. kReadOnly changes
+  // nothing in the folder; whatever would write is then FAILED_PRECONDITION.
   // FAILED_PRECONDITION: in use by another process, or twice in this one.
-  // `memory_bytes`: what memory_bytes() may be, at least kMemoryBytesMin.
-  static absl::StatusOr<std::unique_ptr<RocksDbDatabase>> Open(
-      std::string folder, Mode mode, rocksdb::Env* env, uint64_t memory_bytes = kMemoryBytesMax);
+  static absl::StatusOr<std::unique_ptr<RocksDbDatabase>> Open(std::string folder,
+                                                               const Options& options);
   ~RocksDbDatabase();
 
   // Places of the write-ahead log that could not be read when the database was opened. A write that
   // was cut off by a loss of power looks the same as one that has rotted.
-  uint64_t log_damage() const;
+  uint64_t log_damage() const { return messages_.log_damage(); }
 
   // --- Records: small, through the write-ahead log, synced.
   struct RecordChange {
@@ -70,15 +84,15 @@ class RocksDbDatabase {
   };
   // All or nothing, durable once it returns OK. On an error the records are as they were for this
   // process; a crash may show either.
-  absl::Status WriteRecords(std::span<const RecordChange> changes) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status WriteRecords(std::span<const RecordChange> changes)
+      ABSL_LOCKS_EXCLUDED(write_mutex_);
   // Clears up after a write that failed. After OK nothing is in doubt, and bytes that only the
   // failed write named may go.
-  absl::Status EnsureWritable() ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status EnsureWritable() ABSL_LOCKS_EXCLUDED(write_mutex_);
   // Every record of a family, in key order. DATA_LOSS: RocksDB found damage; what came before it
   // has been visited.
   absl::Status VisitRecords(Family family,
-                            absl::FunctionRef<void(absl::string_view, absl::string_view)> visit)
-      ABSL_LOCKS_EXCLUDED(mutex_);
+                            absl::FunctionRef<void(absl::string_view, absl::string_view)> visit);
 
   // --- Segments: written to files of their own, outside the database, then taken in.
   struct Part {
@@ -86,82 +100,49 @@ class RocksDbDatabase {
     ByteSpan bytes;
   };
   // `parts` ascend by key and are not empty. Leaves no file unless it is whole and synced.
-  absl::Status WriteSegmentFile(const std::string& file, std::span<const Part> parts)
-      ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status WriteSegmentFile(const std::string& file, std::span<const Part> parts);
   // Moves the files in, all or none, durably.
   absl::Status IngestSegmentFiles(const std::vector<std::string>& files)
-      ABSL_LOCKS_EXCLUDED(mutex_);
+      ABSL_LOCKS_EXCLUDED(write_mutex_);
   // Copies the value into the front of `out`; returns its size. NOT_FOUND; DATA_LOSS when its
   // file is gone, or it is larger than `out`. RocksDB's checksums of it are not verified.
-  absl::StatusOr<size_t> ReadPart(const std::string& key, MutableByteSpan out)
-      ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<size_t> ReadPart(const std::string& key, MutableByteSpan out);
   // Removes all keys in [begin, end), whole files at once where they lie inside.
   absl::Status RemoveSegments(const std::string& begin, const std::string& end)
-      ABSL_LOCKS_EXCLUDED(mutex_);
+      ABSL_LOCKS_EXCLUDED(write_mutex_);
   struct SegmentFile {
     std::string first_key, last_key;
   };
-  absl::StatusOr<std::vector<SegmentFile>> ListSegmentFiles() ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<std::vector<SegmentFile>> ListSegmentFiles();
 
   // Memory that RocksDB takes for what outlives a call, now: tables of unflushed records, cached
   // blocks of records, indexes of open files. 0 while the database cannot be opened.
-  uint64_t memory_bytes() ABSL_LOCKS_EXCLUDED(mutex_);
+  uint64_t memory_bytes();
 
  private:
-  struct Handle;  // An open rocksdb::DB with its column families.
-  class Access;   // Keeps the handle from being closed.
-  class Messages;
+  RocksDbDatabase(std::string folder, const Options& options);
 
-  RocksDbDatabase(std::string folder, Mode mode, rocksdb::Env* env, uint64_t memory_bytes);
-
-  absl::StatusOr<std::unique_ptr<Handle>> OpenHandle(bool read_only);
-  bool HasDirectWrites();
-  absl::Status Reopen() ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_);
+  // Of all families together, before they are flushed.
+  uint64_t UnflushedBytesMax() const;
+  absl::StatusOr<std::unique_ptr<OpenRocksDb>> OpenFolder(bool read_only) const;
   absl::Status EnsureWritableLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_);
   absl::Status WriteBatch(std::span<const RecordChange> changes);
   // What undoes them: the present values.
   absl::StatusOr<std::vector<RecordChange>> Inverse(std::span<const RecordChange> changes);
-  void MarkFailed(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
 
   absl::Status CheckMode() const;
 
   const std::string folder_;
-  const Mode mode_;
-  rocksdb::Env* const env_;
-  const uint64_t memory_bytes_;
-  const std::shared_ptr<Messages> messages_;
-  bool direct_writes_ = false;  // Constant after Open.
+  const Options options_;
+  const RocksDbMessages messages_;
+  bool has_direct_io_ = false;  // Constant after Open.
+  RocksDbHandle handle_;
 
   // Held across disk writes, the one lock that is: what it orders are those writes. Readers never
-  // take it. Before mutex_.
+  // take it.
   Mutex write_mutex_;
   std::vector<RecordChange> undo_ ABSL_GUARDED_BY(write_mutex_);
-
-  Mutex mutex_;
-  CondVar changed_;
-  std::unique_ptr<Handle> handle_ ABSL_GUARDED_BY(mutex_);  // Null only while reopening failed.
-  int users_ ABSL_GUARDED_BY(mutex_) = 0;                   // Accesses that use the handle.
-  bool reopening_ ABSL_GUARDED_BY(mutex_) = false;
-  bool has_failed_ ABSL_GUARDED_BY(mutex_) = false;  // A write did since the last (re)open.
 };
-
-// Files beside the database, through the same Env.
-namespace rocksdb_files {
-absl::StatusOr<bool> Exists(rocksdb::Env* env, const std::string& path);
-absl::StatusOr<std::string> Read(rocksdb::Env* env, const std::string& path);
-// Whole and synced, or not there at all.
-absl::Status WriteAtomically(rocksdb::Env* env, const std::string& folder, const std::string& name,
-                             absl::string_view content);
-// Names of what is in it, in no order.
-absl::StatusOr<std::vector<std::string>> ListFolder(rocksdb::Env* env, const std::string& folder);
-// Creates the folder and those above it, as far as they are missing, durably: a folder is a name in
-// its parent, and without an fsync of that one a loss of power takes it with all that is in it.
-absl::Status CreateFolder(rocksdb::Env* env, const std::string& folder);
-// Creates the folder if it is missing; removes every file in it.
-absl::Status EmptyFolder(rocksdb::Env* env, const std::string& folder);
-// Fine if it is not there.
-absl::Status Remove(rocksdb::Env* env, const std::string& path);
-}  // namespace rocksdb_files
 
 }  // namespace kvtier
 

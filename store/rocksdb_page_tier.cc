@@ -20,70 +20,35 @@
 #include "rocksdb/options.h"
 #include "rocksdb/table.h"
 #include "rocksdb/write_batch.h"
-#include "store/rocksdb_database.h"
+#include "store/page_disk_format.h"
+#include "store/rocksdb_files.h"
+#include "store/rocksdb_handle.h"
 #include "store/rocksdb_status.h"
 
 namespace kvtier {
 namespace {
 
-constexpr char kFormat[] = "kvtier pages format 1\n";
+using page_disk_format::NameKey;
+using page_disk_format::Place;
+using page_disk_format::PositionKey;
 
 rocksdb::Slice ToSlice(absl::string_view text) { return {text.data(), text.size()}; }
 
-std::string PositionKey(uint64_t position) {
-  std::string key;
-  for (int shift = 56; shift >= 0; shift -= 8) key.push_back(static_cast<char>(position >> shift));
-  return key;
-}
-
-std::string NameKey(const PageName& name) {
-  return absl::StrCat(name.tenant.name(), absl::string_view("\0", 1), name.key.AsStringView());
-}
-
-std::optional<PageName> ParseNameKey(absl::string_view key) {
-  if (key.size() < PageKey::kSize + 1) return std::nullopt;
-  const size_t tenant_bytes = key.size() - PageKey::kSize - 1;
-  if (key[tenant_bytes] != '\0') return std::nullopt;
-  absl::StatusOr<TenantId> tenant = TenantId::FromString(key.substr(0, tenant_bytes));
-  absl::StatusOr<PageKey> page = PageKey::FromBytes(key.substr(tenant_bytes + 1));
-  if (!tenant.ok() || !page.ok()) return std::nullopt;
-  return PageName{*std::move(tenant), *page};
-}
-
-struct Place {
-  uint64_t position = 0;
-  PageDigest digest;
-};
-
-std::string EncodePlace(absl::string_view name_key, const Place& place) {
-  std::string value;
-  ByteWriter writer(&value);
-  writer.WriteU64(place.position);
-  writer.WriteU32(place.digest.bytes);
-  writer.WriteU32(place.digest.crc32c.value());
-  writer.WriteU32(ExtendCrc32c(ComputeCrc32c(AsBytes(name_key)), AsBytes(value)).value());
-  return value;
-}
-
-std::optional<Place> DecodePlace(absl::string_view name_key, absl::string_view value) {
-  constexpr size_t kBody = 16;
-  if (value.size() != kBody + sizeof(uint32_t)) return std::nullopt;
-  const std::byte* const at = AsBytes(value).data();
-  const Crc32c crc =
-      ExtendCrc32c(ComputeCrc32c(AsBytes(name_key)), AsBytes(value.substr(0, kBody)));
-  if (crc.value() != LoadLittleEndian<uint32_t>(at + kBody)) return std::nullopt;
-  return Place{.position = LoadLittleEndian<uint64_t>(at),
-               .digest = {.bytes = LoadLittleEndian<uint32_t>(at + 8),
-                          .crc32c = Crc32c(LoadLittleEndian<uint32_t>(at + 12))}};
-}
+constexpr uint64_t kWriteBufferBytesMax = uint64_t{64} << 20;
+// Names that are remembered while no write succeeds. Pages of others may come back: whole ones.
+constexpr size_t kInDoubtMax = 65536;
+constexpr uint64_t kMemoryBytesMin = uint64_t{256} << 10;
+constexpr uint64_t kMemoryBytesMax = kWriteBufferBytesMax / 2 * 5;
 
 // How the budget is spent. In 64ths, beside the window: the write-ahead log has up to 3 (RocksDB
 // flushes above 2, and a batch is at most 1), the newest file up to 2 before the oldest goes, the
 // names 1, files that wait for their removal on a busy machine 2; and the files hold 3 more than
 // the window, because whole files go.
 struct Shares {
-  explicit Shares(uint64_t budget)
-      : write_buffer(std::min(budget / 64, uint64_t{64} << 20)),
+  // Of the memory, 2 of 5 parts are the pages that are being written, 2 those that are being
+  // flushed, and less than 1 the same of names.
+  Shares(uint64_t budget, uint64_t memory)
+      : write_buffer(std::min({budget / 64, kWriteBufferBytesMax, memory / 5 * 2})),
         files(budget - 8 * write_buffer),
         window(budget - 11 * write_buffer) {}
   uint64_t write_buffer;
@@ -96,7 +61,10 @@ class RocksDbPageTier final : public PageTier {
   explicit RocksDbPageTier(const RocksDbPageTierOptions& options)
       : options_(options),
         env_(options.env != nullptr ? options.env : rocksdb::Env::Default()),
-        shares_(options.budget_bytes) {}
+        shares_(options.budget_bytes, options.memory_bytes == 0
+                                          ? kMemoryBytesMax
+                                          : std::max(options.memory_bytes, kMemoryBytesMin)),
+        handle_(options.folder, [this](bool read_only) { return OpenDatabase(read_only); }) {}
 
   absl::Status Open();
 
@@ -109,14 +77,12 @@ class RocksDbPageTier final : public PageTier {
   uint64_t ChargeOf(uint64_t bytes) const override { return bytes + kPageDiskOverheadBytes; }
 
  private:
-  struct Handle;  // An open rocksdb::DB with its column families.
-  class Access;   // Keeps the handle from being closed.
-
+  std::string DatabaseFolder() const { return options_.folder + "/db"; }
   absl::Status CheckFormat();
-  absl::StatusOr<std::unique_ptr<Handle>> OpenHandle(bool read_only);
-  // After a failed write RocksDB may refuse every other one: opens it anew. If that fails too (the
-  // disk is still full), for reading only.
-  absl::Status EnsureWritable() ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<std::unique_ptr<OpenRocksDb>> OpenDatabase(bool read_only);
+  // Pages are a cache: a database that cannot be opened for what is in it is begun anew, and what
+  // can be read of one that is damaged is served.
+  absl::Status OpenOrReset();
   absl::Status ReadNames();
 
   // Names that have left the window: not found any more, and busy until EndBusy.
@@ -125,6 +91,11 @@ class RocksDbPageTier final : public PageTier {
   bool Forget(const PageName& name, const std::optional<uint64_t>& position)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndBusy(std::span<const PageName> names) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Names whose page was refused by a write that failed, and may yet come back from RocksDB's log:
+  // removed with the next batch. Those in `own` may be; the others that are returned are busy until
+  // EndBusy.
+  std::vector<PageName> TakeInDoubt(std::span<const Write* const> own)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Durable, all or nothing. `pages` at the positions of `places`.
   absl::Status WriteBatch(std::span<const Write* const> pages, std::span<const Place> places,
                           std::span<const PageName> gone);
@@ -134,13 +105,12 @@ class RocksDbPageTier final : public PageTier {
   const RocksDbPageTierOptions options_;
   rocksdb::Env* const env_;
   const Shares shares_;
+  const RocksDbMessages messages_;
+  RocksDbHandle handle_;
+  bool has_found_damage_ = false;  // OpenDatabase's last attempt; it is called one at a time.
 
   Mutex mutex_;
-  CondVar changed_;  // Something is not busy any more, or the handle is not.
-  std::unique_ptr<Handle> handle_ ABSL_GUARDED_BY(mutex_);  // Null only while reopening failed.
-  int users_ ABSL_GUARDED_BY(mutex_) = 0;                   // Accesses that use the handle.
-  bool reopening_ ABSL_GUARDED_BY(mutex_) = false;
-  bool has_failed_ ABSL_GUARDED_BY(mutex_) = false;  // A write has, since the last (re)open.
+  CondVar changed_;  // Something is not busy any more.
   absl::flat_hash_map<PageName, Place> places_ ABSL_GUARDED_BY(mutex_);
   std::map<uint64_t, PageName> order_ ABSL_GUARDED_BY(mutex_);  // By position.
   // Being written or removed: who wants one of them waits, so that the first one's bytes stay.
@@ -150,62 +120,15 @@ class RocksDbPageTier final : public PageTier {
   absl::flat_hash_map<TenantId, uint64_t> bytes_of_ ABSL_GUARDED_BY(mutex_);  // None is 0.
   uint64_t evicted_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t records_lost_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t resets_ ABSL_GUARDED_BY(mutex_) = 0;
+  absl::flat_hash_set<PageName> in_doubt_ ABSL_GUARDED_BY(mutex_);  // None that places_ has.
 };
 
 // --- Opening -------------------------------------------------------------------------------------
 
-struct RocksDbPageTier::Handle {
-  std::unique_ptr<rocksdb::DB> db;
-  std::vector<rocksdb::ColumnFamilyHandle*> families;  // Default, pages, names.
-  bool read_only = false;
-
-  rocksdb::ColumnFamilyHandle* pages() const { return families[1]; }
-  rocksdb::ColumnFamilyHandle* names() const { return families[2]; }
-
-  ~Handle() {
-    if (db == nullptr) return;
-    const absl::Status closed = Rocks("close", [&] {
-      for (rocksdb::ColumnFamilyHandle* one : families) {
-        db->DestroyColumnFamilyHandle(one).PermitUncheckedError();
-      }
-      return db->Close();
-    });
-    if (!closed.ok()) KVTIER_LOG(WARNING) << closed.message();
-  }
-};
-
-// Waits while the database is being reopened.
-class RocksDbPageTier::Access {
- public:
-  explicit Access(RocksDbPageTier* tier) : tier_(tier) {
-    MutexLock lock(&tier->mutex_);
-    while (tier->reopening_) tier->changed_.Wait(&tier->mutex_);
-    handle_ = tier->handle_.get();
-    if (handle_ != nullptr) ++tier->users_;
-  }
-  ~Access() {
-    if (handle_ == nullptr) return;
-    MutexLock lock(&tier_->mutex_);
-    if (--tier_->users_ == 0) tier_->changed_.SignalAll();
-  }
-  Access(const Access&) = delete;
-  Access& operator=(const Access&) = delete;
-
-  absl::Status status() const {
-    return handle_ != nullptr ? absl::OkStatus()
-                              : absl::UnavailableError("the pages could not be opened again");
-  }
-  absl::Status writable() const {
-    KVTIER_RETURN_IF_ERROR(status());
-    return !handle_->read_only ? absl::OkStatus()
-                               : absl::UnavailableError("the pages are open for reading only");
-  }
-  Handle* operator->() const { return handle_; }
-
- private:
-  RocksDbPageTier* const tier_;
-  Handle* handle_;
-};
+// Families as OpenDatabase asks for them.
+rocksdb::ColumnFamilyHandle* PagesOf(const OpenRocksDb& opened) { return opened.families[1]; }
+rocksdb::ColumnFamilyHandle* NamesOf(const OpenRocksDb& opened) { return opened.families[2]; }
 
 absl::Status RocksDbPageTier::Open() {
   if (options_.budget_bytes < kPageDiskBudgetMin) {
@@ -216,21 +139,31 @@ absl::Status RocksDbPageTier::Open() {
   KVTIER_RETURN_IF_ERROR(rocksdb_files::CreateFolder(env_, options_.folder));
   KVTIER_RETURN_IF_ERROR(CheckFormat());
   // By us, because RocksDB does not sync the folder that names it.
-  KVTIER_RETURN_IF_ERROR(rocksdb_files::CreateFolder(env_, options_.folder + "/db"));
-  KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<Handle> handle, OpenHandle(/*read_only=*/false));
+  KVTIER_RETURN_IF_ERROR(rocksdb_files::CreateFolder(env_, DatabaseFolder()));
+  KVTIER_RETURN_IF_ERROR(OpenOrReset());
+  return ReadNames();
+}
+
+absl::Status RocksDbPageTier::OpenOrReset() {
+  const absl::Status opened = handle_.Open(/*read_only=*/false);
+  if (opened.ok() || !has_found_damage_) return opened;
+  KVTIER_LOG(ERROR) << opened.message() << "; pages begin anew";
+  KVTIER_RETURN_IF_ERROR(rocksdb_files::EmptyFolder(env_, DatabaseFolder()));
   {
     MutexLock lock(&mutex_);
-    handle_ = std::move(handle);
+    ++resets_;
   }
-  return ReadNames();
+  return handle_.Open(/*read_only=*/false);
 }
 
 absl::Status RocksDbPageTier::CheckFormat() {
   const std::string file = options_.folder + "/FORMAT";
   KVTIER_ASSIGN_OR_RETURN(const bool exists, rocksdb_files::Exists(env_, file));
-  if (!exists) return rocksdb_files::WriteAtomically(env_, options_.folder, "FORMAT", kFormat);
+  if (!exists)
+    return rocksdb_files::WriteAtomically(env_, options_.folder, "FORMAT",
+                                          page_disk_format::kFormatFile);
   KVTIER_ASSIGN_OR_RETURN(const std::string text, rocksdb_files::Read(env_, file));
-  if (text != kFormat) {
+  if (text != page_disk_format::kFormatFile) {
     return absl::FailedPreconditionError(
         absl::StrCat(options_.folder, ": pages of another format: \"",
                      absl::string_view(text).substr(0, text.find('\n')), "\""));
@@ -238,8 +171,7 @@ absl::Status RocksDbPageTier::CheckFormat() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<RocksDbPageTier::Handle>> RocksDbPageTier::OpenHandle(
-    bool read_only) {
+absl::StatusOr<std::unique_ptr<OpenRocksDb>> RocksDbPageTier::OpenDatabase(bool read_only) {
   rocksdb::DBOptions options;
   options.env = env_;
   options.create_if_missing = true;
@@ -248,9 +180,7 @@ absl::StatusOr<std::unique_ptr<RocksDbPageTier::Handle>> RocksDbPageTier::OpenHa
   options.wal_recovery_mode = rocksdb::WALRecoveryMode::kSkipAnyCorruptedRecords;
   options.max_open_files = -1;  // FIFO compaction wants it. Each file has a 64th of the budget.
   options.max_total_wal_size = 2 * shares_.write_buffer;
-  options.keep_log_file_num = 4;
-  options.max_log_file_size = 1 << 20;
-  options.info_log_level = rocksdb::WARN_LEVEL;
+  options.info_log = messages_.logger();
   options.stats_dump_period_sec = 0;
   options.stats_persist_period_sec = 0;
   options.max_bgerror_resume_count = 0;  // We recover from failed writes ourselves.
@@ -281,62 +211,36 @@ absl::StatusOr<std::unique_ptr<RocksDbPageTier::Handle>> RocksDbPageTier::OpenHa
 
   const std::vector<rocksdb::ColumnFamilyDescriptor> families = {
       {rocksdb::kDefaultColumnFamilyName, names}, {"pages", pages}, {"names", names}};
-  const std::string folder = options_.folder + "/db";
-  auto handle = std::make_unique<Handle>();
-  handle->read_only = read_only;
-  const absl::Status opened = Rocks(absl::StrCat("open ", folder), [&] {
-    rocksdb::DB* db = nullptr;
-    const rocksdb::Status status =
-        read_only ? rocksdb::DB::OpenForReadOnly(options, folder, families, &handle->families, &db)
-                  : rocksdb::DB::Open(options, folder, families, &handle->families, &db);
-    handle->db.reset(db);
-    return status;
-  });
-  if (absl::StrContains(opened.message(), "/LOCK")) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(folder, " is in use by another process: ", opened.message()));
+  bool is_lost = false;
+  absl::StatusOr<std::unique_ptr<OpenRocksDb>> opened =
+      OpenRocks(DatabaseFolder(), options, families, read_only, &is_lost);
+  if (!opened.ok() && is_lost) {
+    // Without paranoid checks RocksDB opens what is left when a file of pages is gone.
+    KVTIER_LOG(ERROR) << opened.status().message() << "; opening what is intact";
+    options.paranoid_checks = false;
+    opened = OpenRocks(DatabaseFolder(), options, families, read_only, &is_lost);
   }
-  KVTIER_RETURN_IF_ERROR(opened);
-  KVTIER_CHECK_GE(handle->db->GetOptions(handle->families[1]).ttl, kNever)
+  has_found_damage_ = is_lost;
+  KVTIER_RETURN_IF_ERROR(opened.status());
+  KVTIER_CHECK_GE((*opened)->db->GetOptions(PagesOf(**opened)).ttl, kNever)
       << "RocksDB would remove pages by age";
-  return handle;
-}
-
-absl::Status RocksDbPageTier::EnsureWritable() {
-  std::unique_ptr<Handle> old;
-  {
-    MutexLock lock(&mutex_);
-    while (reopening_) changed_.Wait(&mutex_);
-    if (!has_failed_ && handle_ != nullptr) return absl::OkStatus();
-    reopening_ = true;
-    while (users_ > 0) changed_.Wait(&mutex_);
-    old = std::move(handle_);
-  }
-  old.reset();  // RocksDB holds a lock on the folder.
-  absl::StatusOr<std::unique_ptr<Handle>> handle = OpenHandle(/*read_only=*/false);
-  const absl::Status opened = handle.status();
-  if (!opened.ok()) handle = OpenHandle(/*read_only=*/true);
-  MutexLock lock(&mutex_);
-  if (handle.ok()) handle_ = *std::move(handle);
-  has_failed_ = !opened.ok();
-  reopening_ = false;
-  changed_.SignalAll();
   return opened;
 }
 
 absl::Status RocksDbPageTier::ReadNames() {
-  const Access access(this);
+  const RocksDbHandle::Access access(&handle_);
   KVTIER_RETURN_IF_ERROR(access.status());
   MutexLock lock(&mutex_);
+  bool is_file_gone = false;
   const absl::Status read = Rocks("read names", [&] {
     const std::unique_ptr<rocksdb::Iterator> records(
-        access->db->NewIterator(rocksdb::ReadOptions(), access->names()));
+        access->db->NewIterator(rocksdb::ReadOptions(), NamesOf(*access)));
     for (records->SeekToFirst(); records->Valid(); records->Next()) {
       mutex_.AssertHeld();
       const absl::string_view key(records->key().data(), records->key().size());
       const absl::string_view value(records->value().data(), records->value().size());
-      std::optional<PageName> name = ParseNameKey(key);
-      const std::optional<Place> place = DecodePlace(key, value);
+      const std::optional<PageName> name = page_disk_format::ParseNameKey(key);
+      const std::optional<Place> place = page_disk_format::DecodePlace(key, value);
       if (!name.has_value() || !place.has_value()) {
         ++records_lost_;
         continue;
@@ -344,9 +248,10 @@ absl::Status RocksDbPageTier::ReadNames() {
       Publish(*name, *place);
       next_position_ = std::max(next_position_, place->position + ChargeOf(place->digest.bytes));
     }
+    is_file_gone = records->status().IsPathNotFound();
     return records->status();
   });
-  if (absl::IsDataLoss(read)) {
+  if (absl::IsDataLoss(read) || is_file_gone) {
     // Pages behind the damage are misses from now on; the others are served.
     KVTIER_LOG(ERROR) << options_.folder << ": " << read.message();
     ++records_lost_;
@@ -417,7 +322,9 @@ PageTierUsage RocksDbPageTier::Usage() {
           .bytes = bytes_,
           .budget_bytes = options_.budget_bytes,
           .evicted = evicted_,
-          .records_lost = records_lost_};
+          .records_lost = records_lost_,
+          .log_damage = messages_.log_damage(),
+          .resets = resets_};
 }
 
 uint64_t RocksDbPageTier::BytesOf(const TenantId& tenant) {
@@ -428,37 +335,68 @@ uint64_t RocksDbPageTier::BytesOf(const TenantId& tenant) {
 
 // --- Writing -------------------------------------------------------------------------------------
 
+std::vector<PageName> RocksDbPageTier::TakeInDoubt(std::span<const Write* const> own) {
+  std::vector<PageName> taken;
+  for (auto name = in_doubt_.begin(); name != in_doubt_.end();) {
+    const bool is_own =
+        std::ranges::any_of(own, [&](const Write* page) { return page->name == *name; });
+    // Somebody who writes it now takes care of it himself.
+    if (!is_own && !busy_.insert(*name).second) {
+      ++name;
+      continue;
+    }
+    if (!is_own) taken.push_back(*name);
+    in_doubt_.erase(name++);
+  }
+  return taken;
+}
+
 absl::Status RocksDbPageTier::WriteBatch(std::span<const Write* const> pages,
                                          std::span<const Place> places,
                                          std::span<const PageName> gone) {
-  KVTIER_RETURN_IF_ERROR(EnsureWritable());
-  const Access access(this);
-  KVTIER_RETURN_IF_ERROR(access.writable());
-  const absl::Status written = Rocks("write pages", [&] {
-    rocksdb::WriteBatch batch;
-    rocksdb::Status status;
-    // First, so that a page that went and is put again is there afterwards.
-    for (const PageName& name : gone) {
-      if (status.ok()) status = batch.Delete(access->names(), NameKey(name));
-    }
-    for (size_t i = 0; i < pages.size(); ++i) {
-      const std::string name_key = NameKey(pages[i]->name);
-      if (status.ok()) {
-        status =
-            batch.Put(access->pages(), PositionKey(places[i].position), ToSlice(pages[i]->bytes));
-      }
-      if (status.ok())
-        status = batch.Put(access->names(), name_key, EncodePlace(name_key, places[i]));
-    }
-    rocksdb::WriteOptions options;
-    options.sync = true;
-    return status.ok() ? access->db->Write(options, &batch) : status;
-  });
-  if (!written.ok()) {
-    KVTIER_LOG(ERROR) << options_.folder << ": " << written.message();
+  KVTIER_RETURN_IF_ERROR(handle_.EnsureWritable());
+  std::vector<PageName> in_doubt;
+  {
     MutexLock lock(&mutex_);
-    has_failed_ = true;
+    in_doubt = TakeInDoubt(pages);
   }
+  const absl::Status written = [&]() -> absl::Status {
+    const RocksDbHandle::Access access(&handle_);
+    KVTIER_RETURN_IF_ERROR(access.writable());
+    return Rocks("write pages", [&] {
+      rocksdb::WriteBatch batch;
+      rocksdb::Status status;
+      // First, so that a page that went and is put again is there afterwards.
+      for (const std::span<const PageName> names : {std::span<const PageName>(in_doubt), gone}) {
+        for (const PageName& name : names) {
+          if (status.ok()) status = batch.Delete(NamesOf(*access), NameKey(name));
+        }
+      }
+      for (size_t i = 0; i < pages.size(); ++i) {
+        const std::string name_key = NameKey(pages[i]->name);
+        if (status.ok()) {
+          status = batch.Put(PagesOf(*access), PositionKey(places[i].position),
+                             ToSlice(pages[i]->bytes));
+        }
+        if (status.ok()) {
+          status = batch.Put(NamesOf(*access), name_key,
+                             page_disk_format::EncodePlace(name_key, places[i]));
+        }
+      }
+      rocksdb::WriteOptions options;
+      options.sync = true;
+      return status.ok() ? access->db->Write(options, &batch) : status;
+    });
+  }();
+  if (!written.ok()) {
+    handle_.MarkFailed(written);
+    MutexLock lock(&mutex_);
+    in_doubt_.insert(in_doubt.begin(), in_doubt.end());
+    for (const Write* page : pages) {
+      if (in_doubt_.size() < kInDoubtMax) in_doubt_.insert(page->name);
+    }
+  }
+  EndBusy(in_doubt);
   return written;
 }
 
@@ -509,8 +447,8 @@ std::vector<absl::Status> RocksDbPageTier::Put(std::span<const Write> pages) {
         first_of.erase(first);
         statuses[i] = absl::ResourceExhaustedError(
             absl::StrCat("a page of ", page.bytes.size(), " bytes; with page_disk_mib of ",
-                         options_.budget_bytes, " bytes the largest is ",
-                         shares_.write_buffer - kPageDiskOverheadBytes));
+                         options_.budget_bytes, " bytes and what page_host_mib leaves for writing ",
+                         "them the largest is ", shares_.write_buffer - kPageDiskOverheadBytes));
       } else if (is_first && there == places_.end()) {
         wanted.push_back(i);
         busy_.insert(page.name);
@@ -577,17 +515,23 @@ absl::StatusOr<std::string> RocksDbPageTier::Get(const PageName& name) {
   std::string bytes;
   rocksdb::ReadOptions options;
   options.verify_checksums = false;  // Ours covers the page, and the hardware computes it.
+  bool is_file_gone = false;
   const absl::Status read = [&]() -> absl::Status {
-    const Access access(this);
+    const RocksDbHandle::Access access(&handle_);
     KVTIER_RETURN_IF_ERROR(access.status());
     return Rocks("read a page", [&] {
-      return access->db->Get(options, access->pages(), PositionKey(place.position), &bytes);
+      const rocksdb::Status status =
+          access->db->Get(options, PagesOf(*access), PositionKey(place.position), &bytes);
+      is_file_gone = status.IsPathNotFound();
+      return status;
     });
   }();
   const bool is_intact = read.ok() && bytes.size() == place.digest.bytes &&
                          ComputeCrc32c(AsBytes(bytes)) == place.digest.crc32c;
   if (is_intact) return bytes;
-  if (!read.ok() && !absl::IsNotFound(read) && !absl::IsDataLoss(read)) return read;
+  if (!read.ok() && !absl::IsNotFound(read) && !absl::IsDataLoss(read) && !is_file_gone) {
+    return read;
+  }
   bool is_ours = false;  // To remove; somebody else may be at it.
   {
     MutexLock lock(&mutex_);
@@ -603,6 +547,10 @@ absl::StatusOr<std::string> RocksDbPageTier::Get(const PageName& name) {
 }
 
 }  // namespace
+
+uint64_t RocksDbPageMemoryBytes(uint64_t host_budget_bytes) {
+  return std::clamp(host_budget_bytes / 4, kMemoryBytesMin, kMemoryBytesMax);
+}
 
 absl::StatusOr<std::unique_ptr<PageTier>> OpenRocksDbPageTier(
     const RocksDbPageTierOptions& options) {

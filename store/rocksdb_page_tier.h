@@ -1,18 +1,14 @@
 // Pages in a RocksDB database of their own, beside the one of objects: a burst of pages must not
 // hold up the records of objects, nor a failure of one database the other.
-//
-//   FORMAT   text file: "kvtier pages format 1\n"
-//   db/      RocksDB, two column families beside the default one, written in one synced batch:
-//     pages  position (u64 big endian) -> the page's bytes
-//     names  tenant name ++ 0x00 ++ page key (32 bytes)
-//              -> u64 position ++ u32 bytes ++ CRC32C of the page ++ CRC32C
+// Format: store/page_disk_format.h.
 //
 // Positions only rise: they count bytes written, kDiskOverheadBytes more for each page. What lies
 // further back than the budget's window is gone: its name at the same moment, its bytes when
 // RocksDB drops the oldest file (FIFO compaction: whole files go, nothing is ever rewritten).
-// Numbers are little endian where not said otherwise; the last CRC32C covers the record's key and
-// what is before it. Names and positions of all pages are in memory, about 300 bytes each, and are
-// read at start-up.
+// Names and positions of all pages are in memory, about 300 bytes each, and are read at start-up.
+//
+// Pages are a cache: damage never keeps a store from starting. A file that is gone costs its pages;
+// a database that cannot be opened at all is begun anew. Both are counted.
 #ifndef KVTIER_STORE_ROCKSDB_PAGE_TIER_H_
 #define KVTIER_STORE_ROCKSDB_PAGE_TIER_H_
 
@@ -38,12 +34,20 @@ struct RocksDbPageTierOptions {
   // Of all files together. At least kPageDiskBudgetMin. A page, and what is written at once, may
   // have a 64th of it.
   uint64_t budget_bytes = 0;
+  // Of what is not on disk yet. A page, and what is written at once, may have two fifths of it. The
+  // less, the more files. 0: 160 MiB.
+  uint64_t memory_bytes = 0;
   rocksdb::Env* env = nullptr;  // Not owned; tests inject faults here. Null: the default.
 };
 inline constexpr uint64_t kPageDiskBudgetMin = uint64_t{16} << 20;
 
+// How much of a budget of host memory for pages is to be RocksDB's: a quarter, between 256 KiB and
+// 160 MiB.
+uint64_t RocksDbPageMemoryBytes(uint64_t host_budget_bytes);
+
 // INVALID_ARGUMENT: the budget is too small. FAILED_PRECONDITION: pages of another format version
-// (named), or in use by another process. UNAVAILABLE, DATA_LOSS: the folder cannot be opened.
+// (named), or in use by another process. UNAVAILABLE, RESOURCE_EXHAUSTED: the folder cannot be
+// opened.
 absl::StatusOr<std::unique_ptr<PageTier>> OpenRocksDbPageTier(
     const RocksDbPageTierOptions& options);
 

@@ -1,134 +1,20 @@
 #include "store/rocksdb_tier.h"
 
 #include <algorithm>
-#include <map>
 #include <optional>
-#include <set>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "base/aligned_bytes.h"
 #include "base/log.h"
-#include "base/mutex.h"
 #include "base/status_macros.h"
 #include "base/sync_point.h"
 #include "kvcache/segment.h"
 #include "store/disk_format.h"
-#include "store/folder_lock.h"
-#include "store/rocksdb_database.h"
-#include "store/turns.h"
+#include "store/rocksdb_files.h"
+#include "store/rocksdb_tier_impl.h"
 
 namespace kvtier {
-namespace {
-
-using disk_format::ObjectName;
-using Family = RocksDbDatabase::Family;
-using RecordChange = RocksDbDatabase::RecordChange;
-
-// Per upload, operations that change it take turns; readers never wait for them. `mutex_` is held
-// for memory only.
-//
-//   1. uploads_[u].charges has one entry per band that Get serves: BandCount.
-//   2. Bands [0, ingested) are in RocksDB, bands [ingested, BandCount) are staged: their bytes in
-//      memory (the caller's segments, not copies), their file in staging/.
-//   3. Files of bands from BandCount on may linger below `reclaim_end` if their removal failed;
-//   they
-//      stay charged (unreclaimed_bytes) and go before a band of that number is put again.
-//   4. recorded_bands is what the residency record says; 0 means that there is none.
-class RocksDbTier final : public DurableTier {
- public:
-  explicit RocksDbTier(const RocksDbTierOptions& options) : options_(options) {}
-
-  absl::Status Open();
-
-  absl::Status PutBand(const Manifest& manifest, BandIndex band,
-                       std::span<const SegmentRef> layers) override;
-  absl::StatusOr<SegmentRef> Get(const Manifest& manifest, BandIndex band,
-                                 LayerIndex layer) override;
-  absl::Status DropBands(const UploadId& upload, uint32_t band_count) override;
-  uint32_t BandCount(const UploadId& upload) override;
-  uint32_t SealedBands(const UploadId& upload) override;
-  TierUsage Usage() override;
-
-  absl::Status Seal(const TenantId& tenant, const Manifest& manifest,
-                    absl::Time sealed_at) override {
-    return SealPrefix(tenant, manifest, static_cast<uint32_t>(manifest.bands.size()), sealed_at);
-  }
-  absl::Status SealPrefix(const TenantId& tenant, const Manifest& manifest, uint32_t band_count,
-                          absl::Time sealed_at) override;
-  absl::Status LowerResidency(const UploadId& upload, uint32_t band_count) override;
-  absl::Status Unseal(const TenantId& tenant, const Key& key, const UploadId& upload) override;
-  absl::Status SetAttributes(const UploadId& upload, const ObjectAttributes& attributes) override;
-  absl::StatusOr<std::vector<SealedObject>> Recover() override;
-  uint64_t ChargeOf(const BandEntry& band) const override {
-    return disk_format::BandChargeBytes(band);
-  }
-  DurableCounters counters() override {
-    MutexLock lock(&mutex_);
-    DurableCounters counters = counters_;
-    counters.log_damage = database_->log_damage();
-    return counters;
-  }
-
- private:
-  struct StagedBand {
-    std::string file;                  // Empty if the band has no bytes.
-    std::vector<SegmentRef> segments;  // [layers]
-  };
-  struct UploadState {
-    std::vector<uint64_t> charges;  // [bands], bytes against the budget
-    uint32_t ingested = 0;
-    std::vector<StagedBand> staged;  // [bands - ingested]
-    uint32_t reclaim_end = 0;
-    uint64_t unreclaimed_bytes = 0;
-    uint32_t recorded_bands = 0;
-    std::optional<ObjectName> name;  // Whose object record it is or was.
-    bool has_attributes = false;     // There is an attributes record.
-  };
-
-  std::string StagingFolder() const { return options_.folder + "/staging"; }
-  std::string StagedFile(const UploadId& upload, BandIndex band) const {
-    return absl::StrCat(StagingFolder(), "/", upload.ToHex(), "-", band.value(), ".sst");
-  }
-  // Turns are per upload; Seal touches two but removes nothing of the replaced one.
-  Turns::Turn TakeTurn(const UploadId& upload) { return turns_.Take(upload.ToHex()); }
-
-  absl::StatusOr<uint32_t> FormatVersion();
-  absl::Status WriteBandFile(const std::string& file, const Manifest& manifest, BandIndex band,
-                             std::span<const SegmentRef> layers);
-  absl::Status IngestStaged(const UploadId& upload);
-  absl::StatusOr<SegmentRef> ReadSegment(const Manifest& manifest, BandIndex band,
-                                         LayerIndex layer);
-  absl::Status LowerRecord(const UploadId& upload, uint32_t band_count);
-  // The bands from `band_count` on that are not ingested. REQUIRES: the upload's turn.
-  absl::Status DropStaged(const UploadId& upload, uint32_t band_count);
-  // Removes the files of bands that are no longer served.
-  absl::Status Reclaim(const UploadId& upload);
-
-  using SealedObjects = std::map<UploadId, SealedObject>;
-  absl::Status VisitRecords(Family family,
-                            absl::FunctionRef<void(absl::string_view, absl::string_view)> visit);
-  // While false, Recover deletes nothing.
-  bool MayDelete() const { return !options_.read_only && !is_scan_cut_short_; }
-  absl::StatusOr<SealedObjects> ScanRecords();
-  absl::Status RemoveUnnamed(SealedObjects* sealed);
-  void GiveUpRecord(Family family, absl::string_view key, const absl::Status& why,
-                    std::vector<RecordChange>* changes);
-
-  const RocksDbTierOptions options_;
-  std::unique_ptr<FolderLock> folder_lock_;
-  std::unique_ptr<RocksDbDatabase> database_;
-  bool is_scan_cut_short_ = false;  // Recover's own.
-
-  Turns turns_;
-  Mutex mutex_;
-  std::map<UploadId, UploadState> uploads_ ABSL_GUARDED_BY(mutex_);
-  std::map<ObjectName, UploadId> current_ ABSL_GUARDED_BY(mutex_);  // As the object records say.
-  uint64_t used_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
-  uint64_t drop_count_ ABSL_GUARDED_BY(mutex_) = 0;  // Tells a reader that bands went meanwhile.
-  DurableCounters counters_ ABSL_GUARDED_BY(mutex_);
-};
 
 // --- Opening -------------------------------------------------------------------------------------
 
@@ -149,12 +35,16 @@ absl::Status RocksDbTier::Open() {
       FolderLock::Take(options_.folder,
                        options_.read_only ? FolderLock::Kind::kShared : FolderLock::Kind::kSole));
   const std::string database = options_.folder + "/db";
-  const uint64_t memory_bytes =
-      options_.memory_bytes != 0 ? options_.memory_bytes : RocksDbDatabase::kMemoryBytesMax;
+  const RocksDbDatabase::Options database_options = {
+      .mode =
+          options_.read_only ? RocksDbDatabase::Mode::kReadOnly : RocksDbDatabase::Mode::kReadWrite,
+      .env = options_.env,
+      .memory_bytes =
+          options_.memory_bytes != 0 ? options_.memory_bytes : RocksDbDatabase::kMemoryBytesMax,
+      .files_bytes = options_.files_bytes,
+      .direct_reads = options_.direct_reads};
   if (options_.read_only) {
-    KVTIER_ASSIGN_OR_RETURN(
-        database_, RocksDbDatabase::Open(database, RocksDbDatabase::Mode::kReadOnly, options_.env,
-                                         memory_bytes));
+    KVTIER_ASSIGN_OR_RETURN(database_, RocksDbDatabase::Open(database, database_options));
     return absl::OkStatus();
   }
   if (format != disk_format::kStoreFormatVersion) {
@@ -164,11 +54,7 @@ absl::Status RocksDbTier::Open() {
   }
   // First: RocksDB may need the room to open.
   KVTIER_RETURN_IF_ERROR(rocksdb_files::EmptyFolder(options_.env, StagingFolder()));
-  // RocksDB would create it too, but its name would not be durable.
-  KVTIER_RETURN_IF_ERROR(rocksdb_files::CreateFolder(options_.env, database));
-  KVTIER_ASSIGN_OR_RETURN(
-      database_, RocksDbDatabase::Open(database, RocksDbDatabase::Mode::kReadWrite, options_.env,
-                                       memory_bytes));
+  KVTIER_ASSIGN_OR_RETURN(database_, RocksDbDatabase::Open(database, database_options));
   return absl::OkStatus();
 }
 
@@ -225,7 +111,8 @@ absl::Status RocksDbTier::PutBand(const Manifest& manifest, BandIndex band,
   }
 
   KVTIER_SYNC_POINT("store.put_band.before_file");
-  const std::string file = charge == 0 ? "" : StagedFile(upload, band);
+  const bool is_empty = manifest.bands[band.value()].encoded_bytes() == 0;
+  const std::string file = is_empty ? "" : StagedFile(upload, band);
   const absl::Status written = WriteBandFile(file, manifest, band, layers);
   KVTIER_SYNC_POINT("store.put_band.after_file");
 
@@ -533,159 +420,15 @@ absl::Status RocksDbTier::Reclaim(const UploadId& upload) {
   return absl::OkStatus();
 }
 
-// --- Start-up ------------------------------------------------------------------------------------
-
-void RocksDbTier::GiveUpRecord(Family family, absl::string_view key, const absl::Status& why,
-                               std::vector<RecordChange>* changes) {
-  KVTIER_LOG(ERROR) << options_.folder << ": record not usable: " << why.message();
-  changes->push_back({family, std::string(key), std::nullopt});
-  MutexLock lock(&mutex_);
-  ++counters_.records_lost;
-}
-
-// A damaged block of records ends the scan: what came before it is served. What is behind it may
-// be intact, so from now on nothing is deleted for want of a record.
-absl::Status RocksDbTier::VisitRecords(
-    Family family, absl::FunctionRef<void(absl::string_view, absl::string_view)> visit) {
-  const absl::Status visited = database_->VisitRecords(family, visit);
-  if (!absl::IsDataLoss(visited)) return visited;
-  KVTIER_LOG(ERROR) << options_.folder << ": records cannot be read to the end, so nothing is "
-                    << "deleted: " << visited.message();
-  is_scan_cut_short_ = true;
-  MutexLock lock(&mutex_);
-  ++counters_.records_lost;
-  return absl::OkStatus();
-}
-
-// Objects whose records are intact; what is not intact is removed, if we may.
-absl::StatusOr<RocksDbTier::SealedObjects> RocksDbTier::ScanRecords() {
-  std::vector<RecordChange> changes;
-  std::map<UploadId, uint32_t> resident;
-  KVTIER_RETURN_IF_ERROR(
-      VisitRecords(Family::kResidency, [&](absl::string_view key, absl::string_view value) {
-        const absl::StatusOr<UploadId> upload = UploadId::FromBytes(key);
-        const absl::StatusOr<uint32_t> bands =
-            upload.ok() ? disk_format::DecodeResidencyRecord(*upload, value) : upload.status();
-        if (!bands.ok()) return GiveUpRecord(Family::kResidency, key, bands.status(), &changes);
-        resident[*upload] = *bands;
-      }));
-  SealedObjects sealed;
-  KVTIER_RETURN_IF_ERROR(VisitRecords(Family::kObjects, [&](absl::string_view key,
-                                                            absl::string_view value) {
-    absl::StatusOr<disk_format::ObjectRecord> record = disk_format::DecodeObjectRecord(key, value);
-    if (!record.ok()) return GiveUpRecord(Family::kObjects, key, record.status(), &changes);
-    const UploadId upload = record->manifest.upload_id;
-    const auto bands = resident.find(upload);
-    if (bands == resident.end() || bands->second == 0 ||
-        bands->second > record->manifest.bands.size()) {
-      return GiveUpRecord(Family::kObjects, key, absl::DataLossError("no residency record"),
-                          &changes);
-    }
-    sealed[upload] = SealedObject{std::move(record->name.tenant),
-                                  std::make_shared<const Manifest>(std::move(record->manifest)),
-                                  bands->second, record->sealed_at, ObjectAttributes()};
-  }));
-  KVTIER_RETURN_IF_ERROR(
-      VisitRecords(Family::kAttributes, [&](absl::string_view key, absl::string_view value) {
-        const absl::StatusOr<UploadId> upload = UploadId::FromBytes(key);
-        const absl::StatusOr<ObjectAttributes> attributes =
-            upload.ok() ? disk_format::DecodeAttributesRecord(*upload, value) : upload.status();
-        if (!attributes.ok()) {
-          return GiveUpRecord(Family::kAttributes, key, attributes.status(), &changes);
-        }
-        const auto object = sealed.find(*upload);
-        if (object != sealed.end()) {
-          object->second.attributes = *attributes;
-        } else {  // Of an upload that was not sealed after all, or has gone.
-          changes.push_back({Family::kAttributes, std::string(key), std::nullopt});
-        }
-      }));
-  for (const auto& [upload, bands] : resident) {
-    if (sealed.contains(upload)) continue;  // Its object was replaced, removed or lost.
-    changes.push_back({Family::kResidency, std::string(upload.AsStringView()), std::nullopt});
-  }
-  if (!changes.empty() && MayDelete()) KVTIER_RETURN_IF_ERROR(database_->WriteRecords(changes));
-  return sealed;
-}
-
-// Removes the files that no record names, if we may; lowers `resident_bands` where files are not
-// there.
-absl::Status RocksDbTier::RemoveUnnamed(SealedObjects* sealed) {
-  std::map<UploadId, std::set<uint32_t>> bands_there;
-  std::map<UploadId, uint32_t> first_unnamed;
-  KVTIER_ASSIGN_OR_RETURN(const auto files, database_->ListSegmentFiles());
-  for (const RocksDbDatabase::SegmentFile& file : files) {
-    const auto first = disk_format::ParsePartKey(file.first_key);
-    if (!first.has_value()) continue;
-    const auto object = sealed->find(first->upload);
-    const uint32_t named = object == sealed->end() ? 0 : object->second.resident_bands;
-    if (first->band.value() >= named) {
-      first_unnamed[first->upload] = named;
-    } else {
-      bands_there[first->upload].insert(first->band.value());
-    }
-  }
-  if (!MayDelete()) first_unnamed.clear();
-  for (const auto& [upload, band] : first_unnamed) {
-    KVTIER_RETURN_IF_ERROR(database_->RemoveSegments(
-        disk_format::BandBegin(upload, BandIndex(band)), disk_format::UploadEnd(upload)));
-    KVTIER_SYNC_POINT("store.recover.after_orphan");
-    MutexLock lock(&mutex_);
-    ++counters_.orphans_removed;
-  }
-  for (auto& [upload, object] : *sealed) {
-    uint32_t whole = 0;
-    while (whole < object.resident_bands && (object.manifest->bands[whole].encoded_bytes() == 0 ||
-                                             bands_there[upload].contains(whole))) {
-      ++whole;
-    }
-    if (whole == object.resident_bands) continue;
-    KVTIER_LOG(ERROR) << options_.folder << ": upload " << upload.ToHex()
-                      << " has lost its bands from " << whole << " on";
-    MutexLock lock(&mutex_);
-    counters_.bands_lost += object.resident_bands - whole;
-    object.resident_bands = whole;
-  }
-  return absl::OkStatus();
-}
-
-absl::StatusOr<std::vector<SealedObject>> RocksDbTier::Recover() {
-  KVTIER_ASSIGN_OR_RETURN(SealedObjects sealed, ScanRecords());
-  std::map<UploadId, uint32_t> recorded;
-  for (const auto& [upload, object] : sealed) recorded[upload] = object.resident_bands;
-  KVTIER_RETURN_IF_ERROR(RemoveUnnamed(&sealed));
-
-  std::vector<SealedObject> objects;
-  std::vector<UploadId> lowered;
-  for (auto& [upload, object] : sealed) {
-    if (object.resident_bands != recorded[upload]) lowered.push_back(upload);
-    MutexLock lock(&mutex_);
-    UploadState& state = uploads_[upload];
-    for (uint32_t band = 0; band < object.resident_bands; ++band) {
-      state.charges.push_back(disk_format::BandChargeBytes(object.manifest->bands[band]));
-      used_bytes_ += state.charges.back();
-    }
-    state.ingested = object.resident_bands;
-    state.reclaim_end = recorded[upload];
-    state.recorded_bands = recorded[upload];
-    state.name = ObjectName{object.tenant, object.manifest->key};
-    state.has_attributes = object.attributes != ObjectAttributes();
-    current_[*state.name] = upload;
-    if (object.resident_bands > 0) objects.push_back(std::move(object));
-  }
-  if (!MayDelete()) lowered.clear();
-  for (const UploadId& upload : lowered) {
-    KVTIER_RETURN_IF_ERROR(DropBands(upload, BandCount(upload)));
-  }
-  return objects;
-}
-
-}  // namespace
-
 absl::StatusOr<std::unique_ptr<DurableTier>> OpenRocksDbTier(const RocksDbTierOptions& options) {
   auto tier = std::make_unique<RocksDbTier>(options);
   KVTIER_RETURN_IF_ERROR(tier->Open());
   return tier;
+}
+
+uint64_t RocksDbFilesBytes(uint64_t disk_budget_bytes) {
+  return std::clamp(disk_budget_bytes / 32, RocksDbDatabase::kFilesBytesMin,
+                    RocksDbDatabase::kFilesBytesMax);
 }
 
 uint64_t RocksDbMemoryBytes(uint64_t host_budget_bytes) {

@@ -19,10 +19,18 @@ class Env;
 namespace kvtier {
 
 struct RocksDbTierOptions {
-  std::string folder;         // Created if missing. One process at a time may write.
-  uint64_t budget_bytes = 0;  // 0: until the disk is full.
+  std::string folder;  // Created if missing. One process at a time may write.
+  // Of segments, as ChargeOf counts them. 0: until the disk is full.
+  uint64_t budget_bytes = 0;
+  // Of what RocksDB's files take beside that: records, logs, lists of files, tables that wait to be
+  // merged. Held unless records alone come near it (docs/adr/0016). 0: 192 MiB.
+  uint64_t files_bytes = 0;
   // What RocksDB takes for itself, whatever the tier holds. 0: 40 MiB.
   uint64_t memory_bytes = 0;
+  // Segments are read past the page cache: the host budget is all the memory that their bytes take,
+  // and a read that verifies them reads the disk. Where the file system refuses it, they are read
+  // through the cache, and a line in the log says so (docs/adr/0016-past-the-page-cache.md).
+  bool direct_reads = true;
   rocksdb::Env* env = nullptr;  // Not owned; tests inject faults here. Null: the default.
   // Refuses a folder that is no store yet, where it would become one.
   bool must_exist = false;
@@ -36,6 +44,9 @@ struct RocksDbTierOptions {
 // UNAVAILABLE: the folder cannot be opened.
 absl::StatusOr<std::unique_ptr<DurableTier>> OpenRocksDbTier(const RocksDbTierOptions& options);
 
+// How much of a disk budget RocksDB's files are to have beside segments: a 32nd,
+// between 1 and 192 MiB.
+uint64_t RocksDbFilesBytes(uint64_t disk_budget_bytes);
 // How much of a host budget RocksDB is to have for itself: an eighth, between 1 and 40 MiB.
 uint64_t RocksDbMemoryBytes(uint64_t host_budget_bytes);
 

@@ -253,18 +253,18 @@ TEST_F(StoreProcessTest, AnUnsealedUploadDoesNotOutliveTheProcess) {
 }
 
 TEST_F(StoreProcessTest, AnObjectThatDoesNotFitIsRefusedWhole) {
-  Start({"--disk_budget_mib=1"});
+  Start({"--disk_budget_mib=8"});
   const CompressedObject small = MakeTestObject({.seed = 1});
   KVTIER_ASSERT_OK(Put(small));
   const CompressedObject large = MakeTestObject(
       {.layers = 4, .kv_heads = 4, .head_dim = 128, .context_tokens = 1000, .seed = 2});
-  ASSERT_GT(large.manifest->total_bytes(), 1u << 20);
+  ASSERT_GT(large.manifest->total_bytes(), 7u << 20);
   const absl::Status status = Put(large);
   EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted));
   EXPECT_TRUE(RetryAfter(status).has_value());
   EXPECT_THAT(Check(large), StatusIs(absl::StatusCode::kNotFound));
   store_->Kill();
-  Start({"--disk_budget_mib=1"});
+  Start({"--disk_budget_mib=8"});
   EXPECT_THAT(Check(large), StatusIs(absl::StatusCode::kNotFound));
   EXPECT_THAT(StoredKeys(), testing::SizeIs(testing::Le(1)));
 }

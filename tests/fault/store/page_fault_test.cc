@@ -112,6 +112,37 @@ TEST_P(PageFaultTest, AcknowledgedPagesSurviveAndServingGoesOn) {
   EXPECT_GT(refused_rounds, 0) << "no fault was met";
 }
 
+// What a write that failed left in RocksDB's log is undone by the next one that does not.
+TEST_P(PageFaultTest, WhatWasRefusedDoesNotComeBackOnceAWriteSucceeds) {
+  int refused = 0;
+  for (int write = 0; write < 6; ++write) {
+    SCOPED_TRACE(write);
+    folder_ = dir_.File(absl::StrCat("pages", write));
+    Open();
+    ASSERT_THAT(Put(0, 8), Each(IsOk()));
+    env_.FailFrom(write, GetParam());
+    const bool is_refused = !Put(100, 108)[0].ok();
+    env_.Heal();
+    std::vector<absl::Status> put = Put(300, 308);
+    if (!put[0].ok()) put = Put(300, 308);
+    ASSERT_THAT(put, Each(IsOk()));
+    if (!is_refused) continue;
+    ++refused;
+    for (const bool reopened : {false, true}) {
+      if (reopened) Open();
+      ExpectThere(0, 8);
+      ExpectThere(300, 308);
+      for (int i = 100; i < 108; ++i) {
+        EXPECT_THAT(tier_->Get(Name(i)), StatusIs(Code::kNotFound)) << i;
+      }
+    }
+    ASSERT_THAT(Put(100, 108), Each(IsOk()));  // Asked for again.
+    Open();
+    ExpectThere(100, 108);
+  }
+  EXPECT_GT(refused, 0) << "no fault was met";
+}
+
 INSTANTIATE_TEST_SUITE_P(Faults, PageFaultTest,
                          testing::Values(FaultEnv::Fault::kNoSpace, FaultEnv::Fault::kIoError),
                          [](const auto& test) {

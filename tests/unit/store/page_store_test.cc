@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -12,6 +13,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/status_matchers.h"
+#include "base/sync_point.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kvcache/sha256.h"
@@ -358,12 +360,107 @@ TEST_F(PageStoreTest, DamageOnDiskIsALossThenAMiss) {
   ExpectCountersAddUp();
 }
 
+// What it covers is gone, all else is served, and the store starts.
+TEST_F(PageStoreTest, DamagedFilesOfPagesNeverKeepAStoreFromStarting) {
+  enum class Damage { kTableIsGone, kListIsGone, kCurrentIsBroken };
+  for (const Damage damage :
+       {Damage::kTableIsGone, Damage::kListIsGone, Damage::kCurrentIsBroken}) {
+    SCOPED_TRACE(static_cast<int>(damage));
+    std::filesystem::remove_all(dir_.File("pages"));
+    Open(1, /*with_disk=*/true);
+    for (int page = 0; page < 1000; ++page) {  // Out of the log, into files.
+      ASSERT_THAT(Put(page, 0, Durability::kDisk), IsOk());
+    }
+    store_.reset();
+    std::filesystem::path table;
+    for (const auto& entry : std::filesystem::directory_iterator(dir_.File("pages/db"))) {
+      const std::string name = entry.path().filename();
+      if (entry.path().extension() == ".sst" &&
+          (table.empty() || entry.file_size() > std::filesystem::file_size(table))) {
+        table = entry.path();
+      }
+      if (damage == Damage::kListIsGone && name.starts_with("MANIFEST")) {
+        std::filesystem::remove(entry.path());
+      }
+      if (damage == Damage::kCurrentIsBroken && name == "CURRENT") WriteFile(entry.path(), "?");
+    }
+    if (damage == Damage::kTableIsGone) std::filesystem::remove(table);
+    Open(1, /*with_disk=*/true);
+    const PageTierUsage usage = *store_->disk_usage();
+    EXPECT_EQ(usage.resets, damage == Damage::kTableIsGone ? 0u : 1u);
+    int there = 0;
+    for (int page = 0; page < 1000; ++page) {
+      const PageKey keys[] = {Key(page)};
+      const absl::StatusOr<PageRef> got = store_->Get(tenant_, keys)[0];
+      if (got.ok()) {
+        EXPECT_EQ((*got)->bytes(), Bytes(page));
+        ++there;
+      } else {
+        EXPECT_THAT(got, testing::AnyOf(StatusIs(Code::kNotFound), StatusIs(Code::kDataLoss)));
+      }
+    }
+    EXPECT_EQ(there > 0, damage == Damage::kTableIsGone);
+    EXPECT_LT(there, 1000);
+    ASSERT_THAT(Put(1, 0, Durability::kDisk), IsOk());
+    Open(1, /*with_disk=*/true);
+    EXPECT_EQ(Get(1), Bytes(1));
+    EXPECT_EQ(store_->disk_usage()->resets, 0u);
+  }
+}
+
+TEST_F(PageStoreTest, DamageInTheLogOfWritesIsCounted) {
+  Open(1, /*with_disk=*/true);
+  for (int page = 0; page < 8; ++page) ASSERT_THAT(Put(page, 0, Durability::kDisk), IsOk());
+  EXPECT_EQ(store_->disk_usage()->log_damage, 0u);
+  store_.reset();
+  std::string log;
+  for (const auto& entry : std::filesystem::directory_iterator(dir_.File("pages/db"))) {
+    if (entry.path().extension() == ".log" && entry.file_size() > 0) log = entry.path();
+  }
+  ASSERT_FALSE(log.empty());
+  FlipBit(log, 100, 1);
+  Open(1, /*with_disk=*/true);
+  EXPECT_GE(store_->disk_usage()->log_damage, 1u);
+}
+
+// A reader has its bytes from the disk already when the page is deleted.
+TEST_F(PageStoreTest, APageDeletedWhileItIsReadDoesNotComeBackInMemory) {
+  Open(1, /*with_disk=*/true);
+  ASSERT_THAT(Put(1, 0, Durability::kDisk), IsOk());
+  ASSERT_THAT(Put(2, 0, Durability::kDisk), IsOk());
+  ASSERT_EQ(Locate(1), PagePlace::kDisk);
+  {
+    bool is_first = true;
+    const ScopedSyncPoint deleting("store.pages.after_disk_read", [&] {
+      if (std::exchange(is_first, false)) {
+        EXPECT_THAT(Delete(1), IsOk());
+      }
+    });
+    EXPECT_EQ(Get(1), Bytes(1));  // It was there when it was asked for.
+  }
+  EXPECT_EQ(Locate(1), PagePlace::kNowhere);
+  EXPECT_EQ(Get(1), "");
+  EXPECT_EQ(Get(2), Bytes(2));
+  EXPECT_EQ(Locate(2), PagePlace::kHost);
+  ExpectCountersAddUp();
+}
+
 TEST_F(PageStoreTest, APageTooLargeForTheDiskIsRefusedByName) {
   Open(1000, /*with_disk=*/true);
   const size_t size = kPageDiskBudgetMin / 64;
   EXPECT_THAT(Put(1, 0, Durability::kDisk, size),
               StatusIs(Code::kResourceExhausted, HasSubstr("page_disk_mib")));
   EXPECT_THAT(Put(2, 0, Durability::kDisk, size - kPageDiskOverheadBytes), IsOk());
+  store_.reset();
+  // Or for the memory in which it waits for the disk.
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto tier,
+                              OpenRocksDbPageTier({.folder = dir_.File("little"),
+                                                   .budget_bytes = 4 * kPageDiskBudgetMin,
+                                                   .memory_bytes = RocksDbPageMemoryBytes(1)}));
+  const std::string bytes(128 << 10, 'b');
+  const PageTier::Write write = {{tenant_, Key(3)}, bytes, ComputeCrc32c(AsBytes(bytes))};
+  EXPECT_THAT(tier->Put({&write, 1})[0],
+              StatusIs(Code::kResourceExhausted, HasSubstr("page_host_mib")));
 }
 
 TEST_F(PageStoreTest, AnotherFormatIsRefusedByName) {

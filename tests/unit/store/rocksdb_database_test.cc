@@ -16,8 +16,7 @@ void CheckMemory(uint64_t memory_bytes) {
   SCOPED_TRACE(memory_bytes);
   const TempDir dir;
   KVTIER_ASSERT_OK_AND_ASSIGN(
-      const auto database, RocksDbDatabase::Open(dir.File("db"), RocksDbDatabase::Mode::kReadWrite,
-                                                 nullptr, memory_bytes));
+      const auto database, RocksDbDatabase::Open(dir.File("db"), {.memory_bytes = memory_bytes}));
   const uint64_t empty_bytes = database->memory_bytes();
   EXPECT_LE(empty_bytes, memory_bytes);
   // A band's file: its parts, 64 of 4 KiB.

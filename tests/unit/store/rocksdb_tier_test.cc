@@ -1,5 +1,7 @@
 #include "store/rocksdb_tier.h"
 
+#include <algorithm>
+#include <deque>
 #include <filesystem>
 #include <map>
 
@@ -272,6 +274,61 @@ TEST_F(RocksDbTierTest, AFolderThatCannotBeMadeIsUnavailable) {
   WriteFile(dir_.File("file"), "");
   EXPECT_THAT(OpenRocksDbTier({.folder = dir_.File("file/store")}),
               StatusIs(absl::StatusCode::kUnavailable));
+}
+
+// Objects of a segment each, so that records, logs and lists of files weigh as much as they can.
+TEST_F(RocksDbTierTest, AllFilesStayWithinTheBudgetWhileItTurnsOver) {
+  constexpr uint64_t kBudget = uint64_t{3} << 20;
+  const uint64_t files_bytes = RocksDbFilesBytes(kBudget);
+  KVTIER_ASSERT_OK_AND_ASSIGN(
+      tier_,
+      OpenRocksDbTier({.folder = folder_, .budget_bytes = kBudget, .files_bytes = files_bytes}));
+  KVTIER_ASSERT_OK(tier_->Recover());
+  std::deque<CompressedObject> stored;
+  uint64_t largest_bytes = 0;
+  for (uint64_t seed = 1; seed <= 150; ++seed) {
+    const CompressedObject object = MakeTestObject(
+        {.layers = 1, .kv_heads = 64, .context_tokens = 24, .edges = "0.5,1", .seed = seed});
+    const uint64_t charge = tier_->ChargeOf(object.manifest->bands[0]) +
+                            tier_->ChargeOf(object.manifest->bands[1]);
+    while (!HasRoom(tier_->Usage(), charge)) {
+      const Manifest& oldest = *stored.front().manifest;
+      KVTIER_ASSERT_OK(tier_->DropBands(oldest.upload_id, 1));
+      KVTIER_ASSERT_OK(tier_->DropBands(oldest.upload_id, 0));
+      stored.pop_front();
+    }
+    PutBands(object, 0, 2);
+    largest_bytes = std::max(largest_bytes, FolderBytes(folder_));
+    KVTIER_ASSERT_OK(Seal(object));
+    largest_bytes = std::max(largest_bytes, FolderBytes(folder_));
+    stored.push_back(object);
+  }
+  EXPECT_LE(largest_bytes, kBudget + files_bytes);
+  EXPECT_GT(largest_bytes, kBudget / 2) << "the test fills nothing";
+  EXPECT_LT(stored.size(), 75u) << "the test turns nothing over";
+  for (const CompressedObject& object : stored) {
+    KVTIER_EXPECT_OK(tier_->Get(*object.manifest, BandIndex(1), LayerIndex(0)));
+  }
+}
+
+TEST_F(RocksDbTierTest, ReadsPastThePageCacheAndThroughIt) {
+  Open();
+  const CompressedObject large =
+      MakeTestObject({.head_dim = 128, .context_tokens = 4000, .edges = "0.2,1", .seed = 9});
+  PutBands(large, 0, 2);
+  KVTIER_ASSERT_OK(Seal(large));
+  for (const bool direct_reads : {true, false}) {
+    tier_.reset();
+    KVTIER_ASSERT_OK_AND_ASSIGN(tier_,
+                                OpenRocksDbTier({.folder = folder_, .direct_reads = direct_reads}));
+    KVTIER_ASSERT_OK(tier_->Recover());
+    for (uint32_t band = 0; band < 2; ++band) {
+      KVTIER_ASSERT_OK_AND_ASSIGN(const SegmentRef read,
+                                  tier_->Get(*large.manifest, BandIndex(band), LayerIndex(1)));
+      EXPECT_TRUE(
+          std::ranges::equal(read.bytes(), large.segment(BandIndex(band), LayerIndex(1)).bytes()));
+    }
+  }
 }
 
 TEST_F(RocksDbTierTest, ChargesAtLeastWhatItTakesOnDisk) {
