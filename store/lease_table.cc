@@ -1,6 +1,7 @@
 #include "store/lease_table.h"
 
 #include "absl/strings/str_cat.h"
+#include "base/fair_share.h"
 #include "base/log.h"
 #include "base/status_macros.h"
 
@@ -8,10 +9,11 @@ namespace kvtier {
 
 Lease::~Lease() {
   table_.End(id_);
+  const TenantId tenant = object_->tenant();
   const std::shared_ptr<const Manifest> manifest = object_->manifest();
   const uint32_t band_count = object_->band_count();
   object_.reset();  // First: what is not counted is not held, but for reads that go on.
-  table_.Release(*manifest, band_count);
+  table_.Release(tenant, *manifest, band_count);
 }
 
 LeaseTable::LeaseTable(const Options& options, TieredStore& store)
@@ -22,12 +24,23 @@ LeaseTable::~LeaseTable() {
   KVTIER_CHECK_EQ(reserved_, 0u) << "a lease outlives its table";
 }
 
-absl::Status LeaseTable::Reserve(const Manifest& manifest, uint32_t band_count) {
+absl::Status LeaseTable::Reserve(const TenantId& tenant, const Manifest& manifest,
+                                 uint32_t band_count) {
   MutexLock lock(&mutex_);
-  if (reserved_ >= options_.leases_max) {
-    ++refused_;
-    return absl::ResourceExhaustedError(absl::StrCat(
-        reserved_, " leases are held, the limit (leases_max) is ", options_.leases_max));
+  const auto found = own_.find(tenant);
+  const uint64_t own = found == own_.end() ? 0 : found->second;
+  switch (MayTakeSlot(own, reserved_, options_.leases_max)) {
+    case SlotAnswer::kYes:
+      break;
+    case SlotAnswer::kShareIsUsedUp:
+      ++refused_;
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "tenant ", tenant.name(), " holds ", own,
+          " leases, its share at this moment of the limit (leases_max) of ", options_.leases_max));
+    case SlotAnswer::kAllAreTaken:
+      ++refused_;
+      return absl::ResourceExhaustedError(
+          absl::StrCat(options_.leases_max, " leases are held already, the limit (leases_max)"));
   }
   uint64_t more_bytes = 0;
   for (uint32_t band = 0; band < band_count; ++band) {
@@ -37,19 +50,20 @@ absl::Status LeaseTable::Reserve(const Manifest& manifest, uint32_t band_count) 
   }
   if (options_.bytes_max != 0 && more_bytes > options_.bytes_max - bytes_) {
     ++refused_;
-    return absl::ResourceExhaustedError(
-        absl::StrCat("a lease of ", more_bytes, " bytes beside ", bytes_,
-                     " bytes of others; the limit (lease_bytes_max) is ", options_.bytes_max));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "a lease of ", more_bytes, " more bytes, of which all leases together may hold ",
+        options_.bytes_max, " (lease_bytes_max)"));
   }
   for (uint32_t band = 0; band < band_count; ++band) {
     ++band_holders_[{manifest.upload_id, band}];
   }
   ++reserved_;
+  ++own_[tenant];
   bytes_ += more_bytes;
   return absl::OkStatus();
 }
 
-void LeaseTable::Release(const Manifest& manifest, uint32_t band_count) {
+void LeaseTable::Release(const TenantId& tenant, const Manifest& manifest, uint32_t band_count) {
   MutexLock lock(&mutex_);
   for (uint32_t band = 0; band < band_count; ++band) {
     const auto holders = band_holders_.find({manifest.upload_id, band});
@@ -59,6 +73,9 @@ void LeaseTable::Release(const Manifest& manifest, uint32_t band_count) {
     bytes_ -= manifest.bands[band].encoded_bytes();
   }
   --reserved_;
+  const auto own = own_.find(tenant);
+  KVTIER_CHECK(own != own_.end());
+  if (--own->second == 0) own_.erase(own);
 }
 
 absl::StatusOr<std::unique_ptr<Lease>> LeaseTable::Acquire(const FetchRequest& request,
@@ -68,14 +85,14 @@ absl::StatusOr<std::unique_ptr<Lease>> LeaseTable::Acquire(const FetchRequest& r
   const std::shared_ptr<const Manifest> manifest = pinned->manifest();
   KVTIER_ASSIGN_OR_RETURN(const uint32_t band_count,
                           ChooseBands(*manifest, pinned->resident_bands(), request));
-  KVTIER_RETURN_IF_ERROR(Reserve(*manifest, band_count));
+  KVTIER_RETURN_IF_ERROR(Reserve(request.tenant, *manifest, band_count));
   std::vector<std::shared_ptr<const BandMemory>> bands;
   for (uint32_t band = 0; band < band_count; ++band) {
     absl::StatusOr<std::shared_ptr<const BandMemory>> held =
         pinned->Hold(BandIndex(band), placement);
     if (!held.ok()) {
       bands.clear();
-      Release(*manifest, band_count);
+      Release(request.tenant, *manifest, band_count);
       if (absl::IsResourceExhausted(held.status())) {
         MutexLock lock(&mutex_);
         ++refused_;

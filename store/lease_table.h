@@ -5,7 +5,8 @@
 // degraded nor used for anything else, and stays charged to the budget of host memory.
 //
 // Both the number of leases and the bytes under them are bounded, so that readers cannot keep the
-// store from taking anything new; a band that several leases hold counts once.
+// store from taking anything new; a band that several leases hold counts once. The number is shared
+// among tenants (base/fair_share.h), so that none keeps the others out.
 //
 // A lease has a name, for calls that read under it. The name carries the store's incarnation as
 // its epoch: a name from before a restart holds nothing.
@@ -102,7 +103,9 @@ class LeaseTable {
   // Holds the bands that serve `request` (its layers and heads do not matter: bands are whole).
   //   NOT_FOUND, ABORTED, DATA_LOSS  as TieredStore::Pin and Read
   //   INVALID_ARGUMENT               min_ratio above ratio
-  //   RESOURCE_EXHAUSTED             too many leases, too many bytes under them, or no host memory
+  //   RESOURCE_EXHAUSTED             too many leases (of all, or the tenant's share), too many
+  //                                  bytes under them, or no host memory. What other tenants hold
+  //                                  is not told.
   absl::StatusOr<std::unique_ptr<Lease>> Acquire(const FetchRequest& request,
                                                  BandPlacement placement)
       ABSL_LOCKS_EXCLUDED(mutex_);
@@ -118,8 +121,10 @@ class LeaseTable {
   friend class Lease;
   using BandName = std::pair<UploadId, uint32_t>;
 
-  absl::Status Reserve(const Manifest& manifest, uint32_t band_count) ABSL_LOCKS_EXCLUDED(mutex_);
-  void Release(const Manifest& manifest, uint32_t band_count) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status Reserve(const TenantId& tenant, const Manifest& manifest, uint32_t band_count)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  void Release(const TenantId& tenant, const Manifest& manifest, uint32_t band_count)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   void End(LeaseId id) ABSL_LOCKS_EXCLUDED(mutex_);
 
   const Options options_;
@@ -129,6 +134,8 @@ class LeaseTable {
   mutable Mutex mutex_;
   uint64_t next_id_ ABSL_GUARDED_BY(mutex_) = 1;
   uint64_t reserved_ ABSL_GUARDED_BY(mutex_) = 0;  // Leases, those being acquired included.
+  // Those of each tenant that has any: at most leases_max entries.
+  absl::flat_hash_map<TenantId, uint64_t> own_ ABSL_GUARDED_BY(mutex_);
   uint64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t refused_ ABSL_GUARDED_BY(mutex_) = 0;
   std::map<BandName, uint32_t> band_holders_ ABSL_GUARDED_BY(mutex_);

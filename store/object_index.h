@@ -16,6 +16,7 @@
 #include "absl/time/time.h"
 #include "kvcache/ids.h"
 #include "kvcache/manifest.h"
+#include "store/host_memory.h"
 #include "store/prefix_index.h"
 #include "store/tenant_ledger.h"
 #include "store/tiered_store.h"
@@ -47,6 +48,9 @@ class ObjectState {
   TenantUse accounted;           // What its tenant's account has for it ...
   uint32_t accounted_bands = 0;  // ... for so many bands: those that watchers know of.
   uint32_t pin_count = 0;
+  // Copies of bands in memory files, for leases that need a file while the band lies on the heap;
+  // by band. Kept by those leases alone.
+  std::map<uint32_t, std::weak_ptr<const BandMemory>> file_copies;
   bool retired = false;   // Replaced, deleted or lost: no longer found by its key.
   bool trimming = false;  // Somebody is removing its bytes now.
 };

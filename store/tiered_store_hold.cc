@@ -19,6 +19,9 @@ absl::StatusOr<TieredStoreImpl::HeldBand> TieredStoreImpl::Hold(const ObjectPtr&
       memory != nullptr && is_fine(*memory)) {
     return HeldBand{.memory = std::move(memory)};
   }
+  if (std::shared_ptr<const BandMemory> copy = FileCopy(object, band, placement)) {
+    return HeldBand{.memory = std::move(copy)};
+  }
   // Another call may take the room that we made; a bounded number of times.
   const uint64_t bytes = memory_->ChargeOf(entry, placement);
   absl::StatusOr<std::shared_ptr<BandMemory>> memory;
@@ -43,8 +46,26 @@ absl::StatusOr<TieredStoreImpl::HeldBand> TieredStoreImpl::Hold(const ObjectPtr&
   (*memory)->Seal();
   // In memory it serves others too, without a second charge.
   Promote(object, band, segments);
-  held.memory = *std::move(memory);
+  held.memory = ShareFileCopy(object, band, *memory);  // Two at once: ours goes with `memory`.
   return held;
+}
+
+std::shared_ptr<const BandMemory> TieredStoreImpl::FileCopy(const ObjectPtr& object, BandIndex band,
+                                                            BandPlacement placement) {
+  if (placement != BandPlacement::kFile) return nullptr;
+  MutexLock lock(&mutex_);
+  const auto found = object->file_copies.find(band.value());
+  return found == object->file_copies.end() ? nullptr : found->second.lock();
+}
+
+std::shared_ptr<const BandMemory> TieredStoreImpl::ShareFileCopy(
+    const ObjectPtr& object, BandIndex band, const std::shared_ptr<const BandMemory>& memory) {
+  if (!memory->is_file()) return memory;
+  MutexLock lock(&mutex_);
+  std::weak_ptr<const BandMemory>& shared = object->file_copies[band.value()];
+  if (std::shared_ptr<const BandMemory> earlier = shared.lock()) return earlier;
+  shared = memory;
+  return memory;
 }
 
 }  // namespace kvtier

@@ -331,6 +331,14 @@ class TieredStoreImpl final : public TieredStore {
   absl::StatusOr<HeldBand> Hold(const ObjectPtr& object, BandIndex band, BandPlacement placement)
       ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // A file that an earlier lease made of a band, if it is still held; else null.
+  std::shared_ptr<const BandMemory> FileCopy(const ObjectPtr& object, BandIndex band,
+                                             BandPlacement placement) ABSL_LOCKS_EXCLUDED(mutex_);
+  // What leases of this band are to hold: `memory`, or the file that another made meanwhile.
+  std::shared_ptr<const BandMemory> ShareFileCopy(const ObjectPtr& object, BandIndex band,
+                                                  const std::shared_ptr<const BandMemory>& memory)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+
   // --- tiered_store_read.cc
   struct ReadResult {
     SegmentRef segment;

@@ -14,7 +14,9 @@
 namespace kvtier {
 namespace {
 
+using testing::AllOf;
 using testing::HasSubstr;
+using testing::Not;
 
 class LeaseTableTest : public testing::Test {
  protected:
@@ -118,14 +120,16 @@ TEST_F(LeaseTableTest, WhenLeasesHoldTheBudgetNewWorkIsRefused) {
 TEST_F(LeaseTableTest, NumberAndBytesAreBoundedAndEqualBandsCountOnce) {
   Put(a_);
   Put(b_);
-  Open(kPlenty, {.leases_max = 3, .bytes_max = Bytes(a_)});
+  Open(kPlenty, {.leases_max = 5, .bytes_max = Bytes(a_)});  // Three for one tenant.
   KVTIER_ASSERT_OK_AND_ASSIGN(auto first, Acquire(a_));
   KVTIER_ASSERT_OK_AND_ASSIGN(auto second, Acquire(a_));
   EXPECT_EQ(table_->usage().bytes, Bytes(a_));
   EXPECT_THAT(Acquire(b_, 0.1),
               StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("lease_bytes_max")));
   KVTIER_ASSERT_OK_AND_ASSIGN(auto third, Acquire(a_));
-  EXPECT_THAT(Acquire(a_), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("leases_max")));
+  EXPECT_THAT(Acquire(a_),
+              StatusIs(absl::StatusCode::kResourceExhausted,
+                       AllOf(HasSubstr("tenant holds 3 leases"), HasSubstr("(leases_max) of 5"))));
   EXPECT_EQ(table_->usage().refused, 2u);
   first.reset();
   second.reset();
@@ -133,6 +137,45 @@ TEST_F(LeaseTableTest, NumberAndBytesAreBoundedAndEqualBandsCountOnce) {
   third.reset();
   EXPECT_EQ(table_->usage().bytes, 0u);
   KVTIER_EXPECT_OK(Acquire(b_, 0.1));
+}
+
+TEST_F(LeaseTableTest, NoTenantTakesAllLeasesAndNoneHearsOfTheOthers) {
+  Open(kPlenty, {.leases_max = 3});
+  Put(a_);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto first, Acquire(a_));
+  KVTIER_ASSERT_OK_AND_ASSIGN(auto second, Acquire(a_));
+  EXPECT_THAT(Acquire(a_), StatusIs(absl::StatusCode::kResourceExhausted));
+  const TenantId other = *TenantId::FromString("other");
+  const CompressedObject others_object = MakeTestObject({.seed = 3});
+  KVTIER_ASSERT_OK(store_->Put(other, others_object, Durability::kDisk));
+  FetchRequest request;
+  request.tenant = other;
+  request.key = others_object.manifest->key;
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto others, table_->Acquire(request, BandPlacement::kAny));
+  EXPECT_THAT(table_->Acquire(request, BandPlacement::kAny),
+              StatusIs(absl::StatusCode::kResourceExhausted,
+                       AllOf(HasSubstr("limit (leases_max)"), Not(HasSubstr("tenant")))));
+  second.reset();
+  EXPECT_THAT(Acquire(a_), StatusIs(absl::StatusCode::kResourceExhausted)) << "one of one is free";
+}
+
+TEST_F(LeaseTableTest, LeasesOfASmallBandShareOneFileThatItsHolderAloneKeeps) {
+  Put(a_);  // Its bands are small: they lie on the heap.
+  const uint64_t before = store_->host_usage().bytes;
+  KVTIER_ASSERT_OK_AND_ASSIGN(auto first, Acquire(a_, 1, BandPlacement::kFile));
+  const uint64_t with_copies = store_->host_usage().bytes;
+  const uint64_t files = store_->host_memory_counters().files;
+  EXPECT_GT(with_copies, before);
+  KVTIER_ASSERT_OK_AND_ASSIGN(auto second, Acquire(a_, 1, BandPlacement::kFile));
+  EXPECT_EQ(store_->host_usage().bytes, with_copies) << "charged once";
+  EXPECT_EQ(store_->host_memory_counters().files, files);
+  first.reset();
+  ExpectHolds(second->object(), a_);
+  EXPECT_EQ(store_->host_usage().bytes, with_copies);
+  second.reset();
+  EXPECT_EQ(store_->host_usage().bytes, before);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto third, Acquire(a_, 1, BandPlacement::kFile));
+  ExpectHolds(third->object(), a_);
 }
 
 TEST_F(LeaseTableTest, ANameHoldsNothingForOthersOrAfterTheEndOrARestart) {
