@@ -3,6 +3,7 @@
 #ifndef KVTIER_SERVICES_CALL_ENVIRONMENT_H_
 #define KVTIER_SERVICES_CALL_ENVIRONMENT_H_
 
+#include <cstddef>
 #include <functional>
 #include <utility>
 
@@ -33,10 +34,14 @@ class CallEnvironment {
         metrics_(metrics),
         clock_(clock),
         slots_(options.calls_max, kBusyRetryDelay, metrics),
-        pool_(options.pool_threads, options.calls_max) {}
+        lease_slots_(options.lease_streams_max, kFullRetryDelay, metrics,
+                     {.calls = "Lease streams", .limit = "lease_streams_max"}),
+        pool_(options.pool_threads, size_t{options.calls_max} + options.lease_streams_max) {}
 
-  // Every call takes one first, and has it until it is over.
+  // Every call takes one first, and has it until it is over: a Lease stream one of lease_slots,
+  // since it lasts as long as its client likes, any other call one of slots.
   CallSlots& slots() { return slots_; }
+  CallSlots& lease_slots() { return lease_slots_; }
 
   // A call with a slot has at most one job at a time, so that the pool's queue is never full.
   void Schedule(std::function<void()> job) { pool_.Schedule(std::move(job)); }
@@ -58,6 +63,7 @@ class CallEnvironment {
   Clock& clock_;
   LoadTimes load_times_;
   CallSlots slots_;
+  CallSlots lease_slots_;
   BlockingPool pool_;  // Last: its threads end before the rest goes.
 };
 

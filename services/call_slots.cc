@@ -34,18 +34,19 @@ absl::StatusOr<CallSlots::Slot> CallSlots::Take(TenantId tenant) {
     case SlotAnswer::kShareIsUsedUp:
       metrics_.calls_refused_share.Increment();
       // Not how many the others have: that is not this tenant's to know.
-      return WithRetryAfter(
-          absl::ResourceExhaustedError(absl::StrCat(
-              "tenant ", tenant.name(), " has ", own,
-              " calls running, its share at this moment of the limit (calls_max) of ", calls_max_)),
-          retry_after_);
+      return WithRetryAfter(absl::ResourceExhaustedError(absl::StrCat(
+                                "tenant ", tenant.name(), " has ", own, " ", kind_.calls,
+                                " running, its share at this moment of the limit (", kind_.limit,
+                                ") of ", calls_max_)),
+                            retry_after_);
     case SlotAnswer::kAllAreTaken:
       break;
   }
   metrics_.calls_refused_busy.Increment();
-  return WithRetryAfter(absl::ResourceExhaustedError(absl::StrCat(
-                            calls_max_, " calls are running already, the limit (calls_max)")),
-                        retry_after_);
+  return WithRetryAfter(
+      absl::ResourceExhaustedError(absl::StrCat(
+          calls_max_, " ", kind_.calls, " are running already, the limit (", kind_.limit, ")")),
+      retry_after_);
 }
 
 void CallSlots::Release(const TenantId& tenant) {

@@ -12,6 +12,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "base/mutex.h"
 #include "kvcache/ids.h"
@@ -19,13 +20,20 @@
 
 namespace kvtier {
 
+// How a refusal calls what is limited, and the limit. Literals.
+struct CallKind {
+  absl::string_view calls = "calls";
+  absl::string_view limit = "calls_max";
+};
+
 // Thread-safe. Must outlive its slots.
 class CallSlots {
  public:
   // `retry_after`: what a refused caller is told to wait. Counts refusals into `metrics`, which
   // must outlive it.
-  CallSlots(uint32_t calls_max, absl::Duration retry_after, Metrics& metrics)
-      : calls_max_(calls_max), retry_after_(retry_after), metrics_(metrics) {}
+  CallSlots(uint32_t calls_max, absl::Duration retry_after, Metrics& metrics,
+            const CallKind& kind = {})
+      : calls_max_(calls_max), retry_after_(retry_after), metrics_(metrics), kind_(kind) {}
 
   class Slot {
    public:
@@ -63,6 +71,7 @@ class CallSlots {
   const uint32_t calls_max_;
   const absl::Duration retry_after_;
   Metrics& metrics_;
+  const CallKind kind_;
   mutable Mutex mutex_;
   uint32_t taken_ ABSL_GUARDED_BY(mutex_) = 0;
   // Calls of each tenant that has any: at most calls_max_ entries.

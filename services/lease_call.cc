@@ -27,7 +27,7 @@ class LeaseCall final : public grpc::ServerBidiReactor<v1::LeaseRequest, v1::Lea
  public:
   LeaseCall(CallEnvironment& environment, const grpc::ServerContextBase& context)
       : environment_(environment), start_(environment.clock().Now()) {
-    absl::StatusOr<CallSlots::Slot> slot = environment_.slots().Admit(context);
+    absl::StatusOr<CallSlots::Slot> slot = environment_.lease_slots().Admit(context);
     absl::Status status = slot.status();
     if (status.ok()) {
       slot_ = *std::move(slot);

@@ -23,9 +23,12 @@
 namespace kvtier {
 
 struct StoreServiceOptions {
-  // Calls at once, of every kind, shared among tenants (services/call_slots.h); more are refused
-  // with RESOURCE_EXHAUSTED.
+  // Calls at once, of every kind but Lease, shared among tenants (services/call_slots.h); more are
+  // refused with RESOURCE_EXHAUSTED.
   uint32_t calls_max = limits::kFetchesMax;
+  // Lease streams at once, shared likewise, but counted apart: they last as long as their clients
+  // like, and must not take the place of calls that end. One stream can hold many leases.
+  uint32_t lease_streams_max = limits::kFetchesMax;
   // Calls that may wait for the disk at once; the others queue.
   size_t pool_threads = 16;
   // Announced in Stats.

@@ -59,6 +59,8 @@ class Wire {
   int port() const { return port_; }
   // From now on nothing passes, in neither direction; nothing is closed.
   void Cut() { is_cut_ = true; }
+  // How often the client has sent something.
+  int sent_by_client() const { return sent_by_client_; }
 
  private:
   static int NewSocket() {
@@ -91,6 +93,7 @@ class Wire {
       for (int from = 0; from < 2 && is_open; ++from) {
         if (!IsReadable(ends[from]) || is_cut_) continue;
         const ssize_t count = read(ends[from], bytes.data(), bytes.size());
+        if (from == 0 && count > 0) ++sent_by_client_;
         is_open = count > 0 && send(ends[1 - from], bytes.data(), static_cast<size_t>(count),
                                     MSG_NOSIGNAL) == count;
       }
@@ -101,6 +104,7 @@ class Wire {
   const int listener_;
   int port_ = 0;
   std::atomic<bool> is_cut_{false};
+  std::atomic<int> sent_by_client_{0};
   std::atomic<bool> stop_{false};
   std::thread thread_;
 };
@@ -110,7 +114,7 @@ class LeaseServiceTest : public testing::Test {
   LeaseServiceTest() {
     store_ = *OpenTestStore("", uint64_t{64} << 20, Clock::Real());
     leases_ = std::make_unique<LeaseTable>(
-        LeaseTable::Options{.leases_max = 2, .bytes_max = object_.manifest->total_bytes()},
+        LeaseTable::Options{.leases_max = 4, .bytes_max = object_.manifest->total_bytes()},
         *store_);
     service_ = MakeStoreService({.leases = leases_.get(), .drain = &drain_}, *store_, metrics_,
                                 Clock::Real());
@@ -267,6 +271,41 @@ TEST_F(LeaseServiceTest, AnotherTenantsLeaseIsNoneToOthers) {
   EXPECT_EQ(leases_->usage().leases, 1u);
 }
 
+TEST_F(LeaseServiceTest, StreamsThatSayNothingTakeNoPlaceOfOtherCallsOrTenants) {
+  server_.reset();
+  service_ = MakeStoreService({.calls_max = 1, .lease_streams_max = 2, .leases = leases_.get()},
+                              *store_, metrics_, Clock::Real());
+  Serve({.drain_timeout = absl::Seconds(1)});
+  grpc::ClientContext context;
+  const auto stream = stub_->Lease(&context);
+  v1::LeaseResponse response;
+  ASSERT_TRUE(stream->Write(AcquireOf(object_)));
+  ASSERT_TRUE(stream->Read(&response));
+  ASSERT_TRUE(response.has_granted());
+  EXPECT_THAT(FetchUnder(response.granted().lease()),
+              IsOkAndHolds(object_.manifest->total_bytes()));
+
+  grpc::ClientContext second_context;
+  const auto second = stub_->Lease(&second_context);
+  EXPECT_FALSE(second->Read(&response));
+  const absl::Status refused = FromGrpcStatus(second->Finish());
+  EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted,
+                                HasSubstr("(lease_streams_max) of 2")));
+  EXPECT_GT(RetryAfter(refused), absl::ZeroDuration());
+
+  grpc::ClientContext others_context;
+  others_context.AddMetadata("kvtier-tenant", "somebody-else");
+  const auto others = stub_->Lease(&others_context);
+  ASSERT_TRUE(others->Write(AcquireOf(object_)));
+  ASSERT_TRUE(others->Read(&response));
+  EXPECT_THAT(StatusFromRpcStatusBytes(response.refused()), StatusIs(absl::StatusCode::kNotFound));
+  context.TryCancel();
+  stream->Finish();
+  others_context.TryCancel();
+  others->Finish();
+  EXPECT_TRUE(NoLeaseIsLeft());
+}
+
 TEST_F(LeaseServiceTest, LeasesThatPinTheBudgetMakeNewWorkBackOff) {
   // Memory for this object and half of another; no disk.
   server_.reset();
@@ -327,7 +366,7 @@ TEST_F(LeaseServiceTest, ADrainEndsLeasesInsteadOfWaitingForThem) {
 TEST_F(LeaseServiceTest, AClientWhoseHostVanishedIsLetGoOfAfterKeepalive) {
   Serve({.drain_timeout = absl::Seconds(1),
          .keepalive_time = absl::Milliseconds(200),
-         .keepalive_timeout = absl::Seconds(5)});
+         .keepalive_timeout = absl::Seconds(10)});  // For a slow machine to answer in.
   Wire wire(server_->port());
   const auto stub = StubOf(wire.port());
   grpc::ClientContext context;
@@ -335,8 +374,11 @@ TEST_F(LeaseServiceTest, AClientWhoseHostVanishedIsLetGoOfAfterKeepalive) {
   v1::LeaseResponse response;
   ASSERT_TRUE(stream->Write(AcquireOf(object_)));
   ASSERT_TRUE(stream->Read(&response));
-  // A live client that says nothing keeps its lease, however often it is asked for a sign of life.
-  EXPECT_FALSE(Eventually([&] { return leases_->usage().leases == 0; }, absl::Seconds(3)));
+  // A live client that says nothing keeps its lease, however often it is asked for a sign of life:
+  // all that it sends now is the answers.
+  const int sent = wire.sent_by_client();
+  EXPECT_TRUE(Eventually([&] { return wire.sent_by_client() >= sent + 5; }, absl::Seconds(50)));
+  EXPECT_EQ(leases_->usage().leases, 1u);
   wire.Cut();
   EXPECT_TRUE(NoLeaseIsLeft());
   context.TryCancel();
