@@ -34,12 +34,12 @@ constexpr uint64_t kRequestBytesMax = 64 * limits::kKiB;
 constexpr absl::Duration kRetryDelay = absl::Seconds(2);
 constexpr int kSweepMs = 1000;
 
-// A client. Of the watching thread and at most one job of the pool, one after the other, as the
-// one-shot registration with epoll makes sure.
+// A client. Of the watching thread until it has asked, then of the job that answers: epoll does not
+// know of it meanwhile. Afterwards it is watched again, for one event, which ends the lease.
 struct Connection {
   OwnedFd socket;
   absl::Time connected_at;
-  bool is_asking = true;         // Nothing came yet; under the server's mutex.
+  bool is_asking = true;         // Of the watching thread.
   std::unique_ptr<Lease> lease;  // Set by the job that answers.
 };
 
@@ -49,9 +49,11 @@ class ShmServerImpl final : public ShmServer {
       : options_(options),
         leases_(leases),
         metrics_(metrics),
-        pool_(std::make_unique<BlockingPool>(options.pool_threads, options.connections_max)) {}
+        pool_(std::make_unique<BlockingPool>(options.pool_threads, options.connections_max)),
+        releases_(std::make_unique<BlockingPool>(/*threads=*/1, options.connections_max)) {}
 
   ~ShmServerImpl() override {
+    stopping_ = true;  // Before anything else: what waits for a thread is not executed any more.
     if (thread_.joinable()) {
       const uint64_t one = 1;
       KVTIER_CHECK_EQ(write(stop_.get(), &one, sizeof(one)), static_cast<ssize_t>(sizeof(one)));
@@ -64,6 +66,7 @@ class ShmServerImpl final : public ShmServer {
       for (const auto& [fd, connection] : connections_) shutdown(fd, SHUT_RDWR);
     }
     pool_.reset();
+    releases_.reset();
     std::map<int, std::shared_ptr<Connection>> closed;  // Their leases end after the lock.
     MutexLock lock(&mutex_);
     closed.swap(connections_);
@@ -107,7 +110,7 @@ class ShmServerImpl final : public ShmServer {
         if (fd == listener_.get()) {
           Accept();
         } else {
-          Handle(fd);
+          Handle(fd, events[static_cast<size_t>(i)].events);
         }
       }
       DropSilentOnes();
@@ -134,29 +137,44 @@ class ShmServerImpl final : public ShmServer {
     connection->socket = std::move(socket);
     connection->connected_at = absl::Now();
     connections_.emplace(fd, std::move(connection));
-    if (!Watch(EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLRDHUP | EPOLLONESHOT).ok()) {
-      connections_.erase(fd);
-    }
+    // Edge-triggered: half a request does not wake us again and again.
+    if (!Watch(EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLRDHUP | EPOLLET).ok()) connections_.erase(fd);
   }
 
-  // The client has asked, or is gone. One job a connection at a time: the pool's queue is never
-  // full.
-  void Handle(int fd) {
+  // More of a request has come, or its client is gone, or a lease ends. At most one job of each
+  // pool for a connection: their queues are never full.
+  void Handle(int fd, uint32_t events) {
     std::shared_ptr<Connection> connection;
     {
       MutexLock lock(&mutex_);
       const auto found = connections_.find(fd);
       if (found == connections_.end()) return;
       connection = found->second;
-      if (!std::exchange(connection->is_asking, false)) {
-        pool_->Schedule([this, fd] { Close(fd); });
+    }
+    if (!connection->is_asking) {
+      releases_->Schedule([this, fd] { Close(fd); });
+      return;
+    }
+    const bool is_gone = (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
+    switch (PeekShmMessage(fd, kRequestBytesMax)) {
+      case ShmArrival::kPart:
+        if (!is_gone) return;
+        [[fallthrough]];
+      case ShmArrival::kNone:
+        if (is_gone) Close(fd);  // It has no lease yet.
         return;
-      }
+      case ShmArrival::kWhole:
+        break;
+    }
+    connection->is_asking = false;
+    if (!Watch(EPOLL_CTL_DEL, fd, 0).ok()) {
+      Close(fd);
+      return;
     }
     pool_->Schedule([this, fd, connection = std::move(connection)]() mutable {
       // Whatever comes on the socket after the answer ends the lease.
       if (!Answer(*connection).ok() ||
-          !Watch(EPOLL_CTL_MOD, fd, EPOLLIN | EPOLLRDHUP | EPOLLONESHOT).ok()) {
+          !Watch(EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLRDHUP | EPOLLONESHOT).ok()) {
         Close(fd);
       }
       // Now: the pool keeps a job until its thread has the next one, and the client may be gone.
@@ -190,8 +208,7 @@ class ShmServerImpl final : public ShmServer {
   // OK: the client has its lease.
   absl::Status Answer(Connection& connection) {
     const absl::Time start = absl::Now();
-    const absl::Time deadline = start + options_.handshake_timeout;
-    absl::StatusOr<std::unique_ptr<Lease>> lease = Acquire(connection, deadline);
+    absl::StatusOr<std::unique_ptr<Lease>> lease = Acquire(connection);
     metrics_.CountRpc("ShmAcquire", lease.status(), absl::Now() - start);
     v1::ShmResponse response;
     std::vector<int> descriptors;
@@ -209,7 +226,7 @@ class ShmServerImpl final : public ShmServer {
     }
     // The bands outlive the call: the lease holds them.
     KVTIER_RETURN_IF_ERROR(SendShmMessage(connection.socket.get(), response.SerializeAsString(),
-                                          descriptors, deadline));
+                                          descriptors, absl::Now() + options_.answer_timeout));
     if (granted.ok()) {
       metrics_.store_shm_leases.Increment();
       metrics_.store_shm_bytes.Increment(static_cast<double>(bytes));
@@ -219,10 +236,14 @@ class ShmServerImpl final : public ShmServer {
     return granted;
   }
 
-  absl::StatusOr<std::unique_ptr<Lease>> Acquire(Connection& connection, absl::Time deadline) {
-    KVTIER_ASSIGN_OR_RETURN(
-        const ShmMessage message,
-        ReceiveShmMessage(connection.socket.get(), kRequestBytesMax, 0, deadline));
+  absl::StatusOr<std::unique_ptr<Lease>> Acquire(Connection& connection) {
+    // It may have waited for a thread for long.
+    if (stopping_) return absl::UnavailableError("the store stops");
+    const int socket = connection.socket.get();
+    if (HasHungUp(socket)) return absl::CancelledError("the shared memory client is gone");
+    // All of it is there: nothing is waited for.
+    KVTIER_ASSIGN_OR_RETURN(const ShmMessage message,
+                            ReceiveShmMessage(socket, kRequestBytesMax, 0, absl::Now()));
     v1::ShmAcquire request;
     if (!request.ParseFromString(message.bytes)) {
       return absl::InvalidArgumentError("not a ShmAcquire message");
@@ -266,7 +287,9 @@ class ShmServerImpl final : public ShmServer {
   OwnedFd stop_;
   mutable Mutex mutex_;
   std::map<int, std::shared_ptr<Connection>> connections_ ABSL_GUARDED_BY(mutex_);
-  std::unique_ptr<BlockingPool> pool_;
+  std::atomic<bool> stopping_{false};
+  std::unique_ptr<BlockingPool> pool_;      // Answers.
+  std::unique_ptr<BlockingPool> releases_;  // Ends leases.
   std::thread thread_;
 };
 

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -71,9 +72,10 @@ absl::Status WaitFor(int socket, short events, absl::Time deadline) {
 
 bool WouldBlock() { return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR; }
 
-// Takes the descriptors out of `header`; all that do not fit are closed. False: there were such.
-bool TakeDescriptors(msghdr& header, size_t descriptors_max, std::vector<OwnedFd>& out) {
-  bool all = (header.msg_flags & MSG_CTRUNC) == 0;
+// Takes the descriptors out of `header`; all that do not fit are closed.
+absl::Status TakeDescriptors(msghdr& header, size_t descriptors_max, std::vector<OwnedFd>& out) {
+  bool too_many = false;
+  size_t installed = 0;
   for (cmsghdr* control = CMSG_FIRSTHDR(&header); control != nullptr;
        control = CMSG_NXTHDR(&header, control)) {
     if (control->cmsg_level != SOL_SOCKET || control->cmsg_type != SCM_RIGHTS) continue;
@@ -85,11 +87,21 @@ bool TakeDescriptors(msghdr& header, size_t descriptors_max, std::vector<OwnedFd
       if (out.size() < descriptors_max) {
         out.push_back(std::move(owned));
       } else {
-        all = false;
+        too_many = true;
       }
+      ++installed;
     }
   }
-  return all;
+  const bool is_cut = (header.msg_flags & MSG_CTRUNC) != 0;
+  if (too_many || (is_cut && (descriptors_max == 0 || installed >= kDescriptorsMax))) {
+    return absl::DataLossError("more descriptors on the UNIX socket than were due");
+  }
+  // There was room for more: it is the kernel that could not give us one.
+  if (is_cut) {
+    return absl::ResourceExhaustedError(
+        "this process may not open the descriptors that came on the UNIX socket (RLIMIT_NOFILE)");
+  }
+  return absl::OkStatus();
 }
 
 // Reads `bytes` bytes to `to`, and whatever descriptors come with them.
@@ -112,13 +124,19 @@ absl::Status ReceiveExactly(int socket, char* to, size_t bytes, size_t descripto
       }
       return absl::UnavailableError(absl::StrCat("UNIX socket: ", strerror(errno)));
     }
-    if (!TakeDescriptors(header, descriptors_max, descriptors)) {
-      return absl::DataLossError("more descriptors on the UNIX socket than were due");
-    }
+    KVTIER_RETURN_IF_ERROR(TakeDescriptors(header, descriptors_max, descriptors));
     if (count == 0) return absl::UnavailableError("the peer on the UNIX socket is gone");
     received += static_cast<size_t>(count);
   }
   return absl::OkStatus();
+}
+
+uint64_t DecodePrefix(const std::array<char, kPrefixBytes>& prefix) {
+  uint64_t length = 0;
+  for (size_t i = 0; i < kPrefixBytes; ++i) {
+    length |= uint64_t{static_cast<uint8_t>(prefix[i])} << (8 * i);
+  }
+  return length;
 }
 
 }  // namespace
@@ -145,11 +163,13 @@ absl::StatusOr<OwnedFd> ListenUnix(const std::string& path, uint32_t mode) {
     unlink(path.c_str());
   }
   KVTIER_ASSIGN_OR_RETURN(OwnedFd socket, NewSocket());
-  // Before bind: the file never has a wider mode, not for a moment.
-  if (fchmod(socket.get(), mode) != 0) return failed("fchmod");
+  // Before bind the owner's part of it: the file never has a wider mode, not for a moment. The rest
+  // after bind, which applies the umask, and before anybody can connect.
+  if (fchmod(socket.get(), mode & S_IRWXU) != 0) return failed("fchmod");
   if (bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
     return failed("bind");
   }
+  if (chmod(path.c_str(), mode) != 0) return failed("chmod");
   if (listen(socket.get(), kBacklog) != 0) return failed("listen");
   return socket;
 }
@@ -224,10 +244,7 @@ absl::StatusOr<ShmMessage> ReceiveShmMessage(int socket, uint64_t bytes_max, siz
   std::array<char, kPrefixBytes> prefix;
   KVTIER_RETURN_IF_ERROR(ReceiveExactly(socket, prefix.data(), prefix.size(), descriptors_max,
                                         deadline, message.descriptors));
-  uint64_t length = 0;
-  for (size_t i = 0; i < kPrefixBytes; ++i) {
-    length |= uint64_t{static_cast<uint8_t>(prefix[i])} << (8 * i);
-  }
+  const uint64_t length = DecodePrefix(prefix);
   if (length > bytes_max) {
     return absl::DataLossError(
         absl::StrCat("a message of ", length, " bytes on the UNIX socket, more than ", bytes_max));
@@ -242,6 +259,24 @@ absl::StatusOr<ShmMessage> ReceiveShmMessage(int socket, uint64_t bytes_max, siz
                                           message.descriptors));
   }
   return message;
+}
+
+ShmArrival PeekShmMessage(int socket, uint64_t bytes_max) {
+  std::array<char, kPrefixBytes> prefix;
+  const ssize_t seen = recv(socket, prefix.data(), prefix.size(), MSG_PEEK | MSG_DONTWAIT);
+  if (seen <= 0) return ShmArrival::kNone;
+  if (static_cast<size_t>(seen) < kPrefixBytes) return ShmArrival::kPart;
+  const uint64_t length = DecodePrefix(prefix);
+  if (length > bytes_max) return ShmArrival::kWhole;
+  int waiting = 0;
+  if (ioctl(socket, FIONREAD, &waiting) != 0) return ShmArrival::kPart;
+  return static_cast<uint64_t>(waiting) >= kPrefixBytes + length ? ShmArrival::kWhole
+                                                                 : ShmArrival::kPart;
+}
+
+bool HasHungUp(int socket) {
+  pollfd entry = {.fd = socket, .events = POLLRDHUP, .revents = 0};
+  return poll(&entry, 1, 0) > 0;
 }
 
 }  // namespace kvtier

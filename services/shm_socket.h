@@ -42,7 +42,8 @@ class OwnedFd {
   int fd_ = -1;
 };
 
-// A socket that listens at `path` with this mode. A file left by a server that is gone is replaced.
+// A socket that listens at `path` with this mode, whatever the process's umask. A file left by a
+// server that is gone is replaced.
 //   INVALID_ARGUMENT  the path is empty or longer than a socket's name can be
 //   UNAVAILABLE       somebody listens there, or it cannot be bound (named)
 absl::StatusOr<OwnedFd> ListenUnix(const std::string& path, uint32_t mode);
@@ -61,8 +62,20 @@ struct ShmMessage {
 //   UNAVAILABLE        the peer is gone
 //   DEADLINE_EXCEEDED  it does not send
 //   DATA_LOSS          a message of more than bytes_max bytes, or too many descriptors
+//   RESOURCE_EXHAUSTED this process may not open as many descriptors as came
 absl::StatusOr<ShmMessage> ReceiveShmMessage(int socket, uint64_t bytes_max, size_t descriptors_max,
                                              absl::Time deadline);
+
+enum class ShmArrival {
+  kNone,
+  kPart,
+  kWhole,  // ReceiveShmMessage will not wait: a message, or a length beyond bytes_max.
+};
+// How much of the next message is there. Takes nothing of it, and never waits.
+ShmArrival PeekShmMessage(int socket, uint64_t bytes_max);
+
+// Whether the peer has closed the connection, or its end of it. Never waits.
+bool HasHungUp(int socket);
 
 }  // namespace kvtier
 

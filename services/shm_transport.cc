@@ -1,5 +1,6 @@
 #include "services/shm_transport.h"
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -101,6 +102,17 @@ class ShmTransport final : public Transport {
 
  private:
   absl::StatusOr<Granted> Acquire(const FetchRequest& request, absl::Time deadline) {
+    const absl::Time latest = std::min(deadline, absl::Now() + options_.answer_timeout);
+    absl::StatusOr<Granted> granted = AcquireUntil(request, latest);
+    if (absl::IsDeadlineExceeded(granted.status()) && latest < deadline) {
+      return absl::UnavailableError(absl::StrCat("no answer on ", options_.path, " within ",
+                                                 absl::FormatDuration(options_.answer_timeout),
+                                                 ": ", granted.status().message()));
+    }
+    return granted;
+  }
+
+  absl::StatusOr<Granted> AcquireUntil(const FetchRequest& request, absl::Time deadline) {
     KVTIER_ASSIGN_OR_RETURN(OwnedFd socket, ConnectUnix(options_.path, deadline));
     v1::ShmAcquire message;
     message.set_version(kVersion);

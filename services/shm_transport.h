@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/time/time.h"
 #include "kvcache/transport.h"
 #include "services/metrics.h"
 
@@ -17,9 +18,13 @@ struct ShmTransportOptions {
   // Check every head's CRC32C before a segment is delivered, as other transports do. Without it the
   // reader relies on the store, which has checked when the bytes arrived, and on its memory.
   bool verify = true;
+  // How long the store may take to answer, reading from its disk included. Longer is UNAVAILABLE,
+  // so that a store that stalls here leaves time to ask it otherwise (MakeFallbackTransport).
+  absl::Duration answer_timeout = absl::Seconds(5);
 };
 
-// A store that cannot be reached is UNAVAILABLE; one that sends what it should not is DATA_LOSS.
+// A store that cannot be reached, or does not answer in time, is UNAVAILABLE; one that sends what
+// it should not is DATA_LOSS.
 std::unique_ptr<Transport> MakeShmTransport(const ShmTransportOptions& options);
 
 // Fetches through `first`; when that refuses for reasons of its own (UNAVAILABLE,

@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -250,6 +251,72 @@ TEST_F(ShmServerTest, AClientThatSaysNothingIsCutOff) {
               StatusIs(absl::StatusCode::kUnavailable));
 }
 
+// The wire: four bytes of length, then the message.
+std::string Framed(const std::string& message) {
+  std::string framed(4, '\0');
+  for (size_t i = 0; i < 4; ++i) framed[i] = static_cast<char>(message.size() >> (8 * i) & 0xFF);
+  return framed + message;
+}
+
+bool SendRaw(const OwnedFd& socket, const std::string& bytes) {
+  return send(socket.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL) ==
+         static_cast<ssize_t>(bytes.size());
+}
+
+TEST_F(ShmServerTest, ClientsThatAskSlowlyKeepNobodyWaiting) {
+  Put(a_);
+  Serve({.path = path_, .pool_threads = 1, .handshake_timeout = absl::Hours(1)});
+  const std::string request = Framed(AcquireFor(a_).SerializeAsString());
+  std::vector<OwnedFd> slow;
+  for (const size_t bytes : {size_t{1}, size_t{4}, request.size() - 1}) {
+    KVTIER_ASSERT_OK_AND_ASSIGN(OwnedFd socket, ConnectUnix(path_, Soon()));
+    ASSERT_TRUE(SendRaw(socket, request.substr(0, bytes)));
+    slow.push_back(std::move(socket));
+  }
+  {
+    KeepingSink sink;
+    KVTIER_ASSERT_OK(Fetch(RequestFor(a_), sink));
+    EXPECT_TRUE(sink.Equals(a_));
+  }
+  EXPECT_TRUE(Eventually([&] { return leases_->usage().leases == 0; }));
+
+  ASSERT_TRUE(SendRaw(slow[0], request.substr(1)));  // Late, and served.
+  KVTIER_ASSERT_OK_AND_ASSIGN(const ShmMessage answer,
+                              ReceiveShmMessage(slow[0].get(), 1 << 20, 16, Soon()));
+  EXPECT_EQ(answer.descriptors.size(), 6u);
+  EXPECT_EQ(leases_->usage().leases, 1u);
+  slow.clear();  // Two of them in the middle of what they said.
+  EXPECT_TRUE(
+      Eventually([&] { return server_->connections() == 0 && leases_->usage().leases == 0; }));
+}
+
+TEST_F(ShmServerTest, TheSocketHasItsModeWhateverTheUmask) {
+  const mode_t before = umask(022);
+  Serve({.path = path_, .mode = 0660});
+  umask(before);
+  struct stat stat = {};
+  ASSERT_EQ(::stat(path_.c_str(), &stat), 0);
+  EXPECT_EQ(stat.st_mode & 0777, 0660u);
+}
+
+TEST_F(ShmServerTest, AReaderThatMayOpenNoMoreFilesIsToldSo) {
+  int ends[2] = {-1, -1};
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends), 0);
+  const OwnedFd sender(ends[0]), receiver(ends[1]);
+  EXPECT_EQ(PeekShmMessage(receiver.get(), 100), ShmArrival::kNone);
+  const std::vector<int> sent = {sender.get(), receiver.get()};
+  KVTIER_ASSERT_OK(SendShmMessage(sender.get(), "x", sent, Soon()));
+  EXPECT_EQ(PeekShmMessage(receiver.get(), 100), ShmArrival::kWhole);
+  rlimit before = {};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit none = before;
+  none.rlim_cur = 0;  // What is open stays open.
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  const absl::Status status = ReceiveShmMessage(receiver.get(), 100, 2, Soon()).status();
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("RLIMIT_NOFILE")));
+}
+
 TEST_F(ShmServerTest, LeasesThatHoldTheBudgetMakeTheStoreSayWhenToComeBack) {
   const CompressedObject b = MakeTestObject({.seed = 2});
   Put(a_);
@@ -363,6 +430,16 @@ TEST_F(ShmServerTest, WhatSharedMemoryRefusesComesThroughTheOtherTransport) {
   EXPECT_EQ(metrics_.worker_shm_fallbacks.Value(), 0);
   fallback(dir_.File("nobody"));
   EXPECT_EQ(metrics_.worker_shm_fallbacks.Value(), 1);
+
+  // A store that stalls: the kernel lets clients connect, and nobody answers them.
+  const OwnedFd stalled = *ListenUnix(dir_.File("stalled"), 0600);
+  KeepingSink sink;
+  const auto transport = MakeFallbackTransport(
+      MakeShmTransport({.path = dir_.File("stalled"), .answer_timeout = absl::Milliseconds(20)}),
+      MakeShmTransport({.path = path_}), metrics_);
+  KVTIER_EXPECT_OK(transport->Fetch(RequestFor(a_), Soon(), sink));
+  EXPECT_TRUE(sink.Equals(a_));
+  EXPECT_EQ(metrics_.worker_shm_fallbacks.Value(), 2);
 }
 
 }  // namespace
