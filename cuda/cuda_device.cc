@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include <cuda_runtime_api.h>
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "cuda/cuda_error.h"
+#include "cuda/cuda_upload_ring.h"
 
 namespace kvtier {
 namespace {
@@ -15,24 +18,22 @@ namespace {
 // An error is read and cleared, so that later calls do not report it again. Some (a kernel that
 // read memory that is not there) stay until the process ends; the device then answers INTERNAL to
 // everything.
+absl::Status ToStatus(absl::StatusCode code, cudaError_t error, absl::string_view device,
+                      absl::string_view what) {
+  cudaGetLastError();
+  return absl::Status(code, absl::StrCat(device, ": ", what, ": ", cudaGetErrorName(error), " (",
+                                         cudaGetErrorString(error), ")"));
+}
+
 absl::Status Map(cudaError_t error, absl::string_view device, absl::string_view what) {
   if (error == cudaSuccess) return absl::OkStatus();
-  cudaGetLastError();
-  const std::string message = absl::StrCat(device, ": ", what, ": ", cudaGetErrorName(error), " (",
-                                           cudaGetErrorString(error), ")");
-  switch (error) {
-    case cudaErrorMemoryAllocation:
-      return absl::ResourceExhaustedError(message);
-    case cudaErrorInsufficientDriver:
-    case cudaErrorNoDevice:
-    case cudaErrorInvalidDevice:
-    case cudaErrorDevicesUnavailable:
-    case cudaErrorSystemNotReady:
-    case cudaErrorSystemDriverMismatch:
-      return absl::UnavailableError(message);
-    default:
-      return absl::InternalError(message);
-  }
+  return ToStatus(CodeOfCudaError(error), error, device, what);
+}
+
+// Of a call that counts or describes devices.
+absl::Status MapProbe(cudaError_t error, absl::string_view device, absl::string_view what) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  return ToStatus(CodeOfCudaProbeError(error), error, device, what);
 }
 
 class CudaDevice final : public Device {
@@ -43,11 +44,15 @@ class CudaDevice final : public Device {
         name_(absl::StrCat("cuda:", ordinal)) {}
 
   ~CudaDevice() override {
-    if (cudaSetDevice(ordinal_) != cudaSuccess) return;
+    if (cudaSetDevice(ordinal_) != cudaSuccess) {
+      cudaGetLastError();
+      return;
+    }
     if (stream_ != nullptr) {
       cudaStreamSynchronize(stream_);
       cudaStreamDestroy(stream_);
     }
+    uploads_.reset();  // The stream is empty: nothing reads it any more.
     if (pool_ != nullptr) cudaMemPoolDestroy(pool_);
     cudaGetLastError();
   }
@@ -56,6 +61,10 @@ class CudaDevice final : public Device {
     KVTIER_RETURN_IF_ERROR(Enter());
     KVTIER_RETURN_IF_ERROR(
         Mapped(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "create a stream"));
+    KVTIER_RETURN_IF_ERROR(
+        Mapped(uploads_.emplace().Start(),
+               absl::StrCat("make ", CudaUploadRing::kSlots * CudaUploadRing::kSlotBytes,
+                            " bytes of pinned memory for uploads")));
     cudaMemPoolProps properties = {};
     properties.allocType = cudaMemAllocationTypePinned;
     properties.location.type = cudaMemLocationTypeDevice;
@@ -90,14 +99,9 @@ class CudaDevice final : public Device {
   }
 
   absl::Status CopyIn(const void* host, void* device, uint64_t bytes) override {
-    if (bytes == 0) return absl::OkStatus();
-    KVTIER_RETURN_IF_ERROR(
-        Mapped(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_), "copy in"));
-    // Ordinary memory has been staged when the call returns. Registered memory is read later.
-    cudaPointerAttributes attributes = {};
-    KVTIER_RETURN_IF_ERROR(
-        Mapped(cudaPointerGetAttributes(&attributes, host), "look up a pointer"));
-    return attributes.type == cudaMemoryTypeUnregistered ? absl::OkStatus() : Synchronize();
+    // Not cudaMemcpyAsync out of the caller's memory: what that has read when it returns, and
+    // whether it waits for the stream, depends on the kind of memory and the size.
+    return Mapped(uploads_->Copy(host, device, bytes, stream_), "copy in");
   }
 
   absl::Status CopyOut(const void* device, void* host, uint64_t bytes) override {
@@ -130,13 +134,14 @@ class CudaDevice final : public Device {
   const std::string name_;
   cudaStream_t stream_ = nullptr;
   cudaMemPool_t pool_ = nullptr;
+  std::optional<CudaUploadRing> uploads_;
 };
 
 }  // namespace
 
 absl::StatusOr<int> CountCudaDevices() {
   int count = 0;
-  KVTIER_RETURN_IF_ERROR(Map(cudaGetDeviceCount(&count), "cuda", "count devices"));
+  KVTIER_RETURN_IF_ERROR(MapProbe(cudaGetDeviceCount(&count), "cuda", "count devices"));
   if (count == 0) return absl::UnavailableError("cuda: the driver shows no device");
   return count;
 }
@@ -148,16 +153,17 @@ absl::StatusOr<CudaDeviceInfo> DescribeCudaDevice(int ordinal) {
     return absl::UnavailableError(absl::StrCat(name, ": no such device, the driver shows ", count));
   }
   cudaDeviceProp properties;
-  KVTIER_RETURN_IF_ERROR(Map(cudaGetDeviceProperties(&properties, ordinal), name, "describe"));
+  KVTIER_RETURN_IF_ERROR(MapProbe(cudaGetDeviceProperties(&properties, ordinal), name, "describe"));
   CudaDeviceInfo info;
   info.model = properties.name;
   info.compute_major = properties.major;
   info.compute_minor = properties.minor;
   info.multiprocessors = properties.multiProcessorCount;
   info.memory_bytes = properties.totalGlobalMem;
-  KVTIER_RETURN_IF_ERROR(Map(cudaDriverGetVersion(&info.driver_version), name, "driver version"));
   KVTIER_RETURN_IF_ERROR(
-      Map(cudaRuntimeGetVersion(&info.runtime_version), name, "runtime version"));
+      MapProbe(cudaDriverGetVersion(&info.driver_version), name, "driver version"));
+  KVTIER_RETURN_IF_ERROR(
+      MapProbe(cudaRuntimeGetVersion(&info.runtime_version), name, "runtime version"));
   if (info.compute_major < 8) {
     return absl::FailedPreconditionError(
         absl::StrCat(name, " (", info.model, ") has compute capability ", info.compute_major, ".",
@@ -165,8 +171,8 @@ absl::StatusOr<CudaDeviceInfo> DescribeCudaDevice(int ordinal) {
   }
   int pools = 0;
   KVTIER_RETURN_IF_ERROR(
-      Map(cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, ordinal), name,
-          "memory pools"));
+      MapProbe(cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, ordinal), name,
+               "memory pools"));
   if (pools == 0) {
     return absl::FailedPreconditionError(
         absl::StrCat(name, " (", info.model, ") has no stream-ordered memory"));

@@ -1,5 +1,6 @@
-// A GPU as a Device: one non-blocking stream, and a memory pool of its own that gives nothing back
-// to the driver, so that in steady state no call allocates.
+// A GPU as a Device: one non-blocking stream, a memory pool of its own that gives nothing back to
+// the driver, so that in steady state no call allocates, and a ring of 16 MiB of pinned memory
+// through which uploads go (cuda/cuda_upload_ring.h).
 #ifndef KVTIER_CUDA_CUDA_DEVICE_H_
 #define KVTIER_CUDA_CUDA_DEVICE_H_
 
@@ -22,15 +23,16 @@ struct CudaDeviceInfo {
   int runtime_version = 0;  // Of the CUDA runtime in this program.
 };
 
-// Devices that the driver shows. UNAVAILABLE, with the driver's words: no driver, one too old for
-// this program, or no device.
+// Devices that the driver shows. UNAVAILABLE, with the driver's words: no driver, one that is too
+// old for this program or does not start, or no device.
 absl::StatusOr<int> CountCudaDevices();
 
 // UNAVAILABLE: as above, or no device of that number. FAILED_PRECONDITION: older than compute
 // capability 8.0, or without stream-ordered memory.
 absl::StatusOr<CudaDeviceInfo> DescribeCudaDevice(int ordinal);
 
-// Errors as DescribeCudaDevice; INTERNAL: a stream or a pool could not be made.
+// Errors as DescribeCudaDevice; RESOURCE_EXHAUSTED: no memory; INTERNAL: a stream or a pool could
+// not be made.
 absl::StatusOr<std::shared_ptr<Device>> MakeCudaDevice(int ordinal);
 
 }  // namespace kvtier

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include <cublasLt.h>
+#include <cuda_runtime_api.h>
 
 #include "absl/strings/str_cat.h"
 #include "base/mutex.h"
@@ -15,12 +16,13 @@
 namespace kvtier {
 namespace {
 
-constexpr uint64_t kWorkspaceBytes = uint64_t{32} << 20;  // What NVIDIA advises for Hopper.
+constexpr uint64_t kWorkspaceBytesMax = uint64_t{32} << 20;  // What NVIDIA advises for Hopper.
 // Rows vary with the pieces of a prompt; the rest are the layers of a model.
 constexpr size_t kAlgorithmsMax = 4096;
 
 absl::Status Map(cublasStatus_t status, absl::string_view device, absl::string_view what) {
   if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
+  cudaGetLastError();  // What the library's own calls left: later calls of ours would report it.
   const std::string message = absl::StrCat(device, ": ", what, ": ", cublasLtGetStatusName(status));
   if (status == CUBLAS_STATUS_ALLOC_FAILED) return absl::ResourceExhaustedError(message);
   return absl::InternalError(message);
@@ -59,12 +61,15 @@ Shape ShapeOf(const GemmParams& p) {
   return {p.rows, p.out, p.in, p.x_type, all % 16 == 0};
 }
 
+struct Algorithm {
+  cublasLtMatmulAlgo_t value = {};
+  uint64_t workspace_bytes = 0;  // That it needs; often none.
+};
+
 class CudaGemm final : public Gemm {
  public:
-  CudaGemm(std::shared_ptr<Device> device, DeviceMemory workspace)
-      : device_(std::move(device)),
-        workspace_(std::move(workspace)),
-        plain_(MakePlainGemm(device_)) {}
+  explicit CudaGemm(std::shared_ptr<Device> device)
+      : device_(std::move(device)), plain_(MakePlainGemm(device_)) {}
   ~CudaGemm() override {
     if (handle_ != nullptr) cublasLtDestroy(handle_);
   }
@@ -77,20 +82,32 @@ class CudaGemm final : public Gemm {
     if (!one_type || p.x_type == Element::kF16) return plain_->Run(p);
     Problem problem;
     KVTIER_RETURN_IF_ERROR(Describe(p, problem));
-    KVTIER_ASSIGN_OR_RETURN(const auto algorithm, Algorithm(p, problem));
+    KVTIER_ASSIGN_OR_RETURN(const auto algorithm, Choose(p, problem));
     if (!algorithm.has_value()) return plain_->Run(p);
+    // A product may be several launches (parts of a sum, then their sum), between which those of
+    // other threads get into the stream: each call has a workspace of its own. It goes back to the
+    // pool in stream order.
+    DeviceMemory workspace;
+    if (algorithm->workspace_bytes > 0) {
+      KVTIER_ASSIGN_OR_RETURN(workspace,
+                              DeviceMemory::Allocate(device_, algorithm->workspace_bytes));
+    }
     const float one = 1;
     const float zero = 0;
-    const cublasStatus_t status = cublasLtMatmul(
-        handle_, problem.operation.value, &one, p.weights, problem.weights.value, p.x,
-        problem.x.value, &zero, p.y, problem.y.value, p.y, problem.y.value, &*algorithm,
-        workspace_.as<void>(), kWorkspaceBytes, static_cast<cudaStream_t>(device_->stream()));
+    const cublasStatus_t status =
+        cublasLtMatmul(handle_, problem.operation.value, &one, p.weights, problem.weights.value,
+                       p.x, problem.x.value, &zero, p.y, problem.y.value, p.y, problem.y.value,
+                       &algorithm->value, workspace.as<void>(), algorithm->workspace_bytes,
+                       static_cast<cudaStream_t>(device_->stream()));
     if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
     if (status == CUBLAS_STATUS_NOT_SUPPORTED) {  // Its own heuristic was wrong: not asked again.
-      MutexLock lock(&mutex_);
-      algorithms_[ShapeOf(p)] = std::nullopt;
+      cudaGetLastError();
+      {
+        MutexLock lock(&mutex_);
+        algorithms_[ShapeOf(p)] = std::nullopt;
+      }
+      return plain_->Run(p);
     }
-    if (status == CUBLAS_STATUS_NOT_SUPPORTED) return plain_->Run(p);
     return Mapped(status, absl::StrCat("linear [", p.rows, ", ", p.in, "] x [", p.out, "]"));
   }
 
@@ -120,8 +137,7 @@ class CudaGemm final : public Gemm {
 
   // Nothing: cuBLASLt has none for this shape. The first of its heuristics, which depends on
   // nothing but the shape and the device, so results repeat.
-  absl::StatusOr<std::optional<cublasLtMatmulAlgo_t>> Algorithm(const GemmParams& p,
-                                                                const Problem& problem) {
+  absl::StatusOr<std::optional<Algorithm>> Choose(const GemmParams& p, const Problem& problem) {
     const Shape shape = ShapeOf(p);
     {
       MutexLock lock(&mutex_);
@@ -131,9 +147,12 @@ class CudaGemm final : public Gemm {
     Preference preference;
     KVTIER_RETURN_IF_ERROR(
         Mapped(cublasLtMatmulPreferenceCreate(&preference.value), "choose an algorithm"));
-    const uint64_t workspace = kWorkspaceBytes;
+    const uint64_t workspace = kWorkspaceBytesMax;
+    // Parts of a sum meet in fp32. The other schemes add them up in the type of the output.
+    const uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     const uint32_t alignment = std::get<4>(shape) ? 16 : p.x_type == Element::kBf16 ? 2 : 4;
     KVTIER_RETURN_IF_ERROR(Set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace));
+    KVTIER_RETURN_IF_ERROR(Set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reduction));
     for (const auto attribute :
          {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
           CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
@@ -144,10 +163,12 @@ class CudaGemm final : public Gemm {
     const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
         handle_, problem.operation.value, problem.weights.value, problem.x.value, problem.y.value,
         problem.y.value, preference.value, 1, &result, &count);
-    std::optional<cublasLtMatmulAlgo_t> algorithm;
+    std::optional<Algorithm> algorithm;
     if (status == CUBLAS_STATUS_SUCCESS && count > 0) {
-      algorithm = result.algo;
-    } else if (status != CUBLAS_STATUS_SUCCESS && status != CUBLAS_STATUS_NOT_SUPPORTED) {
+      algorithm = Algorithm{.value = result.algo, .workspace_bytes = result.workspaceSize};
+    } else if (status == CUBLAS_STATUS_NOT_SUPPORTED) {
+      cudaGetLastError();
+    } else if (status != CUBLAS_STATUS_SUCCESS) {
       return Mapped(status, "choose an algorithm");
     }
     MutexLock lock(&mutex_);
@@ -165,19 +186,17 @@ class CudaGemm final : public Gemm {
   }
 
   const std::shared_ptr<Device> device_;
-  const DeviceMemory workspace_;  // Products run one after the other, so one is enough.
   const std::unique_ptr<Gemm> plain_;
   cublasLtHandle_t handle_ = nullptr;
   Mutex mutex_;
-  std::map<Shape, std::optional<cublasLtMatmulAlgo_t>> algorithms_ ABSL_GUARDED_BY(mutex_);
+  std::map<Shape, std::optional<Algorithm>> algorithms_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Gemm>> MakeCudaGemm(std::shared_ptr<Device> device) {
   KVTIER_RETURN_IF_ERROR(device->Enter());
-  KVTIER_ASSIGN_OR_RETURN(DeviceMemory workspace, DeviceMemory::Allocate(device, kWorkspaceBytes));
-  auto gemm = std::make_unique<CudaGemm>(std::move(device), std::move(workspace));
+  auto gemm = std::make_unique<CudaGemm>(std::move(device));
   KVTIER_RETURN_IF_ERROR(gemm->Start());
   return std::unique_ptr<Gemm>(std::move(gemm));
 }

@@ -19,6 +19,8 @@
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
+
+#include "cuda/cuda_shared_memory.h"
 #define KVTIER_HOST_DEVICE __host__ __device__
 #define KVTIER_DEVICE __device__ __forceinline__
 #define KVTIER_KERNEL __global__
@@ -61,6 +63,7 @@ KVTIER_DEVICE int BlockX() { return static_cast<int>(blockIdx.x); }
 KVTIER_DEVICE int BlockY() { return static_cast<int>(blockIdx.y); }
 KVTIER_DEVICE int BlockZ() { return static_cast<int>(blockIdx.z); }
 KVTIER_DEVICE int GridX() { return static_cast<int>(gridDim.x); }
+KVTIER_DEVICE int GridY() { return static_cast<int>(gridDim.y); }
 KVTIER_DEVICE int GridZ() { return static_cast<int>(gridDim.z); }
 
 // Every thread of the block waits for all others.
@@ -81,23 +84,24 @@ KVTIER_DEVICE void* SharedMemory() {
 // A maximum does not depend on its order, so results stay repeatable.
 KVTIER_DEVICE void AtomicMax(uint32_t* to, uint32_t value) { atomicMax(to, value); }
 
+// The error is this launch's own: one that an earlier call of this thread left behind is not read.
 template <typename Params>
 DeviceError LaunchKernel(void (*kernel)(Params), Grid grid, int threads, size_t shared_bytes,
                          DeviceStream stream, const Params& params) {
   if (!grid.Fits()) return kInvalidConfiguration;
   if (grid.Empty()) return 0;
   if (shared_bytes > kDefaultSharedBytes) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (error != cudaSuccess) {
-      cudaGetLastError();  // Read, so that the next call does not report it again.
-      return error;
-    }
+    const DeviceError error = AllowLargestSharedMemory(reinterpret_cast<const void*>(kernel));
+    if (error != 0) return error;
   }
   const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
                     static_cast<unsigned>(grid.z));
-  kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(params);
-  return cudaGetLastError();
+  void* arguments[] = {const_cast<Params*>(&params)};
+  const cudaError_t error =
+      cudaLaunchKernel(kernel, blocks, dim3(static_cast<unsigned>(threads)), arguments,
+                       shared_bytes, static_cast<cudaStream_t>(stream));
+  if (error != cudaSuccess) cudaGetLastError();  // Read, so that no later call reports it.
+  return error;
 }
 
 #else
@@ -108,6 +112,7 @@ inline int BlockX() { return host_simt::Current().block[0]; }
 inline int BlockY() { return host_simt::Current().block[1]; }
 inline int BlockZ() { return host_simt::Current().block[2]; }
 inline int GridX() { return host_simt::Current().grid[0]; }
+inline int GridY() { return host_simt::Current().grid[1]; }
 inline int GridZ() { return host_simt::Current().grid[2]; }
 inline void BlockSync() { host_simt::BlockBarrier(); }
 template <typename T>

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/status_macros.h"
+#include "cuda/cuda_error.h"
 
 namespace kvtier {
 namespace {
@@ -24,17 +25,7 @@ constexpr absl::Duration kLook = absl::Microseconds(100);
 absl::Status FromCuda(cudaError_t error, absl::string_view call) {
   if (error == cudaSuccess) return absl::OkStatus();
   cudaGetLastError();  // Read and cleared: the next call's error is its own.
-  const std::string text = absl::StrCat(call, ": ", cudaGetErrorString(error));
-  switch (error) {
-    case cudaErrorNoDevice:
-    case cudaErrorInsufficientDriver:
-    case cudaErrorSystemNotReady:
-      return absl::UnavailableError(text);
-    case cudaErrorMemoryAllocation:
-      return absl::ResourceExhaustedError(text);
-    default:
-      return absl::InternalError(text);
-  }
+  return absl::Status(CodeOfCudaError(error), absl::StrCat(call, ": ", cudaGetErrorString(error)));
 }
 
 // ncclInProgress is no error: the call goes on by itself.
@@ -156,6 +147,7 @@ class NcclCommunicator final : public Communicator {
         continue;
       }
       if (state != cudaErrorNotReady) return Fail(FromCuda(state, "cudaEventQuery"));
+      cudaGetLastError();  // "Not ready" counts as an error, and later calls would report it.
       KVTIER_RETURN_IF_ERROR(Look("waiting for the device", deadline, nullptr));
     }
     return aborting_ ? Fail(absl::CancelledError("aborted")) : absl::OkStatus();
@@ -269,7 +261,11 @@ class NcclFactory final : public CommunicatorFactory {
 
 absl::StatusOr<std::unique_ptr<CommunicatorFactory>> MakeNcclFactory(int ordinal) {
   int count = 0;
-  KVTIER_RETURN_IF_ERROR(FromCuda(cudaGetDeviceCount(&count), "cudaGetDeviceCount"));
+  if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) {
+    cudaGetLastError();
+    return absl::Status(CodeOfCudaProbeError(error),
+                        absl::StrCat("cudaGetDeviceCount: ", cudaGetErrorString(error)));
+  }
   if (count == 0) return absl::UnavailableError("this machine has no GPU");
   if (ordinal < 0 || ordinal >= count) {
     return absl::OutOfRangeError(absl::StrCat("GPU ", ordinal, ": this machine has ", count));

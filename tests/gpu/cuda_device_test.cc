@@ -11,6 +11,7 @@
 #include "base/half.h"
 #include "base/status_matchers.h"
 #include "cuda/cuda_gemm.h"
+#include "cuda/cuda_upload_ring.h"
 #include "cuda/elementwise.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -39,6 +40,28 @@ TEST_F(CudaDeviceTest, MemoryIsUsedAgainInStreamOrder) {
     KVTIER_ASSERT_OK(
         device_->CopyOut(memory.as<void>(), numbers.data(), numbers.size() * sizeof(uint32_t)));
     ASSERT_THAT(numbers, ::testing::Each(round));
+  }
+}
+
+// More copies than the ring of uploads has slots, of sizes around a slot's, all from memory that
+// changes at once; nothing waits for the device between them.
+TEST_F(CudaDeviceTest, UploadsKeepWhatTheHostOverwrites) {
+  std::vector<uint64_t> sizes = {(3 * CudaUploadRing::kSlotBytes) + 1, CudaUploadRing::kSlotBytes,
+                                 CudaUploadRing::kSlotBytes - 1, 1};
+  sizes.resize(3 * CudaUploadRing::kSlots, 1000);
+  std::vector<unsigned char> host(sizes[0]);
+  std::vector<DeviceMemory> copies;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    std::fill_n(host.begin(), sizes[i], static_cast<unsigned char>(i + 1));
+    KVTIER_ASSERT_OK_AND_ASSIGN(
+        DeviceMemory copy, DeviceMemory::Of(device_, std::span<const unsigned char>(host).first(
+                                                         static_cast<size_t>(sizes[i]))));
+    copies.push_back(std::move(copy));
+  }
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    std::vector<unsigned char> back(sizes[i]);
+    KVTIER_ASSERT_OK(device_->CopyOut(copies[i].as<void>(), back.data(), sizes[i]));
+    ASSERT_THAT(back, ::testing::Each(static_cast<unsigned char>(i + 1))) << "copy " << i;
   }
 }
 

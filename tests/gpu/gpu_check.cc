@@ -3,7 +3,8 @@
 //
 //   kvtier-gpu-check [--device N] [--json FILE] [--filter PATTERN]
 //
-// Exit status: 0 all passed, 1 something failed or nothing ran, 2 wrong arguments, 77 no device.
+// Exit status: 0 all passed, 1 something failed or nothing ran, 2 wrong arguments, 77 no device, or
+// one that is too old. A device that is there and does not answer is a failure.
 #include "tests/gpu/gpu_check.h"
 
 #include <cstdint>
@@ -124,8 +125,11 @@ int Main(int argc, char** argv) {
   }
   const absl::StatusOr<CudaDeviceInfo> device = DescribeCudaDevice(g_device);
   if (!device.ok()) {
-    std::printf("skipped: %s\n", std::string(device.status().message()).c_str());
-    return kExitSkipped;
+    const bool skipped = absl::IsUnavailable(device.status()) ||       // None.
+                         absl::IsFailedPrecondition(device.status());  // Too old.
+    std::printf("%s: %s\n", skipped ? "skipped" : "failed",
+                std::string(device.status().message()).c_str());
+    return skipped ? kExitSkipped : 1;
   }
   std::printf("cuda:%d: %s, compute capability %d.%d, %d multiprocessors, %.1f GiB\n", g_device,
               device->model.c_str(), device->compute_major, device->compute_minor,
