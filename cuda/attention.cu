@@ -139,7 +139,10 @@ KVTIER_DEVICE void Accumulate(const Shared& s, int dim) {
     const float* weights = s.weights + i / dim * tile;
     const float* values = s.tile + i % dim;
     float sum = 0;
-    for (int key = 0; key < tile; ++key) sum += weights[key] * values[key * (dim + 1)];
+    for (int key = 0; key < tile; ++key) {
+      // A row that the query does not see may hold anything: zero times infinity is NaN.
+      if (weights[key] != 0) sum += weights[key] * values[key * (dim + 1)];
+    }
     s.out[i] = s.out[i] * s.factor[i / dim] + sum;
   }
 }

@@ -5,6 +5,7 @@
 #include "cuda/key_row.h"
 #include "cuda/math/softmax.h"
 #include "cuda/tensor_core.h"
+#include "cuda/vector.h"
 
 namespace kvtier {
 namespace {
@@ -15,10 +16,7 @@ constexpr int kWarpRows = 16;  // Query rows of a warp.
 constexpr int kKeys = 64;      // Of a tile.
 static_assert(kKeyTileMax % kKeys == 0, "parts of a plan are whole tiles");
 
-struct alignas(16) Vector {
-  uint32_t words[4];
-};
-constexpr int kVectorElements = 8;
+constexpr int kVectorElements = 8;  // Of a Vector.
 
 // Words (two elements) of a row in shared memory: 16 bytes more than the row, so that the eight
 // rows that a warp reads at once lie in different banks.
@@ -77,7 +75,7 @@ KVTIER_DEVICE void LoadQueries(const AttentionParams& p, const AttentionItem& it
 
 // Eight elements of a row from element d on, as bf16.
 KVTIER_DEVICE Vector LoadEight(const char* codes, const char* scales, RowCode code, int d) {
-  if (code == RowCode::kRaw) return *reinterpret_cast<const Vector*>(codes + d * 2);
+  if (code == RowCode::kRaw) return LoadVector(codes + d * 2);
   Vector vector;
   KVTIER_UNROLL
   for (int i = 0; i < 4; ++i) {
@@ -102,8 +100,8 @@ KVTIER_DEVICE void LoadTiles(const KeyRow* rows, int count, uint32_t* keys, uint
       if constexpr (kValues) v = LoadEight(row.values, row.value_scales, row.code, d);
     }
     const int at = key * kRowWords<kDim> + d / 2;
-    *reinterpret_cast<Vector*>(keys + at) = k;
-    if constexpr (kValues) *reinterpret_cast<Vector*>(values + at) = v;
+    StoreVector(keys + at, k);
+    if constexpr (kValues) StoreVector(values + at, v);
   }
 }
 

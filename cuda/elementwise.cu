@@ -3,6 +3,7 @@
 
 #include "cuda/elementwise.h"
 #include "cuda/math/activation.h"
+#include "cuda/vector.h"
 
 namespace kvtier {
 namespace {
@@ -97,8 +98,15 @@ KVTIER_KERNEL void GatherRowsKernel(GatherRowsParams p) {
   const int64_t row_words = p.row_bytes / static_cast<int64_t>(sizeof(Word));
   for (int64_t i = FirstIndex(); i < p.rows * row_words; i += IndexStep()) {
     const int64_t from = int64_t{p.positions[i / row_words]} * row_words + i % row_words;
-    static_cast<Word*>(p.keys_out)[i] = static_cast<const Word*>(p.keys)[from];
-    static_cast<Word*>(p.values_out)[i] = static_cast<const Word*>(p.values)[from];
+    if constexpr (sizeof(Word) == sizeof(Vector)) {
+      StoreVector(static_cast<Word*>(p.keys_out) + i,
+                  LoadVector(static_cast<const Word*>(p.keys) + from));
+      StoreVector(static_cast<Word*>(p.values_out) + i,
+                  LoadVector(static_cast<const Word*>(p.values) + from));
+    } else {
+      static_cast<Word*>(p.keys_out)[i] = static_cast<const Word*>(p.keys)[from];
+      static_cast<Word*>(p.values_out)[i] = static_cast<const Word*>(p.values)[from];
+    }
   }
 }
 
@@ -107,11 +115,6 @@ KVTIER_KERNEL void ConvertKernel(ConvertParams p) {
     StoreElement(p.to, i, p.to_type, LoadElement(p.from, i, p.from_type));
   }
 }
-
-// 16 bytes, moved by one instruction.
-struct alignas(16) Word16 {
-  uint32_t words[4];
-};
 
 bool IsMultiple(const GatherRowsParams& p, uintptr_t bytes) {
   const auto all = reinterpret_cast<uintptr_t>(p.keys) | reinterpret_cast<uintptr_t>(p.values) |
@@ -150,7 +153,7 @@ DeviceError LaunchAppendKv(const AppendKvParams& p, DeviceStream stream) {
 
 DeviceError LaunchGatherRows(const GatherRowsParams& p, DeviceStream stream) {
   if (IsMultiple(p, 16)) {
-    return LaunchKernel(GatherRowsKernel<Word16>, GridFor(p.rows * p.row_bytes / 16), kThreads, 0,
+    return LaunchKernel(GatherRowsKernel<Vector>, GridFor(p.rows * p.row_bytes / 16), kThreads, 0,
                         stream, p);
   }
   return LaunchKernel(GatherRowsKernel<uint16_t>, GridFor(p.rows * p.row_bytes / 2), kThreads, 0,

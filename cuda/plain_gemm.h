@@ -2,7 +2,8 @@
 // runs, the fallback for shapes that cuBLASLt does not take, and the twin it is compared with.
 //
 // Layout: x [rows, in], W [out, in], y [rows, out], row-major. Sums in fp32, 32 products at a time,
-// in a fixed order. Launch: a block of 256 threads per 16 x 16 outputs.
+// in a fixed order. Launch: a block of 256 threads per 16 x 16 outputs, or several of them where
+// there are more than 65536 rows.
 #ifndef KVTIER_CUDA_PLAIN_GEMM_H_
 #define KVTIER_CUDA_PLAIN_GEMM_H_
 
@@ -21,7 +22,7 @@ struct GemmParams {
   Element weights_type = Element::kF32;
   Element y_type = Element::kF32;
   int64_t rows = 0;
-  int64_t out = 0;  // At most 16 * 65535.
+  int64_t out = 0;
   int64_t in = 0;
 };
 DeviceError LaunchPlainGemm(const GemmParams& params, DeviceStream stream);

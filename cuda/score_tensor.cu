@@ -4,6 +4,7 @@
 #include "cuda/math/softmax.h"
 #include "cuda/score_tensor.h"
 #include "cuda/tensor_core.h"
+#include "cuda/vector.h"
 
 namespace kvtier {
 namespace {
@@ -13,11 +14,7 @@ constexpr int kWarpKeys = 32;  // Two products of 16.
 constexpr int kKeySets = kWarpKeys / 16;
 static_assert(kThreads / kWarpThreads * kWarpKeys == kScoreTensorKeys, "the keys of a block");
 
-// 16 bytes, moved by one instruction.
-struct alignas(16) Vector {
-  uint32_t words[4];
-};
-constexpr int kVectorElements = 8;
+constexpr int kVectorElements = 8;  // Of a Vector.
 
 // Words (two elements) of a query row in shared memory: 16 bytes more than the row, so that the
 // eight rows that a warp reads at once lie in different banks.
@@ -65,10 +62,10 @@ KVTIER_DEVICE void LoadQueries(const ScoreMaxParams& p, int64_t head, int64_t fi
       const uint32_t query = row / group;
       const int64_t query_head = head * p.group + (row - query * group);
       const int64_t at = (query * p.kv_heads * p.group + query_head) * kRowVectors;
-      vector = static_cast<const Vector*>(p.q)[at + i % kRowVectors];
+      vector = LoadVector(static_cast<const Vector*>(p.q) + at + i % kRowVectors);
     }
     uint32_t* to = queries + i / kRowVectors * kRowWords<kDim> + i % kRowVectors * 4;
-    *reinterpret_cast<Vector*>(to) = vector;
+    StoreVector(to, vector);
   }
   if (ThreadIndex() < kScoreTensorRows) {
     const int64_t row = first + ThreadIndex();

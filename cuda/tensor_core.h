@@ -63,6 +63,7 @@ KVTIER_DEVICE void LoadTransposed(uint32_t (&r)[4], const void* row) {
 #else
   const uint16_t* rows[kWarpThreads];
   host_simt::WarpExchange(&row, sizeof(row), rows);
+  host_simt::CheckAligned(row, 16);
   const int lane = ThreadIndex() % kWarpThreads;
   for (int m = 0; m < 4; ++m) {
     const uint32_t lower = rows[m * 8 + lane % 4 * 2][lane / 4];
@@ -72,10 +73,17 @@ KVTIER_DEVICE void LoadTransposed(uint32_t (&r)[4], const void* row) {
 #endif
 }
 
-// Two floats rounded to bf16, `lower` in the lower half.
+// Two floats rounded to bf16 (nearest even), `lower` in the lower half. Which NaN becomes of a NaN
+// is not specified.
 KVTIER_DEVICE uint32_t PackBf16(float lower, float upper) {
+#if defined(__CUDA_ARCH__)
+  uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(upper), "f"(lower));
+  return both;
+#else
   return uint32_t{half_internal::FloatToBfloatBits(lower)} |
          uint32_t{half_internal::FloatToBfloatBits(upper)} << 16;
+#endif
 }
 
 // NaN if either is.

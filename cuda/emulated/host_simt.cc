@@ -33,6 +33,7 @@ struct Scheduler {
   std::vector<std::byte> exchange[2];
   std::vector<uint32_t> exchanges;  // [threads] done so far.
   uint32_t order = 12345;           // State of NextRandom().
+  int failure = 0;                  // What a thread of this launch ended it with.
   std::string error;
 };
 
@@ -106,6 +107,7 @@ int RunBlock(Scheduler& s, int threads) {
     bool ran = false;
     for (uint32_t i = 0; i < warps; ++i) {
       ran = RunWarp(s, static_cast<int>((first + i) % warps) * kWarp, ahead) || ran;
+      if (s.failure != 0) return s.failure;
     }
     if (Count(s, 0, threads, State::kDone) == threads) return 0;
     if (Count(s, 0, threads, State::kAtBlockBarrier) == threads) {
@@ -129,6 +131,20 @@ ThreadState& Current() { return Scheduling().running->state; }
 
 void BlockBarrier() { Wait(State::kAtBlockBarrier); }
 
+void CheckAligned(const void* address, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes == 0) return;
+  Scheduler& s = Scheduling();
+  const ThreadState& at = Current();
+  if (s.failure == 0) {
+    s.failure = kAlignmentError;
+    s.error =
+        absl::StrCat("block (", at.block[0], ", ", at.block[1], ", ", at.block[2], "), thread ",
+                     at.thread, ": an address of ", reinterpret_cast<uintptr_t>(address) % bytes,
+                     " past a multiple of ", bytes);
+  }
+  Wait(State::kDone);
+}
+
 void WarpExchange(const void* mine, size_t bytes, void* all) {
   Scheduler& s = Scheduling();
   const int thread = Current().thread;
@@ -150,6 +166,7 @@ int Run(const int (&grid)[3], int threads, size_t shared_bytes, const std::funct
     return kConfigurationError;
   }
   s.body = &body;
+  s.failure = 0;
   s.shared.resize(shared_bytes + 16);
   while (static_cast<int>(s.block.size()) < threads) s.block.push_back(std::make_unique<Thread>());
   for (auto& slots : s.exchange) slots.resize(threads * kExchangeBytesMax);

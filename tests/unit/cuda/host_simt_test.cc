@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cuda/simt.h"
+#include "cuda/vector.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -127,6 +128,31 @@ TEST(HostSimtTest, SharedMemoryStartsAsNan) {
   std::vector<int64_t> out(32);
   ASSERT_EQ(LaunchKernel(SharedStartsAsNanKernel, {}, 32, 128, nullptr, {out.data()}), 0);
   EXPECT_THAT(out, testing::Each(1));
+}
+
+// A vector of 16 bytes, from and to addresses that are 16 bytes (or less) past each other.
+KVTIER_KERNEL void VectorKernel(Params p) {
+  auto* bytes = reinterpret_cast<char*>(p.out);
+  if (p.variant == 2) {
+    StoreVector(bytes + 8, Vector{});
+    return;
+  }
+  StoreVector(bytes, LoadVector(bytes + 16 - 8 * p.variant));
+}
+
+TEST(HostSimtTest, AVectorThatIsNotAlignedEndsTheLaunch) {
+  alignas(16) int64_t out[4] = {1, 2, 3, 4};
+  EXPECT_EQ(LaunchKernel(VectorKernel, {}, 32, 0, nullptr, {out, 0}), 0);
+  EXPECT_THAT(out, testing::ElementsAre(3, 4, 3, 4));
+  for (const int variant : {1, 2}) {
+    EXPECT_EQ(LaunchKernel(VectorKernel, {.x = 2}, 64, 0, nullptr, {out, variant}),
+              host_simt::kAlignmentError);
+    EXPECT_THAT(host_simt::LastError(),
+                testing::HasSubstr("an address of 8 past a multiple of 16"));
+    EXPECT_THAT(out, testing::ElementsAre(3, 4, 3, 4)) << "nothing is written";
+  }
+  EXPECT_EQ(LaunchKernel(VectorKernel, {}, 32, 0, nullptr, {out, 0}), 0)
+      << "a launch after a failed one";
 }
 
 TEST(HostSimtTest, RefusesWhatADeviceRefuses) {

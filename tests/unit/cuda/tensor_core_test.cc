@@ -83,6 +83,21 @@ TEST(TensorCoreTest, MultipliesSmallMatrices) {
   }
 }
 
+KVTIER_KERNEL void TransposedLoadKernel(ProductParams p) {
+  uint32_t four[4];
+  LoadTransposed(four, p.b + ThreadIndex() % 16 * 8);
+  p.d[ThreadIndex()] = static_cast<float>(four[0] + four[1] + four[2] + four[3]);
+}
+
+TEST(TensorCoreTest, ATransposedLoadOfRowsThatAreNotAlignedEndsTheLaunch) {
+  alignas(16) bfloat16 b[17 * 8] = {};
+  float d[32];
+  EXPECT_EQ(LaunchKernel(TransposedLoadKernel, {}, 32, 0, nullptr, {.b = b, .d = d}), 0);
+  EXPECT_EQ(LaunchKernel(TransposedLoadKernel, {}, 32, 0, nullptr, {.b = b + 4, .d = d}),
+            host_simt::kAlignmentError);
+  EXPECT_THAT(host_simt::LastError(), ::testing::HasSubstr("8 past a multiple of 16"));
+}
+
 TEST(TensorCoreTest, MaximaKeepNan) {
   EXPECT_EQ(MaxOrNan(1, 2), 2);
   EXPECT_EQ(MaxOrNan(2, 1), 2);
