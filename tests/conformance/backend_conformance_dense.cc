@@ -14,10 +14,13 @@
 #include "gmock/gmock.h"
 #include "tests/conformance/backend_conformance.h"
 #include "tests/conformance/backend_tensors.h"
+#include "tests/conformance/backend_threads.h"
 #include "tests/testing/random.h"
 
 namespace kvtier {
 namespace {
+
+TEST_P(BackendConformanceTest, ThreadsDoNotMeet) { ExpectThreadsDoNotMeet(*backend_); }
 
 TEST_P(BackendConformanceTest, LinearEqualsTheReference) {
   std::mt19937_64 random(TestSeed());

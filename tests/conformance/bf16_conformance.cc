@@ -15,6 +15,7 @@
 #include "gmock/gmock.h"
 #include "kvcache/row_codec.h"
 #include "tests/conformance/backend_tensors.h"
+#include "tests/conformance/backend_threads.h"
 #include "tests/testing/random.h"
 
 namespace kvtier {
@@ -41,6 +42,8 @@ Tensor MakeOutput(Backend& backend, int64_t rows, int64_t cols) {
   KVTIER_EXPECT_OK(out);
   return *std::move(out);
 }
+
+TEST_P(Bf16ConformanceTest, ThreadsDoNotMeet) { ExpectThreadsDoNotMeet(*backend_); }
 
 // Shapes of models (multiples of 8) and odd ones, which libraries may not take.
 TEST_P(Bf16ConformanceTest, LinearEqualsTheReference) {
