@@ -1,5 +1,6 @@
 # cuda/: the only optional layer. KVTIER_CUDA is
-#   AUTO  built when the CUDA toolkit (12.8 or newer, nvcc) and cuBLASLt are found;
+#   AUTO  built when the CUDA toolkit (12.8 or newer, nvcc) and cuBLASLt are found and nvcc compiles
+#         with our C++ compiler;
 #   ON    the same, and refused by name when something is missing;
 #   OFF   nothing of CUDA is looked for.
 # What the device code does is tested without any of this: its sources are compiled as host code,
@@ -33,6 +34,23 @@ function(_kvtier_find_cuda missing)
   set(CUDAToolkit_LIBRARY_DIR "${CUDAToolkit_LIBRARY_DIR}" PARENT_SCOPE)
 endfunction()
 
+# enable_language() stops configuring where the compiler does not work, mostly because nvcc refuses
+# the host compiler. This says what is wrong instead; a machine that builds asks once.
+function(_kvtier_check_nvcc nvcc missing)
+  set(${missing} "" PARENT_SCOPE)
+  if(DEFINED CMAKE_CUDA_COMPILER AND NOT CMAKE_CUDA_COMPILER)
+    unset(CMAKE_CUDA_COMPILER CACHE)  # What an earlier check left: things may have changed.
+  endif()
+  set(ENV{CUDACXX} "${nvcc}")
+  set(ENV{CUDAHOSTCXX} "${CMAKE_CXX_COMPILER}")
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(NOT CMAKE_CUDA_COMPILER)
+    set(${missing} "an nvcc that compiles: ${nvcc} does not with ${CMAKE_CXX_COMPILER} as its host \
+compiler (CMakeFiles/CMakeError.log)" PARENT_SCOPE)
+  endif()
+endfunction()
+
 # cuDNN and NCCL come without package files. Makes the imported target kvtier::<name> when both the
 # header and the library are found.
 function(_kvtier_find_shared name header library)
@@ -55,6 +73,9 @@ if(NOT KVTIER_CUDA STREQUAL "OFF")
   _kvtier_find_cuda(missing)
   if(NOT missing AND CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
     set(missing "g++ (nvcc's host compiler is the one that the rest is built with)")
+  endif()
+  if(NOT missing AND KVTIER_CUDA STREQUAL "AUTO")
+    _kvtier_check_nvcc("${nvcc}" missing)
   endif()
   if(NOT missing)
     set(KVTIER_CUDA_FOUND TRUE)

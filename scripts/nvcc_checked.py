@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Runs nvcc and reads what `-Xptxas -v` says about each kernel: a spilled register fails the build,
-as do more registers than the kernel's row in a table allows.
+as do more registers than the kernel's row in a table allows, and a stack in a kernel of the table.
 
     nvcc_checked.py TABLE NVCC [ARGUMENT...]    a compiler launcher (cmake/Cuda.cmake)
     nvcc_checked.py --self-test
 
 TABLE has a row per hot kernel, `FILE KERNEL REGISTERS`: the .cu file it is compiled in, the name of
 its function (all instances of a template), and the most registers that one of them may use on any
-architecture. Each kernel of a file must have been compiled: a row for one that is gone fails, too.
+architecture. A stack is memory per thread, mostly an array that did not become registers: hot kernels
+have none. Each kernel of a file must have been compiled: a row for one that is gone fails, too.
 Lines of ptxas that say nothing new are not shown; KVTIER_PTXAS=1 in the environment shows all.
 """
 
@@ -33,17 +34,19 @@ def read_table(text, source):
 
 
 def kernels(log):
-    """Yields (mangled name, architecture, registers, spilled bytes)."""
+    """Yields (mangled name, architecture, registers, spilled bytes, bytes of stack), both with those
+    of functions that it calls."""
     name = architecture = None
-    spilled = 0
+    spilled = stack = 0
     for line in log.splitlines():
         if match := ENTRY.search(line):
             name, architecture = match.groups()
-            spilled = 0
+            spilled = stack = 0
         elif match := SPILLS.search(line):
-            spilled = int(match.group(2)) + int(match.group(3))
+            stack += int(match.group(1))
+            spilled += int(match.group(2)) + int(match.group(3))
         elif (match := REGISTERS.search(line)) and name is not None:
-            yield name, architecture, int(match.group(1)), spilled
+            yield name, architecture, int(match.group(1)), spilled, stack
             name = None
 
 
@@ -54,12 +57,14 @@ def is_instance(mangled, kernel):
 def check(log, limits, assembled=True):
     """Yields what is wrong."""
     seen = set()
-    for name, architecture, registers, spilled in kernels(log):
+    for name, architecture, registers, spilled, stack in kernels(log):
         if spilled > 0:
             yield f"{name} spills {spilled} bytes on {architecture}"
         for kernel, limit in limits.items():
             if is_instance(name, kernel):
                 seen.add(kernel)
+                if stack > 0:
+                    yield f"{name} has {stack} bytes of stack on {architecture}, and may have none"
                 if registers > limit:
                     yield f"{name} uses {registers} registers on {architecture}, its limit is {limit}"
     if assembled:
@@ -102,7 +107,7 @@ def run(table, command):
 SAMPLE = """ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function '_ZN6kvtier9AddKernelEv' for 'sm_80'
 ptxas info    : Function properties for _ZN6kvtier9AddKernelEv
-    0 bytes stack frame, {0} bytes spill stores, {0} bytes spill loads
+    {2} bytes stack frame, {0} bytes spill stores, {0} bytes spill loads
 ptxas info    : Used {1} registers, used 0 barriers, 400 bytes cmem[0]
 """
 
@@ -111,10 +116,12 @@ def self_test():
     table = "# comment\na.cu AddKernel 40  # why\nb.cu OtherKernel 10\n"
     limits = read_table(table, "a.cu")
     assert limits == {"AddKernel": 40}, limits
-    assert not list(check(SAMPLE.format(0, 40), limits))
-    assert "spills 16 bytes" in list(check(SAMPLE.format(8, 40), limits))[0]
-    assert "spills" in list(check(SAMPLE.format(8, 40), {}))[0]
-    assert "limit is 40" in list(check(SAMPLE.format(0, 41), limits))[0]
+    assert not list(check(SAMPLE.format(0, 40, 0), limits))
+    assert "spills 16 bytes" in list(check(SAMPLE.format(8, 40, 0), limits))[0]
+    assert "spills" in list(check(SAMPLE.format(8, 40, 0), {}))[0]
+    assert "limit is 40" in list(check(SAMPLE.format(0, 41, 0), limits))[0]
+    assert "16 bytes of stack" in list(check(SAMPLE.format(0, 40, 16), limits))[0]
+    assert not list(check(SAMPLE.format(0, 40, 16), {})), "a kernel that is not hot may have one"
     assert "out of date" in list(check("", limits))[0]
     assert not is_instance("_ZN6kvtier12BigAddKernelEv", "AddKernel")
     assert source_of(["nvcc", "-c", "x/a.cu", "-o", "a.o"]) == "a.cu"
