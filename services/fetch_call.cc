@@ -20,16 +20,17 @@
 namespace kvtier {
 namespace {
 
-// One Fetch. While a segment is being written the next one is read on the pool, so that disk and
-// wire work at the same time; two segments are in use at most. Deletes itself when the call is
-// over.
+// One Fetch. What lies in host memory is read where the turn is; what does not is read on the pool,
+// the next segment while one is being written, so that disk and wire work at the same time; two
+// segments are in use at most. A small answer out of host memory is given at once, in one message.
+// Deletes itself when the call is over.
 //
-//   1. At most one write and one job that reads are under way. The job touches `planned_` and what
-//      it reads from (held_ or pinned_); what it has read goes through read_, under mutex_. All
-//      else is of whoever may start the next write: gRPC's callback of the last one, or the job
-//      that it left the turn to (is_awaited_).
-//   2. Letting go of a pin, or of what a lease held, may remove bytes from the disk, so a fetch
-//      that has one ends on the pool, and only when no job reads.
+//   1. At most one write and one job that reads are under way. The job touches `planned_` and
+//      pinned_; what it has read goes through read_, under mutex_. All else is of whoever may start
+//      the next write: gRPC's callback of the request or of the last write, or the job that it left
+//      the turn to (is_awaited_).
+//   2. gRPC's callbacks never wait for a disk. Letting go of a pin, or of what a lease held, may
+//      remove bytes from there: then the fetch ends on the pool. It ends only when no job reads.
 class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
   FetchCall(CallEnvironment& environment, const grpc::ServerContextBase& context,
@@ -45,7 +46,7 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
       End(status);
       return;
     }
-    environment_.Schedule([this] { Open(); });
+    Open();
   }
 
   void OnWriteDone(bool ok) override {
@@ -71,7 +72,15 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     return absl::OkStatus();
   }
 
-  // On the pool: finds the object and sends the header.
+  // A segment, or the part of it that was asked for.
+  struct Segment {
+    BandIndex band;
+    LayerIndex layer;
+    SegmentEntry::ByteRange range;
+    SegmentRef bytes;
+  };
+
+  // Finds the object and sends the header, with all the rest if that is small and at hand.
   void Open() {
     const absl::Status status = [&]() -> absl::Status {
       if (lease_.has_value()) return OpenUnderLease();
@@ -82,25 +91,26 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
       return absl::OkStatus();
     }();
     if (!status.ok()) {
-      End(status);
+      Leave(status);
       return;
     }
-    layer_ = plan_.layers.begin;
-    // A guess by the time of reading: it feeds an estimate only.
-    const absl::StatusOr<ObjectStat> stat =
-        environment_.store().Stat(request_.tenant, request_.key);
-    if (held_ == nullptr && stat.ok() && stat->host_bands < plan_.band_count) {
-      source_ = LoadTimes::Source::kDisk;
-    }
-    planned_ = TakeFromPlan();
-    if (planned_.has_value()) StartReading(/*is_awaited=*/false);
     v1::FetchResponse response;
     v1::FetchHeader& header = *response.mutable_header();
     header.set_manifest(EncodeManifest(*plan_.manifest));
     header.set_band_count(plan_.band_count);
     header.set_ratio_millionths(plan_.manifest->bands[plan_.band_count - 1].edge.millionths());
     header.set_payload_bytes(plan_.payload_bytes());
+    if (header.payload_bytes() <= kHeaderFramesBytesMax && AddFrames(header)) {
+      environment_.metrics().store_fetch_bytes.Increment(
+          static_cast<double>(header.payload_bytes()));
+      is_last_message_ = true;
+      message_ = SerializeToByteBuffer(response);
+      Leave(absl::OkStatus());
+      return;
+    }
     message_ = SerializeToByteBuffer(response);
+    StartOver();
+    ReadAhead();
     StartWrite(&message_);
   }
 
@@ -118,13 +128,34 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     return absl::OkStatus();
   }
 
-  // A segment, or the part of it that was asked for.
-  struct Segment {
-    BandIndex band;
-    LayerIndex layer;
-    SegmentEntry::ByteRange range;
-    SegmentRef bytes;
-  };
+  // Every segment of the plan. False: not all of them are in host memory; the header is as it was.
+  bool AddFrames(v1::FetchHeader& header) {
+    StartOver();
+    while (const std::optional<Segment> segment = TakeFromPlan()) {
+      const std::optional<SegmentRef> bytes = ReadFromMemory(*segment);
+      if (!bytes.has_value()) {
+        header.clear_frames();
+        return false;
+      }
+      v1::SegmentFrame& frame = *header.add_frames();
+      frame.set_band(segment->band.value());
+      frame.set_layer(segment->layer.value());
+      frame.set_payload(bytes->bytes().data() + segment->range.begin,
+                        segment->range.end - segment->range.begin);
+    }
+    return true;
+  }
+
+  // Nothing if it is to be read on the pool.
+  std::optional<SegmentRef> ReadFromMemory(const Segment& segment) {
+    if (held_ != nullptr) return held_->Segment(segment.band, segment.layer);
+    return pinned_->ReadFromMemory(segment.band, segment.layer);
+  }
+
+  void StartOver() {
+    layer_ = plan_.layers.begin;
+    band_ = 0;
+  }
 
   // The next segment with bytes, which are not read yet; nothing at the end.
   std::optional<Segment> TakeFromPlan() {
@@ -140,6 +171,19 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     return std::nullopt;
   }
 
+  // Takes the next segment from the plan and has it read: at once, or while something is written.
+  void ReadAhead() {
+    planned_ = TakeFromPlan();
+    if (!planned_.has_value()) return;
+    if (std::optional<SegmentRef> bytes = ReadFromMemory(*planned_)) {
+      MutexLock lock(&mutex_);
+      read_ = *std::move(bytes);
+      return;
+    }
+    source_ = LoadTimes::Source::kDisk;
+    StartReading(/*is_awaited=*/false);
+  }
+
   // Makes planned_ readable, on the pool. REQUIRES: it is there, and no job reads.
   void StartReading(bool is_awaited) {
     {
@@ -150,10 +194,9 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     environment_.Schedule([this] { Read(); });
   }
 
+  // On the pool.
   void Read() {
-    absl::StatusOr<SegmentRef> bytes = held_ != nullptr
-                                           ? held_->Segment(planned_->band, planned_->layer)
-                                           : pinned_->Read(planned_->band, planned_->layer);
+    absl::StatusOr<SegmentRef> bytes = pinned_->Read(planned_->band, planned_->layer);
     absl::Status leave_with;
     {
       MutexLock lock(&mutex_);
@@ -199,10 +242,10 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
       Leave(bytes.status());
       return;
     }
-    current_ = *std::exchange(planned_, TakeFromPlan());
+    current_ = *std::move(planned_);
     current_.bytes = *std::move(bytes);
     offset_ = current_.range.begin;
-    if (planned_.has_value()) StartReading(/*is_awaited=*/false);
+    ReadAhead();
     SendFrame();
   }
 
@@ -215,7 +258,7 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     StartWrite(&message_);
   }
 
-  // Ends the call, on the pool, once no job reads. REQUIRES: no write is under way.
+  // Ends the call once no job reads. REQUIRES: no write is under way.
   void Leave(const absl::Status& status) {
     {
       MutexLock lock(&mutex_);
@@ -225,7 +268,11 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
         return;
       }
     }
-    environment_.Schedule([this, status] { End(status); });
+    if (held_ == nullptr && (pinned_ == nullptr || pinned_->TryRelease())) {
+      End(status);
+    } else {
+      environment_.Schedule([this, status] { End(status); });
+    }
   }
 
   // Counts before the caller hears of the end, so that who asks next sees it counted.
@@ -245,7 +292,11 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
                                        environment_.clock().Now() - start_);
     }
     environment_.Count("Fetch", status, start_);
-    Finish(ToGrpcStatus(status));
+    if (is_last_message_) {
+      StartWriteAndFinish(&message_, grpc::WriteOptions(), ToGrpcStatus(status));
+    } else {
+      Finish(ToGrpcStatus(status));
+    }
   }
 
   CallEnvironment& environment_;
@@ -270,7 +321,8 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   absl::Status leave_with_ ABSL_GUARDED_BY(mutex_);  // Not OK: by ending the call.
   std::optional<absl::StatusOr<SegmentRef>> read_ ABSL_GUARDED_BY(mutex_);
 
-  grpc::ByteBuffer message_;  // The one being written.
+  grpc::ByteBuffer message_;      // The one being written.
+  bool is_last_message_ = false;  // It goes with the status.
 };
 
 }  // namespace

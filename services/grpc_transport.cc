@@ -43,7 +43,9 @@ class FetchStream {
       }
     }
     grpc::ByteBuffer message;
-    if (reader_.Read(&message)) return BadStream("a message after the last frame");
+    if (header_frames_used_ < response_.header().frames_size() || reader_.Read(&message)) {
+      return BadStream("more after the last frame");
+    }
     return absl::OkStatus();
   }
 
@@ -57,13 +59,27 @@ class FetchStream {
     return BadStream("it ended early");
   }
 
+  // Those of the header come first.
+  absl::StatusOr<SegmentFrameView> NextFrame() {
+    if (header_frames_used_ < response_.header().frames_size()) {
+      const v1::SegmentFrame& frame = response_.header().frames(header_frames_used_++);
+      SegmentFrameView view{frame.band(), frame.layer(), frame.offset(), {}};
+      view.payload.pieces = {AsBytes(frame.payload())};
+      view.payload.bytes = frame.payload().size();
+      return view;
+    }
+    KVTIER_ASSIGN_OR_RETURN(const grpc::ByteBuffer message, Next());
+    absl::StatusOr<std::optional<SegmentFrameView>> frame = ReadFrame(message);
+    if (!frame.ok() || !frame->has_value()) return BadStream("not a frame");
+    return **std::move(frame);
+  }
+
   absl::Status ReceiveHeader() {
     KVTIER_ASSIGN_OR_RETURN(const grpc::ByteBuffer message, Next());
-    v1::FetchResponse response;
-    if (!ParseFromByteBuffer(message, response).ok() || !response.has_header()) {
+    if (!ParseFromByteBuffer(message, response_).ok() || !response_.has_header()) {
       return BadStream("no header");
     }
-    const v1::FetchHeader& header = response.header();
+    const v1::FetchHeader& header = response_.header();
     absl::StatusOr<Manifest> decoded = DecodeManifest(AsBytes(header.manifest()));
     // FAILED_PRECONDITION says that the object is of a version that this build does not read.
     if (absl::IsFailedPrecondition(decoded.status())) return decoded.status();
@@ -97,10 +113,7 @@ class FetchStream {
     };
     KVTIER_RETURN_IF_ERROR(append({}));  // Judges a segment without bytes.
     while (!filler.done()) {
-      KVTIER_ASSIGN_OR_RETURN(const grpc::ByteBuffer message, Next());
-      const absl::StatusOr<std::optional<SegmentFrameView>> frame = ReadFrame(message);
-      if (!frame.ok() || !frame->has_value()) return BadStream("not a frame");
-      const SegmentFrameView& view = **frame;
+      KVTIER_ASSIGN_OR_RETURN(const SegmentFrameView view, NextFrame());
       if (view.band != band.value() || view.layer != layer.value() ||
           view.offset != filler.filled() || view.payload.bytes == 0 ||
           view.payload.bytes > bytes.size() - filler.filled()) {
@@ -118,6 +131,8 @@ class FetchStream {
   const FetchRequest& request_;
   const SegmentFiller::Check check_;
   SegmentSink& sink_;
+  v1::FetchResponse response_;  // The first one: with the header.
+  int header_frames_used_ = 0;
   FetchPlan plan_;
   bool ended_ = false;
 };

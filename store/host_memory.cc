@@ -34,7 +34,7 @@ constexpr uint64_t kKeptBytesOfUnbounded = 256 * limits::kMiB;
 // A kept file is cut down to a band at most this much smaller.
 constexpr uint64_t kKeptOversizeMax = 2;
 // Against our own mistakes, sealed bands are read-only in builds with assertions. Changing the
-// protection of a band's pages costs as much as writing them.
+// protection of a band's pages and back costs about as much as writing them.
 #ifdef NDEBUG
 constexpr bool kProtectsSealed = false;
 #else

@@ -94,8 +94,8 @@ struct AttributeChange {
 class ObjectState;  // Private to the implementation.
 
 // Pins one upload of one object: its resident bands at the time of Pin() stay readable. Releasing
-// it is its destruction, which may remove from disk what was waiting for it. Thread-safe for
-// reading. REQUIRES: dies before its store. Segments that were read may outlive both.
+// it is its destruction, which may remove from disk what was waiting for it, or TryRelease. Thread-
+// safe for reading. REQUIRES: dies before its store. Segments that were read may outlive both.
 class PinnedObject {
  public:
   virtual ~PinnedObject() = default;
@@ -103,7 +103,16 @@ class PinnedObject {
   virtual uint32_t resident_bands() const = 0;
   // DATA_LOSS: no intact copy is left; that band and all higher ones have been given up and
   // counted, and a new Pin() sees what remains.
+  //   RESOURCE_EXHAUSTED  no room for what is read from disk; a later call may find some
+  // Waits for the disk if it must.
   virtual absl::StatusOr<SegmentRef> Read(BandIndex band, LayerIndex layer) = 0;
+  // The same if the segment lies in host memory; nothing otherwise. Never waits for a disk, nor for
+  // somebody who does.
+  virtual std::optional<SegmentRef> ReadFromMemory(BandIndex band, LayerIndex layer) = 0;
+  // Lets go of the pin now, if that removes nothing from a tier: true, and the object may only be
+  // destroyed from here on, which costs nothing then. False: nothing has happened, and its
+  // destruction may wait for the disk. Never waits, as above.
+  virtual bool TryRelease() = 0;
   // A whole band in host memory, for as long as the result lives, whatever is evicted meanwhile;
   // fetched from disk if it must be. Codes as Read, and
   //   RESOURCE_EXHAUSTED  no room for it in host memory, or no file for kFile
@@ -190,7 +199,8 @@ class TieredStore {
                                  const std::optional<UploadId>& replaces = std::nullopt,
                                  absl::Duration ttl = absl::InfiniteDuration());
 
-  // NOT_FOUND: a miss. ABORTED: `upload` is given and another one is current.
+  // NOT_FOUND: a miss. ABORTED: `upload` is given and another one is current. Never waits for a
+  // disk.
   virtual absl::StatusOr<std::unique_ptr<PinnedObject>> Pin(
       const TenantId& tenant, const Key& key, const std::optional<UploadId>& upload) = 0;
   // Like Pin, without pinning or counting a request.

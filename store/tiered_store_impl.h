@@ -349,6 +349,8 @@ class TieredStoreImpl final : public TieredStore {
   // Bands from `band` on have no intact copy: gives them up everywhere, and counts.
   void Lose(const ObjectPtr& object, BandIndex band) ABSL_LOCKS_EXCLUDED(mutex_);
   void Unpin(const ObjectPtr& object) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The same, unless bytes wait for it: false then.
+  bool TryUnpin(const ObjectPtr& object) ABSL_LOCKS_EXCLUDED(mutex_);
   // Keeps a band that was read from disk in host memory if it is worth what must go for it.
   void Promote(const ObjectPtr& object, BandIndex band, const std::vector<SegmentRef>& layers)
       ABSL_LOCKS_EXCLUDED(mutex_);

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <optional>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -25,6 +27,8 @@ class PinnedObjectImpl final : public PinnedObject {
   const std::shared_ptr<const Manifest>& manifest() const override { return object_->manifest; }
   uint32_t resident_bands() const override { return resident_bands_; }
   absl::StatusOr<SegmentRef> Read(BandIndex band, LayerIndex layer) override;
+  std::optional<SegmentRef> ReadFromMemory(BandIndex band, LayerIndex layer) override;
+  bool TryRelease() override;
   absl::StatusOr<std::shared_ptr<const BandMemory>> Hold(BandIndex band,
                                                          BandPlacement placement) override;
 
@@ -38,7 +42,15 @@ class PinnedObjectImpl final : public PinnedObject {
     std::vector<MemoryCharge> charges;  // Of what is in `layers`.
   };
 
+  // What failed, until the same succeeds: a reader may ask again for what there was no room for.
+  using Failed = std::set<std::pair<BandIndex, std::optional<LayerIndex>>>;  // Nothing: the band.
+
+  bool IsThere(BandIndex band, LayerIndex layer) const {
+    return band.value() < resident_bands_ &&
+           layer.value() < object_->manifest->geometry.layer_count();
+  }
   void Collect(BandIndex band, LayerIndex layer, const SegmentRef& segment);
+  void Count() ABSL_LOCKS_EXCLUDED(mutex_);
 
   TieredStoreImpl& store_;
   const TieredStoreImpl::ObjectPtr object_;
@@ -48,26 +60,53 @@ class PinnedObjectImpl final : public PinnedObject {
   Mutex mutex_;
   bool has_read_ ABSL_GUARDED_BY(mutex_) = false;
   bool has_read_disk_ ABSL_GUARDED_BY(mutex_) = false;
-  bool has_failed_ ABSL_GUARDED_BY(mutex_) = false;
+  Failed failed_ ABSL_GUARDED_BY(mutex_);
+  bool is_released_ ABSL_GUARDED_BY(mutex_) = false;
   std::map<BandIndex, BandFromDisk> from_disk_ ABSL_GUARDED_BY(mutex_);
 };
 
 PinnedObjectImpl::~PinnedObjectImpl() {
-  if (is_counted_) {
+  {
     MutexLock lock(&mutex_);
-    StoreCounters& counters = store_.counters_;
-    ++(has_failed_      ? counters.failures
-       : has_read_disk_ ? counters.disk_hits
-       : has_read_      ? counters.host_hits
-                        : counters.misses);
-    ++counters.requests;
+    if (is_released_) return;
   }
+  Count();
   store_.Unpin(object_);
 }
 
+bool PinnedObjectImpl::TryRelease() {
+  if (!store_.TryUnpin(object_)) return false;
+  {
+    MutexLock lock(&mutex_);
+    is_released_ = true;
+  }
+  Count();
+  return true;
+}
+
+void PinnedObjectImpl::Count() {
+  if (!is_counted_) return;
+  MutexLock lock(&mutex_);
+  StoreCounters& counters = store_.counters_;
+  ++(!failed_.empty() ? counters.failures
+     : has_read_disk_ ? counters.disk_hits
+     : has_read_      ? counters.host_hits
+                      : counters.misses);
+  ++counters.requests;
+}
+
+std::optional<SegmentRef> PinnedObjectImpl::ReadFromMemory(BandIndex band, LayerIndex layer) {
+  if (!IsThere(band, layer)) return std::nullopt;
+  absl::StatusOr<SegmentRef> segment = store_.host_->Get(*object_->manifest, band, layer);
+  if (!segment.ok()) return std::nullopt;
+  MutexLock lock(&mutex_);
+  has_read_ = true;
+  failed_.erase({band, layer});
+  return *std::move(segment);
+}
+
 absl::StatusOr<SegmentRef> PinnedObjectImpl::Read(BandIndex band, LayerIndex layer) {
-  if (band.value() >= resident_bands_ ||
-      layer.value() >= object_->manifest->geometry.layer_count()) {
+  if (!IsThere(band, layer)) {
     return absl::OutOfRangeError(absl::StrCat("band ", band.value(), " of ", resident_bands_,
                                               ", layer ", layer.value(), " of ",
                                               object_->manifest->geometry.layer_count()));
@@ -77,9 +116,10 @@ absl::StatusOr<SegmentRef> PinnedObjectImpl::Read(BandIndex band, LayerIndex lay
     MutexLock lock(&mutex_);
     has_read_ = true;
     if (!result.ok()) {
-      has_failed_ = true;
+      failed_.insert({band, layer});
       return result.status();
     }
+    failed_.erase({band, layer});
     if (result->from_disk) has_read_disk_ = true;
   }
   if (result->from_disk) Collect(band, layer, result->segment);
@@ -96,9 +136,10 @@ absl::StatusOr<std::shared_ptr<const BandMemory>> PinnedObjectImpl::Hold(BandInd
   MutexLock lock(&mutex_);
   has_read_ = true;
   if (!held.ok()) {
-    has_failed_ = true;
+    failed_.insert({band, std::nullopt});
     return held.status();
   }
+  failed_.erase({band, std::nullopt});
   if (held->from_disk) has_read_disk_ = true;
   return std::move(held->memory);
 }
@@ -160,6 +201,14 @@ void TieredStoreImpl::Unpin(const ObjectPtr& object) {
     if (--object->pin_count > 0 || !garbage_.contains(object)) return;
   }
   Trim();
+}
+
+bool TieredStoreImpl::TryUnpin(const ObjectPtr& object) {
+  MutexLock lock(&mutex_);
+  if (object->pin_count == 1 && garbage_.contains(object)) return false;
+  --pin_count_;
+  --object->pin_count;
+  return true;
 }
 
 // --- Reads ---------------------------------------------------------------------------------------

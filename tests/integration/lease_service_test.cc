@@ -150,7 +150,12 @@ class LeaseServiceTest : public testing::Test {
     const auto stream = stub_->Fetch(&context, request);
     v1::FetchResponse response;
     uint64_t bytes = 0;
-    while (stream->Read(&response)) bytes += response.frame().payload().size();
+    while (stream->Read(&response)) {
+      bytes += response.frame().payload().size();
+      for (const v1::SegmentFrame& frame : response.header().frames()) {
+        bytes += frame.payload().size();
+      }
+    }
     const grpc::Status status = stream->Finish();
     if (!status.ok()) return FromGrpcStatus(status);
     return bytes;

@@ -38,9 +38,9 @@ class MiddleService final : public v1::StoreService::Service {
     const auto stream = stub_->Fetch(&client_context, *request);
     v1::FetchResponse response;
     while (stream->Read(&response)) {
-      if (response.has_frame()) {
-        std::string& payload = *response.mutable_frame()->mutable_payload();
-        payload[payload.size() / 2] ^= 0x10;
+      if (response.has_frame()) Damage(*response.mutable_frame());
+      if (response.has_header()) {
+        for (v1::SegmentFrame& frame : *response.mutable_header()->mutable_frames()) Damage(frame);
       }
       // The reader has seen enough; what is under way must still be read before Finish.
       if (!writer->Write(response)) client_context.TryCancel();
@@ -51,6 +51,11 @@ class MiddleService final : public v1::StoreService::Service {
   std::atomic<bool> stall{false};
 
  private:
+  static void Damage(v1::SegmentFrame& frame) {
+    std::string& payload = *frame.mutable_payload();
+    payload[payload.size() / 2] ^= 0x10;
+  }
+
   const std::unique_ptr<v1::StoreService::Stub> stub_;
   Mutex mutex_;
   CondVar never_;
