@@ -1,7 +1,6 @@
 // kvtier-bench get: how long a fetch of one small object takes, from the request to verified bytes,
 // one after the other on one connection; beside 4 KiB asked for over plain sockets, in turns.
 
-#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,18 +14,6 @@
 #include "services/client.h"
 
 namespace kvtier::bench {
-namespace {
-
-// REQUIRES: not empty. The value that `share` of all do not exceed, in microseconds.
-double PercentileUs(std::vector<double> seconds, double share) {
-  const auto at =
-      seconds.begin() + static_cast<ptrdiff_t>(share * static_cast<double>(seconds.size() - 1));
-  std::nth_element(seconds.begin(), at, seconds.end());
-  return 1e6 * *at;
-}
-
-}  // namespace
-
 absl::StatusOr<SuiteResult> RunGetSuite(const StoreSuiteOptions& options) {
   // One segment of eight rows of one head: 4 KiB of keys and values.
   const ObjectShape shape = {.layers = 1, .kv_heads = 1, .head_dim = 128, .tokens = 8};
@@ -59,9 +46,9 @@ absl::StatusOr<SuiteResult> RunGetSuite(const StoreSuiteOptions& options) {
   }
   SuiteResult result;
   result.facts = {{"bytes", static_cast<double>(object.manifest->total_bytes())}, {"gets", count}};
-  result.rows = {{"4 KiB get, p50", PercentileUs(gets, 0.5), "us", PercentileUs(raw, 0.5),
+  result.rows = {{"4 KiB get, p50", 1e6 * Percentile(gets, 0.5), "us", 1e6 * Percentile(raw, 0.5),
                   "raw TCP", Target::AtMost(100)},
-                 {"4 KiB get, p99", PercentileUs(gets, 0.99), "us", PercentileUs(raw, 0.99),
+                 {"4 KiB get, p99", 1e6 * Percentile(gets, 0.99), "us", 1e6 * Percentile(raw, 0.99),
                   "raw TCP", Target::AtMost(250)}};
   return result;
 }

@@ -31,7 +31,7 @@ ABSL_FLAG(int, runs, 5,
           "timed runs of each figure, after one that is not counted; the median is "
           "shown");
 ABSL_FLAG(std::string, folder, "",
-          "disk, pressure: make data folders in here; empty: the system's temporary folder");
+          "pages, disk, pressure: make data folders in here; empty: the system's temporary folder");
 ABSL_FLAG(int, megabytes, 256, "transfer, shm, disk: size of the object");
 ABSL_FLAG(std::string, model, "tests/fixtures/model", "compute: checkpoint folder");
 ABSL_FLAG(std::string, shape, "",
@@ -105,6 +105,10 @@ const std::vector<Suite>& Suites() {
        [] { return RunShmSuite(StoreOptions()); }},
       {"get", "fetches of 4 KiB, one after the other; raw TCP", false,
        [] { return RunGetSuite(StoreOptions()); }},
+      {"lookup", "64 prompts of 64 blocks at once, a million objects; raw TCP", false,
+       [] { return RunLookupSuite(StoreOptions()); }},
+      {"pages", "batches of 32 pages of 4 KiB, put and got; Redis", true,
+       [] { return RunPagesSuite(StoreOptions()); }},
       {"disk", "put DISK filling and after turnovers, fetch from disk; O_DIRECT files", true,
        [] { return RunDiskSuite(StoreOptions()); }},
       {"redis", "one context at ratio 0.3; the dense one through Redis", true,

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <numeric>
 #include <random>
@@ -132,6 +133,25 @@ double CopySeconds(const AlignedBytes& source, AlignedBytes& destination) {
   const absl::Time begin = Clock::Real().Now();
   std::memcpy(destination.data(), source.data(), source.size());
   return absl::ToDoubleSeconds(Clock::Real().Now() - begin);
+}
+
+double RandomReadSeconds(const AlignedBytes& memory, uint64_t reads) {
+  static std::atomic<uint64_t> sink{0};  // So that the reads are made.
+  uint64_t state = 0x9E3779B97F4A7C15;
+  uint64_t sum = 0;
+  const absl::Time begin = Clock::Real().Now();
+  for (uint64_t i = 0; i < reads; ++i) {
+    state ^= state >> 12;  // xorshift64*
+    state ^= state << 25;
+    state ^= state >> 27;
+    // The high half of a product: a place without a division.
+    const auto at = static_cast<uint64_t>(
+        (static_cast<unsigned __int128>(state * 0x2545F4914F6CDD1D) * memory.size()) >> 64);
+    sum += static_cast<uint64_t>(memory.data()[at]);
+  }
+  const double seconds = absl::ToDoubleSeconds(Clock::Real().Now() - begin);
+  sink += sum;
+  return seconds;
 }
 
 RawDisk::RawDisk(std::string path, uint64_t bytes)

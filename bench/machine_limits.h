@@ -1,5 +1,5 @@
-// What the machine does without kvtier: one TCP connection on loopback, memcpy, files past the page
-// cache. Buffers are faulted in before anything is timed.
+// What the machine does without kvtier: one TCP connection on loopback, memcpy, reads all over
+// memory, files past the page cache. Buffers are faulted in before anything is timed.
 #ifndef KVTIER_BENCH_MACHINE_LIMITS_H_
 #define KVTIER_BENCH_MACHINE_LIMITS_H_
 
@@ -45,6 +45,10 @@ class RawTcp {
 
 // Seconds for one copy of `source` to `destination`, which are of one size.
 double CopySeconds(const AlignedBytes& source, AlignedBytes& destination);
+
+// Seconds for so many reads of one byte each, at random places that do not depend on each other.
+// REQUIRES: not empty.
+double RandomReadSeconds(const AlignedBytes& memory, uint64_t reads);
 
 // Files in `folder` past the page cache (O_DIRECT), 4 MiB at a time and one at a time, as the store
 // reads the segments of a fetch. The file goes with it.

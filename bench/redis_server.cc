@@ -96,6 +96,49 @@ absl::Status RedisServer::Set(const std::string& name, std::span<const std::byte
   return absl::OkStatus();
 }
 
+absl::Status RedisServer::SetMany(std::span<const std::string> names,
+                                  std::span<const std::span<const std::byte>> values) {
+  std::vector<const char*> words = {"MSET"};
+  std::vector<size_t> lengths = {4};
+  for (size_t i = 0; i < names.size(); ++i) {
+    words.push_back(names[i].data());
+    lengths.push_back(names[i].size());
+    words.push_back(reinterpret_cast<const char*>(values[i].data()));
+    lengths.push_back(values[i].size());
+  }
+  const Reply reply(static_cast<redisReply*>(
+      redisCommandArgv(context_, static_cast<int>(words.size()), words.data(), lengths.data())));
+  if (reply == nullptr) return Failed(context_, "MSET");
+  if (reply->type != REDIS_REPLY_STATUS) {
+    return absl::ResourceExhaustedError(absl::StrCat("redis: MSET: ", reply->str));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RedisServer::GetMany(std::span<const std::string> names,
+                                  std::span<const std::span<std::byte>> outs) {
+  std::vector<const char*> words = {"MGET"};
+  std::vector<size_t> lengths = {4};
+  for (const std::string& name : names) {
+    words.push_back(name.data());
+    lengths.push_back(name.size());
+  }
+  const Reply reply(static_cast<redisReply*>(
+      redisCommandArgv(context_, static_cast<int>(words.size()), words.data(), lengths.data())));
+  if (reply == nullptr) return Failed(context_, "MGET");
+  if (reply->type != REDIS_REPLY_ARRAY || reply->elements != outs.size()) {
+    return absl::DataLossError("redis: MGET answered for another number of values");
+  }
+  for (size_t i = 0; i < outs.size(); ++i) {
+    const redisReply& value = *reply->element[i];
+    if (value.type != REDIS_REPLY_STRING || static_cast<size_t>(value.len) != outs[i].size()) {
+      return absl::DataLossError("redis: a value is missing or of another size");
+    }
+    std::memcpy(outs[i].data(), value.str, outs[i].size());
+  }
+  return absl::OkStatus();
+}
+
 absl::Status RedisServer::SendGet(const std::string& name) {
   int done = 0;
   if (redisAppendCommand(context_, "GET %b", name.data(), name.size()) != REDIS_OK) {
@@ -126,6 +169,14 @@ absl::StatusOr<std::unique_ptr<RedisServer>> RedisServer::Start() {
 }
 RedisServer::~RedisServer() = default;
 absl::Status RedisServer::Set(const std::string&, std::span<const std::byte>) {
+  return absl::UnimplementedError("built without hiredis");
+}
+absl::Status RedisServer::SetMany(std::span<const std::string>,
+                                  std::span<const std::span<const std::byte>>) {
+  return absl::UnimplementedError("built without hiredis");
+}
+absl::Status RedisServer::GetMany(std::span<const std::string>,
+                                  std::span<const std::span<std::byte>>) {
   return absl::UnimplementedError("built without hiredis");
 }
 absl::Status RedisServer::SendGet(const std::string&) {

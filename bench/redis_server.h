@@ -28,6 +28,12 @@ class RedisServer {
   RedisServer& operator=(const RedisServer&) = delete;
 
   absl::Status Set(const std::string& name, std::span<const std::byte> value);
+  // All in one MSET. REQUIRES: as many names as values.
+  absl::Status SetMany(std::span<const std::string> names,
+                       std::span<const std::span<const std::byte>> values);
+  // All in one MGET, each copied to its place in `outs`, which has just its size.
+  absl::Status GetMany(std::span<const std::string> names,
+                       std::span<const std::span<std::byte>> outs);
   // Asks for a value without waiting; answers come in order.
   absl::Status SendGet(const std::string& name);
   // The next answer, copied to `out`, which has just its size.

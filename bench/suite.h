@@ -87,6 +87,10 @@ absl::StatusOr<SuiteResult> RunTransferSuite(const StoreSuiteOptions& options);
 absl::StatusOr<SuiteResult> RunShmSuite(const StoreSuiteOptions& options);
 // Fetches of 4 KiB, one after the other, beside 4 KiB over plain sockets.
 absl::StatusOr<SuiteResult> RunGetSuite(const StoreSuiteOptions& options);
+// Batches of prompts asked of a store with a million objects, beside plain sockets.
+absl::StatusOr<SuiteResult> RunLookupSuite(const StoreSuiteOptions& options);
+// Batches of small pages put and got, beside Redis.
+absl::StatusOr<SuiteResult> RunPagesSuite(const StoreSuiteOptions& options);
 // Put DISK while filling and after three turnovers, fetch from disk, beside O_DIRECT files.
 absl::StatusOr<SuiteResult> RunDiskSuite(const StoreSuiteOptions& options);
 // One context fetched at ratio 0.3 beside the dense cache out of Redis.

@@ -22,6 +22,14 @@ double Median(std::vector<double> values) {
   return *middle;
 }
 
+double Percentile(std::vector<double> values, double share) {
+  KVTIER_CHECK(!values.empty());
+  const auto at =
+      values.begin() + static_cast<ptrdiff_t>(share * static_cast<double>(values.size() - 1));
+  std::nth_element(values.begin(), at, values.end());
+  return *at;
+}
+
 absl::StatusOr<double> MedianSeconds(int runs, const std::function<absl::Status()>& run) {
   KVTIER_RETURN_IF_ERROR(run());
   std::vector<double> seconds;

@@ -21,6 +21,9 @@ absl::StatusOr<double> MedianSeconds(int runs, const std::function<absl::Status(
 // REQUIRES: not empty. The upper one of two in the middle.
 double Median(std::vector<double> values);
 
+// REQUIRES: not empty. The value that `share` of all do not exceed.
+double Percentile(std::vector<double> values, double share);
+
 // One of the things that are compared.
 struct Contender {
   // One measurement: its figures, as many every time (seconds, CPU seconds, ...).

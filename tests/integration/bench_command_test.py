@@ -64,6 +64,25 @@ class BenchCommandTest(unittest.TestCase):
             self.assertEqual((rows["get", name]["target"], rows["get", name]["target_is"]), (most, "<= value"))
             self.assertGreater(rows["get", name]["limit"], 0)
 
+    def test_lookup(self):
+        rows = self.rows("lookup")
+        row = rows["lookup", "lookup of 64 prompts x 64 blocks"]
+        self.assertEqual((row["target"], row["target_is"], row["limit_name"]), (3e6, ">= value", "raw TCP"))
+        row = rows["lookup", "lookup of 64 prompts x 64 blocks, p99 of a batch"]
+        self.assertEqual((row["target"], row["target_is"], row["unit"]), (5, "<= value", "ms"))
+        self.assertGreater(rows["lookup", "lookup of 64 prompts x 64 blocks, index alone"]["of_limit"], 0)
+
+    def test_pages(self):
+        rows = self.rows("pages")
+        for name, least in [("put of pages HOST, 4 KiB, batches of 32", 30000), ("get of pages, 4 KiB, batches of 32", 100000)]:
+            row = rows["pages", name]
+            self.assertEqual((row["target"], row["target_is"]), (least, ">= value"))
+            self.assertGreater(row["limit"], 0)
+            self.assertIn(row["limit_name"], ("Redis MSET", "Redis MGET", "raw TCP"))
+        row = rows["pages", "put of pages DISK, 4 KiB, batches of 32"]
+        self.assertGreater(row["value"], 0)
+        self.assertNotIn("target", row)
+
     def test_redis_or_why_not(self):
         row = self.rows("redis")["redis", "one context at ratio 0.3, beside the dense one through Redis"]
         self.assertEqual(row["target"], 3)
@@ -95,7 +114,8 @@ class BenchCommandTest(unittest.TestCase):
             self.assertIn(message, result.stderr)
         result = bench("--help")
         self.assertEqual(result.returncode, 0)
-        for word in ("transfer", "shm", "get", "disk", "redis", "pressure", "retention", "compute", "--json", "--check", "--quick"):
+        for word in ("transfer", "shm", "get", "lookup", "pages", "disk", "redis", "pressure", "retention", "compute", "--json",
+                     "--check", "--quick"):
             self.assertIn(word, result.stdout)
 
 
