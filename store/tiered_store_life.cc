@@ -14,7 +14,7 @@ void TieredStoreImpl::Insert(const ObjectPtr& object, ChangeCause cause) {
   }
   index_.Insert(object);
   const TokenBlockHash& last_block = object->manifest->last_block_hash;
-  if (!last_block.IsZero()) object->extends = hints_.Find(object->tenant, last_block);
+  if (!last_block.IsZero()) object->extends = hints_.Take(object->tenant, last_block);
   if (object->extends.has_value()) ++counters_.extensions_seen;
   TellPolicies(object);
   OnChange({*object, 0, ResidentBands(*object), cause});
