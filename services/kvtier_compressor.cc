@@ -154,7 +154,11 @@ absl::Status Run(const ServerOptions& server_options) {
                           Server::Start(server_options, services, metrics));
   KVTIER_LOG(INFO) << "compressing on port " << server->port() << ", storing at "
                    << absl::GetFlag(FLAGS_store);
-  server->WaitForSignalAndDrain([&service] { service.CancelAll(); });
+  server->WaitForSignalAndDrain([&service, &link] {
+    service.CancelAll();
+    // Workers fetch from the store what they have not got yet.
+    if (link != nullptr) link->sender.Stop(absl::UnavailableError("the compressor is stopping"));
+  });
   return absl::OkStatus();
 }
 

@@ -18,10 +18,10 @@ struct LinkCounters {
   // Receiving end. Every fetch is one of received, fallback_misses, fallback_failures and failures.
   std::atomic<uint64_t> received{0};
   std::atomic<uint64_t> received_bytes{0};
-  std::atomic<uint64_t> fallback_misses{0};  // The sender has not got it: the store was asked.
+  std::atomic<uint64_t> fallback_misses{0};  // Sender or store has not got it: the store answered.
   std::atomic<uint64_t> fallback_failures{
       0};                             // The link failed: the store was asked (for the rest).
-  std::atomic<uint64_t> failures{0};  // Ended without asking the store.
+  std::atomic<uint64_t> failures{0};  // Ended without asking the store for bytes.
   // Either.
   std::atomic<uint64_t> communicators{0};          // Made.
   std::atomic<uint64_t> communicators_dropped{0};  // Of them, thrown away after a failure.

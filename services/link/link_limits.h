@@ -16,6 +16,9 @@ inline constexpr uint32_t kLinkGroupsMax = 64;
 inline constexpr uint32_t kLinkCallsMax = 256;
 // A call must end by itself sometime: nobody else frees what it holds.
 inline constexpr absl::Duration kLinkCallMax = absl::Minutes(10);
+// How soon a call that waits notices that its caller has gone: gRPC's synchronous calls can only be
+// asked. 256 of them ask 2560 times a second, which is nothing.
+inline constexpr absl::Duration kLinkCancelPoll = absl::Milliseconds(100);
 // NCCL's has 128.
 inline constexpr uint64_t kCommunicatorIdBytesMax = 4096;
 

@@ -53,7 +53,7 @@ class LinkCollectable final : public prometheus::Collectable {
     };
     add_fallbacks("miss", counters_.fallback_misses);
     add_fallbacks("failure", counters_.fallback_failures);
-    counter("kvtier_link_failures_total", "Fetches that ended without asking the store",
+    counter("kvtier_link_failures_total", "Fetches that ended without asking the store for bytes",
             counters_.failures);
     counter("kvtier_link_communicators_total", "Communicators made", counters_.communicators);
     counter("kvtier_link_communicators_dropped_total", "Of them, thrown away",

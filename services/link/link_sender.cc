@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/cancel_token.h"
+#include "base/log.h"
 #include "base/status_macros.h"
 
 namespace kvtier {
@@ -95,8 +96,9 @@ absl::StatusOr<LinkSender::Group*> LinkSender::FindGroupLocked(const LinkWish& w
   return groups_.emplace(name, std::move(group)).first->second.get();
 }
 
-absl::StatusOr<std::unique_ptr<LinkSender::Call>> LinkSender::Enter(
-    const LinkWish& wish, absl::Time deadline, std::function<void()> interrupt) {
+absl::StatusOr<std::unique_ptr<LinkSender::Call>> LinkSender::Enter(const LinkWish& wish,
+                                                                    absl::Time deadline,
+                                                                    LinkCaller caller) {
   if (wish.ranks == 0 || wish.ranks > limits::kLinkRanksMax || wish.rank >= wish.ranks) {
     return absl::InvalidArgumentError(absl::StrCat("rank ", wish.rank, " of ", wish.ranks,
                                                    "; a group has 1 to ", limits::kLinkRanksMax));
@@ -119,6 +121,7 @@ absl::StatusOr<std::unique_ptr<LinkSender::Call>> LinkSender::Enter(
   std::shared_ptr<Group> evicted;  // Before the lock: its communicator goes after it.
   std::unique_ptr<Call> call;      // Likewise: a call that fails here takes the lock itself.
   MutexLock lock(&mutex_);
+  KVTIER_RETURN_IF_ERROR(stopped_);
   KVTIER_ASSIGN_OR_RETURN(Group* const group, FindGroupLocked(wish, &evicted));
   std::shared_ptr<Transfer> transfer;
   for (const std::shared_ptr<Transfer>& other : group->gathering) {
@@ -137,12 +140,13 @@ absl::StatusOr<std::unique_ptr<LinkSender::Call>> LinkSender::Enter(
     transfer->layers = plan->layers;
     transfer->slots.resize(wish.ranks);
     group->gathering.push_back(transfer);
+    transfers_.insert(transfer);
   }
   Slot& slot = transfer->slots[wish.rank];
   slot.step = Step::kGathering;
   slot.member_id = wish.member_id;
   slot.plan = *std::move(plan);
-  slot.interrupt = std::move(interrupt);
+  slot.caller = std::move(caller);
   ++transfer->present;
   transfer->deadline = std::min(transfer->deadline, deadline);
   call = std::unique_ptr<Call>(new Call(*this, transfer, wish.rank));
@@ -164,10 +168,19 @@ absl::StatusOr<std::unique_ptr<LinkSender::Call>> LinkSender::Enter(
 template <typename Condition>
 absl::Status LinkSender::AwaitLocked(Transfer& transfer, uint32_t rank, absl::string_view what,
                                      Condition is_met) {
+  const std::function<bool()>& is_cancelled = transfer.slots[rank].caller.is_cancelled;
   while (transfer.status.ok() && !is_met()) {
-    const bool late = clock_.WaitWithDeadline(&mutex_, &changed_, transfer.deadline);
-    if (late && transfer.status.ok() && !is_met()) {
+    const absl::Time now = clock_.Now();
+    if (now >= transfer.deadline) {
       FailLocked(transfer, absl::DeadlineExceededError(absl::StrCat("waited for ", what)), rank);
+    } else if (is_cancelled != nullptr && is_cancelled()) {
+      FailLocked(transfer,
+                 absl::UnavailableError(
+                     absl::StrCat("rank ", rank, " went away while it waited for ", what)),
+                 rank);
+    } else {
+      clock_.WaitWithDeadline(&mutex_, &changed_,
+                              std::min(transfer.deadline, now + limits::kLinkCancelPoll));
     }
   }
   return transfer.status;
@@ -223,16 +236,29 @@ LinkSender::Call::~Call() {
     }
     Slot& slot = transfer.slots[rank_];
     slot.step = Step::kGone;
-    slot.interrupt = nullptr;
+    slot.caller = LinkCaller();
     if (transfer.over) {
       ++sender_.counters_.sent;
       sender_.counters_.sent_bytes += slot.plan.payload_bytes();
     } else {
       ++sender_.counters_.send_failures;
     }
-    if (--transfer.present == 0) thread = std::move(transfer.thread);
+    if (--transfer.present == 0) {
+      thread = std::move(transfer.thread);
+      sender_.transfers_.erase(transfer_);
+    }
   }
   if (thread.joinable()) thread.join();
+}
+
+void LinkSender::Stop(const absl::Status& why) {
+  KVTIER_CHECK(!why.ok());
+  MutexLock lock(&mutex_);
+  if (stopped_.ok()) stopped_ = why;
+  // Failing one may start the next of its group, which then fails in its turn here or has before.
+  for (const std::shared_ptr<Transfer>& transfer : transfers_) {
+    FailLocked(*transfer, why, static_cast<uint32_t>(transfer->slots.size()));
+  }
 }
 
 void LinkSender::FailLocked(Transfer& transfer, const absl::Status& why, uint32_t but_rank) {
@@ -245,8 +271,8 @@ void LinkSender::FailLocked(Transfer& transfer, const absl::Status& why, uint32_
   }
   for (uint32_t rank = 0; rank < transfer.slots.size(); ++rank) {
     Slot& slot = transfer.slots[rank];
-    if (rank != but_rank && slot.step == Step::kReading && slot.interrupt != nullptr) {
-      slot.interrupt();
+    if (rank != but_rank && slot.step == Step::kReading && slot.caller.interrupt != nullptr) {
+      slot.caller.interrupt();
     }
   }
   const auto is_it = [&](const std::shared_ptr<Transfer>& other) {
@@ -292,14 +318,23 @@ void LinkSender::Run(Transfer& transfer) {
   const std::shared_ptr<Group> group = transfer.group;
   MutexLock lock(&mutex_);
   transfer.sending = false;
-  if (status.ok() && transfer.status.ok()) {
-    EndTurnLocked(transfer);
+  const auto nobody = static_cast<uint32_t>(transfer.slots.size());
+  if (!status.ok() && transfer.status.ok()) {
+    FailLocked(transfer, status, nobody);
     return;
   }
-  if (transfer.status.ok()) {
-    FailLocked(transfer, status, static_cast<uint32_t>(transfer.slots.size()));
-  } else {
-    EndTurnLocked(transfer);
+  EndTurnLocked(transfer);
+  // Ranks that are read from do not look at the time: a silent one would keep turn, pin and queue.
+  while (transfer.status.ok() && !transfer.over) {
+    const bool late = clock_.WaitWithDeadline(&mutex_, &changed_, transfer.deadline);
+    if (!late || !transfer.status.ok() || transfer.over) continue;
+    const auto silent = std::find_if(transfer.slots.begin(), transfer.slots.end(),
+                                     [](const Slot& slot) { return !slot.is_done; });
+    FailLocked(transfer,
+               absl::DeadlineExceededError(
+                   absl::StrCat("rank ", silent - transfer.slots.begin(),
+                                " had not said `done` when the transfer's time was up")),
+               nobody);
   }
 }
 

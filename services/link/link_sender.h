@@ -1,7 +1,7 @@
 // The sending end of the link, without gRPC: groups of workers, their communicators, and the steps
 // of a transfer (proto/kvtier/v1/link.proto). LinkService speaks for each rank through a Call.
 //
-//   KVTIER_ASSIGN_OR_RETURN(auto call, sender.Enter(join, deadline, interrupt));
+//   KVTIER_ASSIGN_OR_RETURN(auto call, sender.Enter(join, deadline, {interrupt, is_cancelled}));
 //   ... write call->plan(), call->mode() as the header; read `ready` ...
 //   KVTIER_ASSIGN_OR_RETURN(LinkTurn turn, call->AwaitTurn());
 //   ... write `go`; read `done` ...
@@ -15,6 +15,9 @@
 //   3. A communicator outlives a transfer only if every rank has said `done` and all has been sent;
 //      otherwise it is aborted and destroyed, and the next turn of the group has a new epoch.
 //   4. An object is pinned until nothing reads its device memory any more.
+//   5. Every wait ends by its deadline, by the end of the transfer's turn, soon after its caller
+//   has
+//      gone, or with Stop, whichever comes first; so does the turn of ranks that never say `done`.
 #ifndef KVTIER_SERVICES_LINK_LINK_SENDER_H_
 #define KVTIER_SERVICES_LINK_LINK_SENDER_H_
 
@@ -23,6 +26,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -59,6 +63,15 @@ struct LinkWish {
 struct LinkTurn {
   uint64_t epoch = 0;
   std::string unique_id;  // Empty: the communicator of this epoch is there already.
+};
+
+// The one who calls for a rank: what the sender asks and tells it. Both may be null.
+struct LinkCaller {
+  // Called at most once, while the call lives, when the transfer has failed for another's sake and
+  // the call's thread may be reading. Must not block, nor call back.
+  std::function<void()> interrupt;
+  // Whether it has gone. Asked by the call's thread every limits::kLinkCancelPoll while it waits.
+  std::function<bool()> is_cancelled;
 };
 
 // Thread-safe. Source, factory, counters and clock outlive it; it outlives its calls.
@@ -106,17 +119,21 @@ class LinkSender {
     const uint32_t rank_;
   };
 
-  // Blocks until every rank of the group has asked for the same, heads apart. `interrupt` is
-  // called, at most once and while the call lives, when the transfer has failed for another's sake
-  // and this call's thread may be reading; it must not block, nor call back.
+  // Blocks until every rank of the group has asked for the same, heads apart.
   //   NOT_FOUND, ABORTED   from the source; fewer bands than the wish accepts
   //   OUT_OF_RANGE         layers or heads past the end
   //   INVALID_ARGUMENT     ranks, rank or name that cannot be
   //   FAILED_PRECONDITION  the group has transfers under way with another number of ranks
   //   RESOURCE_EXHAUSTED   too many groups have transfers under way
   //   DEADLINE_EXCEEDED    not all ranks came until then
+  //   UNAVAILABLE          another rank's caller, or this one's, went away
+  // or what Stop was given.
   absl::StatusOr<std::unique_ptr<Call>> Enter(const LinkWish& wish, absl::Time deadline,
-                                              std::function<void()> interrupt);
+                                              LinkCaller caller);
+
+  // For good: every transfer under way fails with `why`, at whatever step it is, and no call enters
+  // any more. Does not wait for the calls to end. REQUIRES: !why.ok()
+  void Stop(const absl::Status& why);
 
  private:
   // What a rank's call does now.
@@ -125,7 +142,7 @@ class LinkSender {
     Step step = Step::kAbsent;
     LinkMemberId member_id;
     FetchPlan plan;
-    std::function<void()> interrupt;
+    LinkCaller caller;
     bool is_ready = false;
     bool is_done = false;
   };
@@ -139,11 +156,12 @@ class LinkSender {
   void StartNextLocked(Group& group) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Ends the turn once nobody works on it any more.
   void EndTurnLocked(Transfer& transfer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Blocks until `is_met`, or the transfer has failed, or its time is up, which fails it.
+  // Blocks until `is_met`, or the transfer has failed, or its time is up or the rank's caller has
+  // gone, which fails it.
   template <typename Condition>
   absl::Status AwaitLocked(Transfer& transfer, uint32_t rank, absl::string_view what,
                            Condition is_met) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // The thread of a transfer whose turn it is.
+  // The thread of a transfer whose turn it is: sends, and sees that the turn ends in time.
   void Run(Transfer& transfer);
   absl::Status RunSteps(Transfer& transfer);
 
@@ -156,6 +174,8 @@ class LinkSender {
   CondVar changed_;  // Anything of any transfer.
   std::map<GroupName, std::shared_ptr<Group>> groups_ ABSL_GUARDED_BY(mutex_);
   uint64_t uses_ ABSL_GUARDED_BY(mutex_) = 0;  // Orders groups by their last use.
+  std::set<std::shared_ptr<Transfer>> transfers_ ABSL_GUARDED_BY(mutex_);  // That have calls.
+  absl::Status stopped_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvtier

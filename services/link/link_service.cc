@@ -97,7 +97,9 @@ absl::Status LinkService::DoTransfer(grpc::ServerContext& context, TransferStrea
   // Cancelling wakes the read of a rank whose transfer failed for another's sake.
   KVTIER_ASSIGN_OR_RETURN(
       const std::unique_ptr<LinkSender::Call> call,
-      sender_.Enter(wish, clock_.Now() + left, [&context] { context.TryCancel(); }));
+      sender_.Enter(wish, clock_.Now() + left,
+                    {.interrupt = [&context] { context.TryCancel(); },
+                     .is_cancelled = [&context] { return context.IsCancelled(); }}));
 
   const auto steps = [&]() -> absl::Status {
     if (!stream.Write(MakeHeader(*call))) {

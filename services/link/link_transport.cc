@@ -1,6 +1,7 @@
 #include "services/link/link_transport.h"
 
 #include <algorithm>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -284,6 +285,22 @@ class RestSink final : public SegmentSink {
   SegmentSink& sink_;
 };
 
+// Learns from a manifest which upload a transport has, and ends the fetch with it.
+class UploadSink final : public SegmentSink {
+ public:
+  absl::Status OnManifest(std::shared_ptr<const Manifest> manifest, uint32_t) override {
+    upload_ = manifest->upload_id;
+    return absl::CancelledError("only the manifest was wanted");
+  }
+  absl::Status OnSegment(BandIndex, LayerIndex, SegmentRef) override {
+    return absl::InternalError("a segment before the manifest");
+  }
+  const std::optional<UploadId>& upload() const { return upload_; }
+
+ private:
+  std::optional<UploadId> upload_;
+};
+
 class LinkTransport final : public Transport {
  public:
   LinkTransport(std::shared_ptr<grpc::Channel> channel, Backend& backend,
@@ -301,7 +318,20 @@ class LinkTransport final : public Transport {
   }
 
   absl::Status Fetch(const FetchRequest& request, absl::Time deadline, SegmentSink& sink) override {
-    LinkFetch fetch(end_, request, deadline, sink);
+    FetchRequest pinned = request;
+    if (fallback_ != nullptr && !request.upload_id.has_value()) {
+      absl::StatusOr<UploadId> current = FindUpload(request, deadline);
+      if (!current.ok()) {
+        if (absl::IsNotFound(current.status())) {
+          ++end_.counters.fallback_misses;
+        } else {
+          ++end_.counters.failures;
+        }
+        return current.status();
+      }
+      pinned.upload_id = *current;
+    }
+    LinkFetch fetch(end_, pinned, deadline, sink);
     absl::Status status = fetch.Run();
     if (fetch.IsComplete() && !fetch.said_by_sink()) {
       ++end_.counters.received;  // Also where only the farewell failed.
@@ -327,6 +357,24 @@ class LinkTransport final : public Transport {
   }
 
  private:
+  // The upload that the store has now. What the sender has may have been deleted there, replaced or
+  // expired since. Asked for as little as there is, so that a store with fewer bands than wanted,
+  // which the link may bring, still says it.
+  absl::StatusOr<UploadId> FindUpload(const FetchRequest& request, absl::Time deadline) {
+    FetchRequest least;
+    least.tenant = request.tenant;
+    least.key = request.key;
+    KVTIER_ASSIGN_OR_RETURN(least.ratio, Ratio::FromMillionths(1));
+    least.min_ratio = least.ratio;
+    least.layers = LayerRange{0, 1};
+    least.heads = HeadRange{0, 1};
+    UploadSink sink;
+    absl::Status status = fallback_->Fetch(least, deadline, sink);
+    if (sink.upload().has_value()) return *sink.upload();
+    if (status.ok()) status = absl::InternalError("the store's transport brought no manifest");
+    return status;
+  }
+
   absl::Status FetchRest(const LinkFetch& begun, const FetchRequest& request, absl::Time deadline,
                          SegmentSink& sink) {
     if (begun.manifest() == nullptr) return fallback_->Fetch(request, deadline, sink);

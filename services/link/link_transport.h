@@ -1,6 +1,7 @@
-// Transport over the link: the receiving end. Asks a compressor for an object, receives it into
-// device memory through a communicator, and asks another transport (the store's) for whatever the
-// link does not bring: the caller gets its bytes, or the error of the store.
+// Transport over the link: the receiving end. Asks the store which upload is current, asks a
+// compressor for that one, receives it into device memory through a communicator, and asks the
+// store's transport for whatever the link does not bring: the caller gets its bytes, or the error
+// of the store.
 //
 //   auto transport = MakeLinkTransport(MakeChannel("gpu-node:7072"), backend, communicators,
 //                                      store_transport.get(), counters, clock, options);
@@ -39,8 +40,13 @@ struct LinkTransportOptions {
 };
 
 // Segments are handed over in host memory: as they lie if the host can read the backend's, else
-// copied from the device. `fallback` may be null: then an error of the link is the caller's.
+// copied from the device. `fallback` is the store's transport. It may be null: then an error of the
+// link is the caller's, and so is knowing whether what the sender has is still in the store.
 // Backend, factory, fallback, counters and clock outlive it.
+//
+// A request without an upload id costs a question to the fallback first: which upload is current.
+// Its answer is what is fetched, over the link or not; its error (NOT_FOUND: deleted or expired) is
+// the caller's. A caller that has an upload id has it from the store, and is not asked again.
 //
 // Fetch returns as Transport says. With a fallback, whatever goes wrong on the link but an error of
 // the sink, or the caller's own deadline, is answered by the fallback. What the link had delivered

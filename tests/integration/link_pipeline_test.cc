@@ -122,6 +122,21 @@ TEST(LinkPipelineTest, WhatWasCompressedOnADeviceComesOverTheLink) {
                               client.Compress(request, nullptr, soon));
   EXPECT_FALSE(again.computed());
   EXPECT_EQ(tier.usage().inserted, 1u);
+
+  // With the store to ask, the link brings what that has, and not what was deleted there.
+  const auto store_transport = MakeGrpcTransport(Connect(*store_server));
+  const auto with_store =
+      MakeLinkTransport(Connect(*compressor_server), worker_device, worker_links,
+                        store_transport.get(), received, Clock::Real(), {});
+  fetch.upload_id = std::nullopt;
+  KeepingSink there, deleted;
+  KVTIER_ASSERT_OK(with_store->Fetch(fetch, soon, there));
+  EXPECT_EQ(sent.sent, 4u);
+  EXPECT_EQ(received.received, 4u);
+  KVTIER_ASSERT_OK(store_client.Delete(fetch.key, 0, soon));
+  EXPECT_EQ(tier.usage().objects, 1u) << "the copy is not told";
+  EXPECT_THAT(with_store->Fetch(fetch, soon, deleted), StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_EQ(deleted.bands, 0u);
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 // Death and silence at every step of a transfer, on either side: each step of the communicators,
 // and each message of the stream. Whatever happens the worker gets its bytes, from the store where
 // the link fails, and no communicator is used again after a failure.
+#include <chrono>
+#include <future>
 #include <memory>
 #include <string>
 #include <thread>
@@ -218,6 +220,124 @@ TEST(LinkStreamTest, TheSameGroupGoesOnWithANewEpochAfterAFailure) {
     context.TryCancel();
     EXPECT_FALSE(stream->Finish().ok());
   }
+}
+
+// One stream that stays at the step to which it was taken.
+class HeldStream {
+ public:
+  HeldStream(Pair& pair, const CompressedObject& object, const std::string& group, uint32_t ranks)
+      : stub_(v1::LinkService::NewStub(pair.sender.Connect())) {
+    context_.set_deadline(absl::ToChronoTime(absl::Now() + absl::Minutes(9)));
+    stream_ = stub_->Transfer(&context_);
+    v1::TransferRequest request = JoinOf(object, group);
+    request.mutable_join()->set_ranks(ranks);
+    EXPECT_TRUE(stream_->Write(request));
+  }
+  void ReadHeader() {
+    v1::TransferResponse response;
+    EXPECT_TRUE(stream_->Read(&response));
+    EXPECT_TRUE(response.has_header());
+  }
+  void SayReady() {
+    v1::TransferRequest request;
+    request.mutable_ready();
+    EXPECT_TRUE(stream_->Write(request));
+  }
+  void ReadGo() {
+    v1::TransferResponse response;
+    EXPECT_TRUE(stream_->Read(&response));
+    EXPECT_TRUE(response.has_go());
+  }
+  void Cancel() { context_.TryCancel(); }
+  // Blocks until the sender has ended it.
+  absl::Status Finish() { return FromGrpcStatus(stream_->Finish()); }
+
+ private:
+  const std::unique_ptr<v1::LinkService::Stub> stub_;
+  grpc::ClientContext context_;
+  std::unique_ptr<ClientStream> stream_;
+};
+
+TEST(LinkStreamTest, StopEndsTransfersAtEveryStep) {
+  const CompressedObject object = SmallObject();
+  Pair pair(object);
+  HeldStream gathering(pair, object, "of two", 2);
+  HeldStream silent(pair, object, "silent", 1);
+  silent.ReadHeader();
+  HeldStream sending(pair, object, "busy", 1);
+  sending.ReadHeader();
+  sending.SayReady();
+  sending.ReadGo();
+  HeldStream waiting(pair, object, "busy", 1);
+  waiting.ReadHeader();
+  waiting.SayReady();
+  // The first for its other rank, the last for its turn.
+  pair.clock.AwaitWaiters(2);
+  pair.sender.sender.Stop(absl::UnavailableError("stopping"));
+  EXPECT_THAT(gathering.Finish(), StatusIs(StatusCode::kUnavailable, HasSubstr("stopping")));
+  EXPECT_THAT(waiting.Finish(), StatusIs(StatusCode::kUnavailable, HasSubstr("stopping")));
+  EXPECT_FALSE(silent.Finish().ok());
+  EXPECT_FALSE(sending.Finish().ok());
+  KVTIER_EXPECT_OK(pair.Fetch(object));
+  EXPECT_EQ(pair.worker.store.fetches(), 1);
+  pair.ExpectNothingPinned(object);
+  EXPECT_EQ(pair.sender.counters.send_failures, 4u);
+}
+
+TEST(LinkStreamTest, ACallerThatGoesWhileItWaitsLetsGoOfTheObject) {
+  const CompressedObject object = SmallObject();
+  Pair pair(object);
+  HeldStream gathering(pair, object, "of two", 2);
+  pair.clock.AwaitWaiters(1);
+  pair.sender.tier.Remove(TenantId(), object.manifest->key);
+  ASSERT_GT(pair.sender.tier.usage().bytes, 0u) << "pinned";
+  gathering.Cancel();
+  // Waits for the call, which must end long before its deadline, 9 minutes: 5 are too late here.
+  const auto ended = std::async(std::launch::async, [&] { pair.sender.server->Shutdown(); });
+  bool is_over = false;
+  for (int i = 0; i < 3000 && !is_over; ++i) {
+    pair.clock.AdvanceTime(limits::kLinkCancelPoll);
+    is_over = ended.wait_for(std::chrono::milliseconds(10)) == std::future_status::ready;
+  }
+  EXPECT_TRUE(is_over);
+  pair.clock.AdvanceTime(absl::Minutes(10));  // So that this test ends in any case.
+  ended.wait();
+  EXPECT_EQ(pair.sender.tier.usage().bytes, 0u);
+  EXPECT_FALSE(gathering.Finish().ok());
+}
+
+TEST(LinkStreamTest, ARankThatNeverSaysDoneLosesItsTurn) {
+  const CompressedObject object = SmallObject();
+  Pair pair(object);
+  // Has everything, and stays in its sink. Its own time is longer than a turn's.
+  LinkWorkerWorld silent(pair.links, pair.clock, pair.sender.Connect(), object,
+                         {.group = "same", .timeout = absl::Minutes(9)});
+  const auto last_band = static_cast<uint32_t>(object.manifest->bands.size()) - 1;
+  std::promise<void> reached, release;
+  CheckingSink sink(object, {0, 4});
+  sink.on_segment = [&](BandIndex band, LayerIndex layer) -> absl::Status {
+    if (layer.value() == 2 && band.value() == last_band) {
+      reached.set_value();
+      release.get_future().wait();
+    }
+    return absl::OkStatus();
+  };
+  std::thread fetch([&] {
+    KVTIER_EXPECT_OK(silent.transport->Fetch(WholeObject(object), absl::InfiniteFuture(), sink));
+  });
+  reached.get_future().wait();
+  pair.clock.AwaitWaiters(1);  // The sender's thread.
+  pair.clock.AdvanceTime(absl::Minutes(3));
+  // Its group goes on without it: this one's turn comes when the other's has been taken away.
+  LinkWorkerWorld next(pair.links, pair.clock, pair.sender.Connect(), object, {.group = "same"});
+  CheckingSink next_sink(object, {0, 4});
+  KVTIER_EXPECT_OK(next.transport->Fetch(WholeObject(object), absl::InfiniteFuture(), next_sink));
+  EXPECT_EQ(next.counters.received, 1u);
+  release.set_value();
+  fetch.join();
+  sink.ExpectWhole();
+  pair.ExpectNothingPinned(object);
+  EXPECT_EQ(pair.sender.counters.send_failures, 1u);
 }
 
 TEST(LinkStreamTest, MessagesThatDoNotFollowTheProtocolAreRefused) {

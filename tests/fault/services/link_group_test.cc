@@ -139,6 +139,21 @@ TEST_F(LinkGroupTest, RanksThatDoNotComeAreNotWaitedForForever) {
   EXPECT_EQ(workers_[0]->store.fetches(), 1);
 }
 
+TEST_F(LinkGroupTest, ASenderThatStopsIsNotWaitedFor) {
+  CheckingSink sink(object_, Quarter(0));
+  std::thread fetch([&] {
+    KVTIER_EXPECT_OK(workers_[0]->transport->Fetch(WholeObject(object_, Quarter(0)),
+                                                   absl::InfiniteFuture(), sink));
+  });
+  clock_.AwaitWaiters(1);  // The sender waits for the other three.
+  sender_.sender.Stop(absl::UnavailableError("stopping"));
+  fetch.join();  // Without the clock.
+  sink.ExpectWhole();
+  EXPECT_EQ(workers_[0]->counters.fallback_failures, 1u);
+  FetchAll(/*sliced=*/true);
+  EXPECT_EQ(Received(), 0u) << "nobody enters any more";
+}
+
 TEST_F(LinkGroupTest, AGroupOfAnotherSizeIsRefusedWhileOneIsUnderWay) {
   CheckingSink sink(object_, Quarter(0)), other_sink(object_, {0, 8});
   std::thread fetch([&] {
@@ -229,6 +244,39 @@ TEST_F(LinkPeerTest, AMissIsAskedOfTheStoreAndCountedAsSuch) {
   pinned.ExpectWhole();
   EXPECT_EQ(worker_.counters.fallback_misses, 2u);
   EXPECT_EQ(links_.groups_made(), 0) << "no communicator for nothing";
+}
+
+// The sender's copies are not told what happens in the store.
+TEST_F(LinkPeerTest, WhatTheStoreHasDeletedIsNotServed) {
+  Insert();
+  CheckingSink before(object_, {0, 4}), after(object_, {0, 4});
+  KVTIER_EXPECT_OK(Fetch(before));
+  worker_.store.Delete();
+  EXPECT_THAT(Fetch(after), StatusIs(StatusCode::kNotFound));
+  EXPECT_EQ(after.segments(), 0u);
+  EXPECT_EQ(worker_.counters.received, 1u);
+  EXPECT_EQ(worker_.counters.fallback_misses, 1u);
+}
+
+TEST_F(LinkPeerTest, WhatTheStoreHasReplacedIsNotServed) {
+  KVTIER_CHECK_OK(sender_.tier.Insert(
+      TenantId(), MakeTestObject({.layers = 8, .kv_heads = 4, .upload_seed = 3})));
+  CheckingSink sink(object_, {0, 4});
+  KVTIER_EXPECT_OK(Fetch(sink));
+  sink.ExpectWhole();  // Of the store's upload.
+  EXPECT_EQ(worker_.counters.fallback_misses, 1u);
+  EXPECT_EQ(worker_.store.fetches(), 1);
+}
+
+TEST_F(LinkPeerTest, AStoreWithFewerBandsStillSaysWhatIsCurrent) {
+  Insert();
+  worker_.store.KeepBands(1);
+  FetchRequest request = WholeObject(object_);
+  request.min_ratio = request.ratio;  // More than the store has.
+  CheckingSink sink(object_, {0, 4});
+  KVTIER_EXPECT_OK(worker_.transport->Fetch(request, absl::InfiniteFuture(), sink));
+  sink.ExpectWhole();
+  EXPECT_EQ(worker_.counters.received, 1u);
 }
 
 TEST_F(LinkPeerTest, DamageOnTheWayIsNotHandedOver) {

@@ -29,7 +29,7 @@
 
 namespace kvtier {
 
-// A store of one object, without a wire. Counts its fetches.
+// A store of one object, without a wire. Counts the fetches that wanted more than the manifest.
 class ObjectTransport final : public Transport {
  public:
   explicit ObjectTransport(const CompressedObject& object)
@@ -37,14 +37,18 @@ class ObjectTransport final : public Transport {
 
   // Another number of bands than the object has.
   void KeepBands(uint32_t bands) { bands_ = bands; }
+  void Delete() { is_deleted_ = true; }
   int fetches() const { return fetches_.load(); }
 
   absl::Status Fetch(const FetchRequest& request, absl::Time /*deadline*/,
                      SegmentSink& sink) override {
-    ++fetches_;
-    if (request.key != object_.manifest->key) return absl::NotFoundError("");
+    if (is_deleted_ || request.key != object_.manifest->key) return absl::NotFoundError("");
+    if (request.upload_id.has_value() && *request.upload_id != object_.manifest->upload_id) {
+      return absl::AbortedError("another upload");
+    }
     KVTIER_ASSIGN_OR_RETURN(const FetchPlan plan, PlanFetch(object_.manifest, bands_, request));
     KVTIER_RETURN_IF_ERROR(sink.OnManifest(plan.manifest, plan.band_count));
+    ++fetches_;
     for (uint32_t layer = plan.layers.begin; layer < plan.layers.end; ++layer) {
       for (uint32_t band = 0; band < plan.band_count; ++band) {
         const SegmentRef& segment = object_.segment(BandIndex(band), LayerIndex(layer));
@@ -61,6 +65,7 @@ class ObjectTransport final : public Transport {
  private:
   const CompressedObject& object_;
   uint32_t bands_;
+  std::atomic<bool> is_deleted_{false};
   std::atomic<int> fetches_{0};
 };
 
