@@ -48,7 +48,7 @@ ABSL_FLAG(double, floor_ratio, 0.1,
           "go whole from there; in (0, 1]");
 ABSL_FLAG(uint64_t, page_host_mib, 64,
           "host memory for opaque pages, in MiB, beside the objects'; with --page_disk_mib, a "
-          "quarter of it is for pages that are not on disk yet");
+          "quarter of it, or a half as far as that is up to 40, is for pages not on disk yet");
 ABSL_FLAG(
     uint64_t, page_disk_mib, 0,
     "disk space for opaque pages, in MiB, beside the objects'; 0: pages are in host memory only");
@@ -138,7 +138,9 @@ absl::Status Run(const ServerOptions& server_options) {
     if (disk_budget_mib != 0) {
       const uint64_t budget_bytes = disk_budget_mib * limits::kMiB;
       disk_options.files_bytes = RocksDbFilesBytes(budget_bytes);
-      disk_options.budget_bytes = budget_bytes - disk_options.files_bytes;
+      disk_options.list_bytes = RocksDbListBytes(budget_bytes);
+      disk_options.budget_bytes =
+          budget_bytes - disk_options.files_bytes - 2 * disk_options.list_bytes;
     }
     KVTIER_ASSIGN_OR_RETURN(disk, OpenRocksDbTier(disk_options));
   } else if (disk_budget_mib != 0) {

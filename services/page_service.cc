@@ -109,6 +109,7 @@ class PageServiceImpl final : public RawPageService {
       own.set_quota_bytes(usage.quota_bytes);
       v1::PageLimits& limits = *response->mutable_limits();
       limits.set_page_bytes_max(limits::kPageBytesMax);
+      limits.set_disk_page_bytes_max(disk.page_bytes_max);
       limits.set_batch_pages_max(limits::kPageBatchMax);
       limits.set_batch_bytes_max(limits::kPageBatchBytesMax);
       return absl::OkStatus();

@@ -28,7 +28,8 @@ struct PageTierUsage {
   uint64_t pages = 0;
   uint64_t bytes = 0;  // As charged: with what a page costs beside its bytes.
   uint64_t budget_bytes = 0;
-  uint64_t evicted = 0;  // Pages that went for want of room, since it was opened.
+  uint64_t page_bytes_max = 0;  // Of one page.
+  uint64_t evicted = 0;         // Pages that went for want of room, since it was opened.
   // Found when it was opened: damaged records, places of the log of writes that could not be read,
   // and whether nothing could be read, so that it began anew.
   uint64_t records_lost = 0;
@@ -47,7 +48,8 @@ class PageTier {
   };
   // Keeps pages; those returned OK survive a crash from then on. One status for each:
   //   ALREADY_EXISTS      other bytes are kept under this name, and stay. The same bytes are OK.
-  //   RESOURCE_EXHAUSTED  too large for the budget, or the disk is full
+  //   INVALID_ARGUMENT    larger than PageTierUsage::page_bytes_max
+  //   RESOURCE_EXHAUSTED  the disk is full
   //   UNAVAILABLE         the medium failed; the same call may work later
   virtual std::vector<absl::Status> Put(std::span<const Write> pages) = 0;
   // NOT_FOUND: a miss. DATA_LOSS: its bytes failed their CRC32C, and it is gone now.

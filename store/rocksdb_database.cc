@@ -29,26 +29,27 @@ absl::string_view ToView(const rocksdb::Slice& slice) { return {slice.data(), sl
 
 using Family = RocksDbDatabase::Family;
 
-// Its files other than segments, in 16ths of their room: up to 3 of logs (one being written, one
-// whose records are being flushed, one that is being removed), 8 of tables that wait to be merged,
-// 2 of lists of files, 1 of options; 2 are spare.
+// Its files other than segments and lists of files, in 16ths of their room: up to 3 of logs (one
+// being written, one whose records are being flushed, one that is being removed), 8 of tables that
+// wait to be merged, 1 of options; 4 are spare.
 constexpr uint64_t kFilesShares = 16;
 
-rocksdb::DBOptions MakeDbOptions(rocksdb::Env* env, uint64_t memory_bytes,
-                                 uint64_t unflushed_bytes) {
+rocksdb::DBOptions MakeDbOptions(const RocksDbDatabase::Options& of, uint64_t unflushed_bytes) {
   rocksdb::DBOptions options;
-  options.env = env;
+  options.env = of.env;
   // A damaged record of the log costs itself, not all that come after it. Each of ours stands for
   // itself, and was synced before it was acknowledged, so none hides behind a torn one.
   options.wal_recovery_mode = rocksdb::WALRecoveryMode::kSkipAnyCorruptedRecords;
   options.create_if_missing = true;
   options.create_missing_column_families = true;
   // A file per band: all of them open at once would be more files than a process may have.
-  options.max_open_files = static_cast<int>(memory_bytes * 2 / 5 / RocksDbDatabase::kOpenFileBytes);
+  options.max_open_files =
+      static_cast<int>(of.memory_bytes * 2 / 5 / RocksDbDatabase::kOpenFileBytes);
   options.db_write_buffer_size = unflushed_bytes;
   options.max_total_wal_size = 2 * unflushed_bytes;
-  // Rolled over, or it would grow with every band that comes and goes.
-  options.max_manifest_file_size = unflushed_bytes;
+  // Rolled over, or it would grow with every band that comes and goes. A new list begins with all
+  // files there are: a limit that those alone reach has each ingestion write all of it.
+  options.max_manifest_file_size = of.list_bytes;
   // Room that is taken before it is needed is room that no budget knows.
   options.allow_fallocate = false;
   options.stats_dump_period_sec = 0;
@@ -116,6 +117,8 @@ RocksDbDatabase::RocksDbDatabase(std::string folder, const Options& options)
            .files_bytes = options.files_bytes == 0
                               ? kFilesBytesMax
                               : std::clamp(options.files_bytes, kFilesBytesMin, kFilesBytesMax),
+           .list_bytes = options.list_bytes == 0 ? kListBytesDefault
+                                                 : std::max(options.list_bytes, kListBytesMin),
            .direct_reads = options.direct_reads}),
       handle_(folder_, [this](bool read_only) { return OpenFolder(read_only); }) {}
 
@@ -148,8 +151,7 @@ absl::StatusOr<std::unique_ptr<OpenRocksDb>> RocksDbDatabase::OpenFolder(bool re
       {"residency", records},
       {"attributes", records},
   };
-  rocksdb::DBOptions options =
-      MakeDbOptions(options_.env, options_.memory_bytes, UnflushedBytesMax());
+  rocksdb::DBOptions options = MakeDbOptions(options_, UnflushedBytesMax());
   options.info_log = messages_.logger();
   options.use_direct_reads = options_.direct_reads && has_direct_io_;
   if (read_only) {
@@ -288,8 +290,7 @@ absl::Status RocksDbDatabase::WriteSegmentFile(const std::string& file,
     // Without a column family: the writer must not keep the database from being reopened.
     rocksdb::SstFileWriter writer(
         MakeFileOptions(has_direct_io_),
-        rocksdb::Options(MakeDbOptions(options_.env, options_.memory_bytes, UnflushedBytesMax()),
-                         MakeSegmentsOptions()),
+        rocksdb::Options(MakeDbOptions(options_, UnflushedBytesMax()), MakeSegmentsOptions()),
         /*column_family=*/nullptr, /*invalidate_page_cache=*/false);
     rocksdb::Status status = writer.Open(file);
     for (const Part& part : parts) {

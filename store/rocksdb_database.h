@@ -55,15 +55,22 @@ class RocksDbDatabase {
     rocksdb::Env* env = nullptr;  // Outlives the database. Null: the default.
     // What memory_bytes() may be, at least kMemoryBytesMin.
     uint64_t memory_bytes = kMemoryBytesMax;
-    // What its files other than segments may take on the disk, beside the records themselves; 0:
-    // kFilesBytesMax. At least kFilesBytesMin.
+    // What its files other than segments and lists of files may take on the disk, beside the
+    // records themselves; 0: kFilesBytesMax. At least kFilesBytesMin.
     uint64_t files_bytes = 0;
+    // Of the list of files (RocksDB's MANIFEST) before a new one begins; for a moment there are
+    // two. Should be twice kListBytesPerFile for each file that is expected. From one time on, each
+    // ingestion writes the list of all files. 0: kListBytesDefault. At least kListBytesMin.
+    uint64_t list_bytes = 0;
     // Segments are read past the page cache, where the file system can (not with kReadOnly, which
     // cannot try).
     bool direct_reads = true;
   };
   static constexpr uint64_t kFilesBytesMin = uint64_t{1} << 20;
   static constexpr uint64_t kFilesBytesMax = uint64_t{192} << 20;
+  static constexpr uint64_t kListBytesPerFile = 160;
+  static constexpr uint64_t kListBytesMin = uint64_t{64} << 10;
+  static constexpr uint64_t kListBytesDefault = uint64_t{256} << 20;
 
   // Families that an older build did not have are made, or, kReadOnly, are empty. kReadOnly changes
   // nothing in the folder; whatever would write is then FAILED_PRECONDITION.

@@ -1,5 +1,6 @@
 #include "store/rocksdb_files.h"
 
+#include <array>
 #include <filesystem>
 #include <memory>
 #include <utility>
@@ -92,25 +93,36 @@ absl::Status Remove(rocksdb::Env* env, const std::string& path) {
   return Rocks(path, [&] { return OrDefault(env)->DeleteFile(path); });
 }
 
-// Some file systems refuse it (tmpfs did, before Linux 6.6).
+// Some file systems refuse it when the file is opened (tmpfs did, before Linux 6.6), others take
+// the flag and fail the first read or write.
 bool HasDirectIo(rocksdb::Env* env, const std::string& folder) {
   const std::string file = folder + "/direct-io.probe";
-  const absl::Status opened = Rocks(file, [&] {
+  constexpr size_t kBlockBytes = 4096;
+  alignas(kBlockBytes) std::array<char, kBlockBytes> written, read;
+  written.fill('k');
+  read.fill(0);
+  const absl::Status tried = Rocks(file, [&] {
     rocksdb::EnvOptions options;
     options.use_direct_writes = true;
     options.use_direct_reads = true;
-    std::unique_ptr<rocksdb::WritableFile> written;
-    rocksdb::Status status = OrDefault(env)->NewWritableFile(file, &written, options);
-    if (status.ok()) status = written->Close();
-    std::unique_ptr<rocksdb::RandomAccessFile> read;
-    if (status.ok()) status = OrDefault(env)->NewRandomAccessFile(file, &read, options);
+    std::unique_ptr<rocksdb::WritableFile> writer;
+    rocksdb::Status status = OrDefault(env)->NewWritableFile(file, &writer, options);
+    if (status.ok()) status = writer->Append({written.data(), kBlockBytes});
+    if (status.ok()) status = writer->Close();
+    std::unique_ptr<rocksdb::RandomAccessFile> reader;
+    if (status.ok()) status = OrDefault(env)->NewRandomAccessFile(file, &reader, options);
+    rocksdb::Slice result;
+    if (status.ok()) status = reader->Read(0, kBlockBytes, &result, read.data());
+    if (status.ok() && result != rocksdb::Slice(written.data(), kBlockBytes)) {
+      return rocksdb::Status::IOError("other bytes are read than were written");
+    }
     return status;
   });
-  Remove(env, file).IgnoreError();  // Empty, and RocksDB ignores it.
-  if (!opened.ok()) {
-    KVTIER_LOG(INFO) << "files are read and written through the page cache: " << opened.message();
+  Remove(env, file).IgnoreError();  // RocksDB ignores it.
+  if (!tried.ok()) {
+    KVTIER_LOG(INFO) << "files are read and written through the page cache: " << tried.message();
   }
-  return opened.ok();
+  return tried.ok();
 }
 
 }  // namespace kvtier::rocksdb_files

@@ -33,7 +33,8 @@ absl::Status CreateFolder(rocksdb::Env* env, const std::string& folder);
 absl::Status EmptyFolder(rocksdb::Env* env, const std::string& folder);
 // Fine if it is not there.
 absl::Status Remove(rocksdb::Env* env, const std::string& path);
-// Whether files in this folder, which exists, can be read and written past the page cache.
+// Whether files in this folder, which exists, can be read and written past the page cache: tried
+// with a block, which is removed again.
 bool HasDirectIo(rocksdb::Env* env, const std::string& folder);
 
 }  // namespace kvtier::rocksdb_files

@@ -11,12 +11,14 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/bytes.h"
+#include "base/limits.h"
 #include "base/log.h"
 #include "base/mutex.h"
 #include "base/status_macros.h"
 #include "base/sync_point.h"
 #include "rocksdb/db.h"
 #include "rocksdb/env.h"
+#include "rocksdb/metadata.h"
 #include "rocksdb/options.h"
 #include "rocksdb/table.h"
 #include "rocksdb/write_batch.h"
@@ -34,23 +36,33 @@ using page_disk_format::PositionKey;
 
 rocksdb::Slice ToSlice(absl::string_view text) { return {text.data(), text.size()}; }
 
+constexpr char kPagesFamily[] = "pages";
 constexpr uint64_t kWriteBufferBytesMax = uint64_t{64} << 20;
-// Names that are remembered while no write succeeds. Pages of others may come back: whole ones.
+// Names that are remembered while no write succeeds, and how many of them one batch removes. Pages
+// of others may come back: whole ones.
 constexpr size_t kInDoubtMax = 65536;
+constexpr size_t kInDoubtOfBatch = 256;
 constexpr uint64_t kMemoryBytesMin = uint64_t{256} << 10;
+// From which the largest page that there is fits into a write buffer.
+constexpr uint64_t kMemoryBytesOfLargestPage =
+    (limits::kPageBytesMax + kPageDiskOverheadBytes) / 2 * 5;
 constexpr uint64_t kMemoryBytesMax = kWriteBufferBytesMax / 2 * 5;
 
-// How the budget is spent. In 64ths, beside the window: the write-ahead log has up to 3 (RocksDB
-// flushes above 2, and a batch is at most 1), the newest file up to 2 before the oldest goes, the
-// names 1, files that wait for their removal on a busy machine 2; and the files hold 3 more than
-// the window, because whole files go.
+// How the budget is spent. In 60ths (so that 1 GiB has room for the largest page), beside the
+// window: the write-ahead log has up to 3 (RocksDB flushes above 2, and a batch is at most 1), the
+// newest file up to 2 before the oldest goes, the names 1, files that wait for their removal on a
+// busy machine 4; and the files hold 3 more than the window, because whole files go.
 struct Shares {
   // Of the memory, 2 of 5 parts are the pages that are being written, 2 those that are being
   // flushed, and less than 1 the same of names.
   Shares(uint64_t budget, uint64_t memory)
-      : write_buffer(std::min({budget / 64, kWriteBufferBytesMax, memory / 5 * 2})),
-        files(budget - 8 * write_buffer),
-        window(budget - 11 * write_buffer) {}
+      : write_buffer(std::min({budget / 60, kWriteBufferBytesMax, memory / 5 * 2})),
+        files(budget - 10 * write_buffer),
+        window(budget - 13 * write_buffer) {}
+  // While there are files as large as `largest`, of an earlier start with a larger write buffer.
+  uint64_t WindowWith(uint64_t largest) const {
+    return files - std::min(files, std::max(3 * write_buffer, largest + write_buffer));
+  }
   uint64_t write_buffer;
   uint64_t files;   // Of pages, before RocksDB drops the oldest.
   uint64_t window;  // Positions that are still found.
@@ -85,17 +97,20 @@ class RocksDbPageTier final : public PageTier {
   absl::Status OpenOrReset();
   absl::Status ReadNames();
 
+  // Positions that are still found, back from next_position_.
+  uint64_t Window() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Names that have left the window: not found any more, and busy until EndBusy.
   std::vector<PageName> TakeExpired() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Publish(const PageName& name, const Place& place) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Forget(const PageName& name, const std::optional<uint64_t>& position)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndBusy(std::span<const PageName> names) ABSL_LOCKS_EXCLUDED(mutex_);
-  // Names whose page was refused by a write that failed, and may yet come back from RocksDB's log:
-  // removed with the next batch. Those in `own` may be; the others that are returned are busy until
-  // EndBusy.
+  // Names whose page is gone while their record is there, or may come back from RocksDB's log after
+  // a write that failed: some of them, to be removed with the next batch, and busy until EndBusy.
+  // Those in `own` are written anew.
   std::vector<PageName> TakeInDoubt(std::span<const Write* const> own)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void PutInDoubt(const PageName& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Durable, all or nothing. `pages` at the positions of `places`.
   absl::Status WriteBatch(std::span<const Write* const> pages, std::span<const Place> places,
                           std::span<const PageName> gone);
@@ -116,7 +131,9 @@ class RocksDbPageTier final : public PageTier {
   // Being written or removed: who wants one of them waits, so that the first one's bytes stay.
   absl::flat_hash_set<PageName> busy_ ABSL_GUARDED_BY(mutex_);
   uint64_t next_position_ ABSL_GUARDED_BY(mutex_) = 0;
-  uint64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // Charged, of places_.
+  uint64_t position_at_open_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t window_at_open_ ABSL_GUARDED_BY(mutex_) = 0;  // Of what was there then.
+  uint64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;           // Charged, of places_.
   absl::flat_hash_map<TenantId, uint64_t> bytes_of_ ABSL_GUARDED_BY(mutex_);  // None is 0.
   uint64_t evicted_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t records_lost_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -178,7 +195,7 @@ absl::StatusOr<std::unique_ptr<OpenRocksDb>> RocksDbPageTier::OpenDatabase(bool 
   options.create_missing_column_families = true;
   // A damaged log record costs the pages in it, not all that came after.
   options.wal_recovery_mode = rocksdb::WALRecoveryMode::kSkipAnyCorruptedRecords;
-  options.max_open_files = -1;  // FIFO compaction wants it. Each file has a 64th of the budget.
+  options.max_open_files = -1;  // FIFO compaction wants it.
   options.max_total_wal_size = 2 * shares_.write_buffer;
   options.info_log = messages_.logger();
   options.stats_dump_period_sec = 0;
@@ -210,7 +227,7 @@ absl::StatusOr<std::unique_ptr<OpenRocksDb>> RocksDbPageTier::OpenDatabase(bool 
   names.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
 
   const std::vector<rocksdb::ColumnFamilyDescriptor> families = {
-      {rocksdb::kDefaultColumnFamilyName, names}, {"pages", pages}, {"names", names}};
+      {rocksdb::kDefaultColumnFamilyName, names}, {kPagesFamily, pages}, {"names", names}};
   bool is_lost = false;
   absl::StatusOr<std::unique_ptr<OpenRocksDb>> opened =
       OpenRocks(DatabaseFolder(), options, families, read_only, &is_lost);
@@ -232,7 +249,15 @@ absl::Status RocksDbPageTier::ReadNames() {
   KVTIER_RETURN_IF_ERROR(access.status());
   MutexLock lock(&mutex_);
   bool is_file_gone = false;
+  uint64_t largest_bytes = 0;  // Of the files of pages.
   const absl::Status read = Rocks("read names", [&] {
+    std::vector<rocksdb::LiveFileMetaData> files;
+    access->db->GetLiveFilesMetaData(&files);
+    for (const rocksdb::LiveFileMetaData& file : files) {
+      if (file.column_family_name == kPagesFamily) {
+        largest_bytes = std::max(largest_bytes, uint64_t{file.size});
+      }
+    }
     const std::unique_ptr<rocksdb::Iterator> records(
         access->db->NewIterator(rocksdb::ReadOptions(), NamesOf(*access)));
     for (records->SeekToFirst(); records->Valid(); records->Next()) {
@@ -258,9 +283,13 @@ absl::Status RocksDbPageTier::ReadNames() {
   } else {
     KVTIER_RETURN_IF_ERROR(read);
   }
-  const size_t expired = TakeExpired().size();  // After a start with a smaller budget.
+  position_at_open_ = next_position_;
+  window_at_open_ = shares_.WindowWith(largest_bytes);
+  // After a start with a smaller budget. Batches to come remove their records.
+  const std::vector<PageName> expired = TakeExpired();
   busy_.clear();
-  KVTIER_LOG(INFO) << "recovered " << places_.size() << " pages, " << expired
+  for (const PageName& name : expired) PutInDoubt(name);
+  KVTIER_LOG(INFO) << "recovered " << places_.size() << " pages, " << expired.size()
                    << " were beyond the budget, lost " << records_lost_ << " records";
   return absl::OkStatus();
 }
@@ -290,9 +319,16 @@ bool RocksDbPageTier::Forget(const PageName& name, const std::optional<uint64_t>
   return true;
 }
 
+// RocksDB drops the oldest file at a time, so files of an earlier start may take more than a write
+// buffer with them. They go before any page that was written since.
+uint64_t RocksDbPageTier::Window() const {
+  const uint64_t written = next_position_ - position_at_open_;
+  return std::min(shares_.window, std::max(window_at_open_, written));
+}
+
 std::vector<PageName> RocksDbPageTier::TakeExpired() {
   std::vector<PageName> expired;
-  while (!order_.empty() && next_position_ - order_.begin()->first > shares_.window) {
+  while (!order_.empty() && next_position_ - order_.begin()->first > Window()) {
     const PageName name = order_.begin()->second;
     Forget(name, std::nullopt);
     ++evicted_;
@@ -321,6 +357,8 @@ PageTierUsage RocksDbPageTier::Usage() {
   return {.pages = places_.size(),
           .bytes = bytes_,
           .budget_bytes = options_.budget_bytes,
+          .page_bytes_max =
+              std::min(limits::kPageBytesMax, shares_.write_buffer - kPageDiskOverheadBytes),
           .evicted = evicted_,
           .records_lost = records_lost_,
           .log_damage = messages_.log_damage(),
@@ -336,19 +374,22 @@ uint64_t RocksDbPageTier::BytesOf(const TenantId& tenant) {
 // --- Writing -------------------------------------------------------------------------------------
 
 std::vector<PageName> RocksDbPageTier::TakeInDoubt(std::span<const Write* const> own) {
+  for (const Write* page : own) in_doubt_.erase(page->name);
   std::vector<PageName> taken;
-  for (auto name = in_doubt_.begin(); name != in_doubt_.end();) {
-    const bool is_own =
-        std::ranges::any_of(own, [&](const Write* page) { return page->name == *name; });
+  for (auto name = in_doubt_.begin(); name != in_doubt_.end() && taken.size() < kInDoubtOfBatch;) {
     // Somebody who writes it now takes care of it himself.
-    if (!is_own && !busy_.insert(*name).second) {
+    if (!busy_.insert(*name).second) {
       ++name;
       continue;
     }
-    if (!is_own) taken.push_back(*name);
+    taken.push_back(*name);
     in_doubt_.erase(name++);
   }
   return taken;
+}
+
+void RocksDbPageTier::PutInDoubt(const PageName& name) {
+  if (in_doubt_.size() < kInDoubtMax) in_doubt_.insert(name);
 }
 
 absl::Status RocksDbPageTier::WriteBatch(std::span<const Write* const> pages,
@@ -392,9 +433,7 @@ absl::Status RocksDbPageTier::WriteBatch(std::span<const Write* const> pages,
     handle_.MarkFailed(written);
     MutexLock lock(&mutex_);
     in_doubt_.insert(in_doubt.begin(), in_doubt.end());
-    for (const Write* page : pages) {
-      if (in_doubt_.size() < kInDoubtMax) in_doubt_.insert(page->name);
-    }
+    for (const Write* page : pages) PutInDoubt(page->name);
   }
   EndBusy(in_doubt);
   return written;
@@ -445,10 +484,11 @@ std::vector<absl::Status> RocksDbPageTier::Put(std::span<const Write> pages) {
         statuses[i] = absl::AlreadyExistsError("other bytes are stored under this key, and stay");
       } else if (ChargeOf(page.bytes.size()) > shares_.write_buffer) {
         first_of.erase(first);
-        statuses[i] = absl::ResourceExhaustedError(
-            absl::StrCat("a page of ", page.bytes.size(), " bytes; with page_disk_mib of ",
-                         options_.budget_bytes, " bytes and what page_host_mib leaves for writing ",
-                         "them the largest is ", shares_.write_buffer - kPageDiskOverheadBytes));
+        // Not RESOURCE_EXHAUSTED: waiting does not help.
+        statuses[i] = absl::InvalidArgumentError(absl::StrCat(
+            "a page of ", page.bytes.size(), " bytes; with page_disk_mib of ",
+            options_.budget_bytes, " bytes and what page_host_mib leaves for writing ",
+            "them the largest on disk is ", shares_.write_buffer - kPageDiskOverheadBytes));
       } else if (is_first && there == places_.end()) {
         wanted.push_back(i);
         busy_.insert(page.name);
@@ -537,6 +577,11 @@ absl::StatusOr<std::string> RocksDbPageTier::Get(const PageName& name) {
     MutexLock lock(&mutex_);
     // Gone while we read: a miss, whatever we read.
     if (!Forget(name, place.position)) return absl::NotFoundError("");
+    if (absl::IsNotFound(read) && !is_file_gone) {  // Dropped with its file: no damage.
+      ++evicted_;
+      PutInDoubt(name);
+      return absl::NotFoundError("");
+    }
     is_ours = busy_.insert(name).second;
   }
   const PageName names[] = {name};
@@ -549,7 +594,8 @@ absl::StatusOr<std::string> RocksDbPageTier::Get(const PageName& name) {
 }  // namespace
 
 uint64_t RocksDbPageMemoryBytes(uint64_t host_budget_bytes) {
-  return std::clamp(host_budget_bytes / 4, kMemoryBytesMin, kMemoryBytesMax);
+  const uint64_t for_largest = std::min(host_budget_bytes / 2, kMemoryBytesOfLargestPage);
+  return std::clamp(std::max(host_budget_bytes / 4, for_largest), kMemoryBytesMin, kMemoryBytesMax);
 }
 
 absl::StatusOr<std::unique_ptr<PageTier>> OpenRocksDbPageTier(

@@ -42,6 +42,7 @@ absl::Status RocksDbTier::Open() {
       .memory_bytes =
           options_.memory_bytes != 0 ? options_.memory_bytes : RocksDbDatabase::kMemoryBytesMax,
       .files_bytes = options_.files_bytes,
+      .list_bytes = options_.list_bytes,
       .direct_reads = options_.direct_reads};
   if (options_.read_only) {
     KVTIER_ASSIGN_OR_RETURN(database_, RocksDbDatabase::Open(database, database_options));
@@ -429,6 +430,12 @@ absl::StatusOr<std::unique_ptr<DurableTier>> OpenRocksDbTier(const RocksDbTierOp
 uint64_t RocksDbFilesBytes(uint64_t disk_budget_bytes) {
   return std::clamp(disk_budget_bytes / 32, RocksDbDatabase::kFilesBytesMin,
                     RocksDbDatabase::kFilesBytesMax);
+}
+
+uint64_t RocksDbListBytes(uint64_t disk_budget_bytes) {
+  constexpr uint64_t kSmallStoreMax = uint64_t{64} << 20;
+  return std::max({std::min(disk_budget_bytes / 128, kSmallStoreMax), disk_budget_bytes / 1024,
+                   RocksDbDatabase::kListBytesMin});
 }
 
 uint64_t RocksDbMemoryBytes(uint64_t host_budget_bytes) {

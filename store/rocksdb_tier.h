@@ -22,9 +22,12 @@ struct RocksDbTierOptions {
   std::string folder;  // Created if missing. One process at a time may write.
   // Of segments, as ChargeOf counts them. 0: until the disk is full.
   uint64_t budget_bytes = 0;
-  // Of what RocksDB's files take beside that: records, logs, lists of files, tables that wait to be
-  // merged. Held unless records alone come near it (docs/adr/0016). 0: 192 MiB.
+  // Of what RocksDB's files take beside that: records, logs, tables that wait to be merged. Held
+  // unless records alone come near it (docs/adr/0016). 0: 192 MiB.
   uint64_t files_bytes = 0;
+  // And of a list of files, of which there are two for a moment: 160 bytes for each band, and as
+  // much again to grow. With more bands each write of one writes the whole list. 0: 256 MiB.
+  uint64_t list_bytes = 0;
   // What RocksDB takes for itself, whatever the tier holds. 0: 40 MiB.
   uint64_t memory_bytes = 0;
   // Segments are read past the page cache: the host budget is all the memory that their bytes take,
@@ -47,6 +50,9 @@ absl::StatusOr<std::unique_ptr<DurableTier>> OpenRocksDbTier(const RocksDbTierOp
 // How much of a disk budget RocksDB's files are to have beside segments: a 32nd,
 // between 1 and 192 MiB.
 uint64_t RocksDbFilesBytes(uint64_t disk_budget_bytes);
+// How much of it one list of files is to have: a 128th up to 64 MiB, from 64 GiB on a 1024th.
+// Enough for bands of 20 KiB on average, of 160 KiB from 64 GiB on.
+uint64_t RocksDbListBytes(uint64_t disk_budget_bytes);
 // How much of a host budget RocksDB is to have for itself: an eighth, between 1 and 40 MiB.
 uint64_t RocksDbMemoryBytes(uint64_t host_budget_bytes);
 

@@ -147,6 +147,7 @@ TEST_F(PagesTest, WhatIsPutIsThere) {
   EXPECT_EQ(stats.host_pages(), 31u);
   EXPECT_EQ(stats.limits().page_bytes_max(), limits::kPageBytesMax);
   EXPECT_EQ(stats.disk_budget_bytes(), 0u);
+  EXPECT_EQ(stats.limits().disk_page_bytes_max(), 0u);
 }
 
 TEST_F(PagesTest, AnyClientReadsWhatIsSentWithoutCopies) {
@@ -255,6 +256,7 @@ TEST_F(PagesTest, StatsTellATenantWhatItHas) {
   EXPECT_EQ(stats.tenant().host_bytes(), 4 * (4096 + kPageOverheadBytes));
   EXPECT_EQ(stats.tenant().disk_bytes(), 4096 + kPageDiskOverheadBytes);
   EXPECT_EQ(stats.tenant().quota_bytes(), 1u << 20);
+  EXPECT_EQ(stats.limits().disk_page_bytes_max(), store_->disk_usage()->page_bytes_max);
   PageClient other(channel_, *TenantId::FromString("other"));
   KVTIER_ASSERT_OK_AND_ASSIGN(const v1::PageStatsResponse others, other.Stats(Soon()));
   EXPECT_EQ(others.tenant().host_pages(), 0u);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -78,8 +79,12 @@ absl::Status CheckStored(TieredStore& store, const TenantId& tenant, const Compr
 
 uint64_t FolderBytes(const std::string& folder) {
   uint64_t bytes = 0;
-  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
-    if (entry.is_regular_file()) bytes += entry.file_size();
+  std::error_code gone;  // RocksDB may be removing some at this moment.
+  for (std::filesystem::recursive_directory_iterator it(folder, gone), end; it != end;
+       it.increment(gone)) {
+    const bool is_file = it->is_regular_file(gone);
+    const uint64_t size = is_file ? it->file_size(gone) : 0;
+    if (is_file && !gone) bytes += size;
   }
   return bytes;
 }

@@ -17,6 +17,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kvcache/sha256.h"
+#include "rocksdb/db.h"
+#include "store/page_disk_format.h"
 #include "store/rocksdb_page_tier.h"
 #include "tests/testing/files.h"
 #include "tests/testing/random.h"
@@ -447,10 +449,13 @@ TEST_F(PageStoreTest, APageDeletedWhileItIsReadDoesNotComeBackInMemory) {
 
 TEST_F(PageStoreTest, APageTooLargeForTheDiskIsRefusedByName) {
   Open(1000, /*with_disk=*/true);
-  const size_t size = kPageDiskBudgetMin / 64;
-  EXPECT_THAT(Put(1, 0, Durability::kDisk, size),
-              StatusIs(Code::kResourceExhausted, HasSubstr("page_disk_mib")));
-  EXPECT_THAT(Put(2, 0, Durability::kDisk, size - kPageDiskOverheadBytes), IsOk());
+  const size_t largest = store_->disk_usage()->page_bytes_max;
+  EXPECT_EQ(largest, kPageDiskBudgetMin / 60 - kPageDiskOverheadBytes);
+  // Waiting does not help, so the code says not to.
+  EXPECT_THAT(Put(1, 0, Durability::kDisk, largest + 1),
+              StatusIs(Code::kInvalidArgument, HasSubstr(absl::StrCat("is ", largest))));
+  EXPECT_EQ(Locate(1), PagePlace::kHost);
+  EXPECT_THAT(Put(2, 0, Durability::kDisk, largest), IsOk());
   store_.reset();
   // Or for the memory in which it waits for the disk.
   KVTIER_ASSERT_OK_AND_ASSIGN(const auto tier,
@@ -460,7 +465,119 @@ TEST_F(PageStoreTest, APageTooLargeForTheDiskIsRefusedByName) {
   const std::string bytes(128 << 10, 'b');
   const PageTier::Write write = {{tenant_, Key(3)}, bytes, ComputeCrc32c(AsBytes(bytes))};
   EXPECT_THAT(tier->Put({&write, 1})[0],
-              StatusIs(Code::kResourceExhausted, HasSubstr("page_host_mib")));
+              StatusIs(Code::kInvalidArgument, HasSubstr("page_host_mib")));
+}
+
+TEST_F(PageStoreTest, TheLargestPageFitsWhereTheBudgetsAllowIt) {
+  EXPECT_EQ(RocksDbPageMemoryBytes(64 << 20), 32u << 20);
+  EXPECT_EQ(RocksDbPageMemoryBytes(400 << 20), 100u << 20);
+  KVTIER_ASSERT_OK_AND_ASSIGN(
+      const auto tier,
+      OpenRocksDbPageTier({.folder = dir_.File("large"),
+                           .budget_bytes = uint64_t{1} << 30,
+                           .memory_bytes = RocksDbPageMemoryBytes(uint64_t{96} << 20)}));
+  EXPECT_EQ(tier->Usage().page_bytes_max, limits::kPageBytesMax);
+  const std::string bytes(limits::kPageBytesMax, 'b');
+  const PageTier::Write write = {{tenant_, Key(1)}, bytes, ComputeCrc32c(AsBytes(bytes))};
+  ASSERT_THAT(tier->Put({&write, 1})[0], IsOk());
+  KVTIER_ASSERT_OK_AND_ASSIGN(const std::string got, tier->Get({tenant_, Key(1)}));
+  EXPECT_TRUE(got == bytes);
+}
+
+// Files of a start with more memory are larger: more pages go at once.
+TEST_F(PageStoreTest, WhatIsFoundIsThereAlsoAfterAStartWithLessMemory) {
+  constexpr uint64_t kBudget = uint64_t{32} << 20;
+  constexpr size_t kSize = 16 << 10;
+  std::unique_ptr<PageTier> tier;
+  int next = 0, oldest = 0;
+  const auto open = [&](uint64_t memory_bytes) {
+    tier.reset();
+    KVTIER_ASSERT_OK_AND_ASSIGN(tier, OpenRocksDbPageTier({.folder = dir_.File("pages"),
+                                                           .budget_bytes = kBudget,
+                                                           .memory_bytes = memory_bytes}));
+  };
+  const auto put = [&] {
+    std::vector<std::string> bytes;
+    for (int i = 0; i < 16; ++i) bytes.push_back(Bytes(next + i, 0, kSize));
+    std::vector<PageTier::Write> writes;
+    for (size_t i = 0; i < bytes.size(); ++i) {
+      writes.push_back(
+          {{tenant_, Key(next + static_cast<int>(i))}, bytes[i], ComputeCrc32c(AsBytes(bytes[i]))});
+    }
+    for (const absl::Status& status : tier->Put(writes)) ASSERT_THAT(status, IsOk());
+    next += 16;
+  };
+  open(/*memory_bytes=*/0);
+  while (static_cast<uint64_t>(next) * kSize < kBudget * 3 / 2) put();
+  open(RocksDbPageMemoryBytes(1));
+  const int end = next * 2;
+  while (next < end) {
+    put();
+    while (oldest < next && !tier->Find({tenant_, Key(oldest)}).has_value()) ++oldest;
+    const absl::StatusOr<std::string> got = tier->Get({tenant_, Key(oldest)});
+    ASSERT_THAT(got, IsOk()) << oldest << " of " << next;
+    ASSERT_TRUE(*got == Bytes(oldest, 0, kSize));
+  }
+  EXPECT_GE(static_cast<uint64_t>(next - oldest) * kSize, kBudget * 3 / 4)
+      << "the window is as wide again as the budget allows";
+}
+
+// RocksDB drops whole files, and no name may promise what went with one.
+TEST_F(PageStoreTest, APageThatRocksDbDroppedIsAMiss) {
+  Open(1, /*with_disk=*/true);
+  for (const int page : {1, 2}) ASSERT_THAT(Put(page, 0, Durability::kDisk), IsOk());
+  store_.reset();
+  {
+    rocksdb::Options options;
+    options.disable_auto_compactions = true;
+    std::vector<rocksdb::ColumnFamilyDescriptor> families;
+    for (const char* name : {"default", "pages", "names"}) families.push_back({name, options});
+    std::vector<rocksdb::ColumnFamilyHandle*> handles;
+    rocksdb::DB* db = nullptr;
+    ASSERT_TRUE(rocksdb::DB::Open(options, dir_.File("pages/db"), families, &handles, &db).ok());
+    EXPECT_TRUE(
+        db->Delete(rocksdb::WriteOptions(), handles[1], page_disk_format::PositionKey(0)).ok());
+    for (rocksdb::ColumnFamilyHandle* handle : handles) {
+      EXPECT_TRUE(db->DestroyColumnFamilyHandle(handle).ok());
+    }
+    delete db;
+  }
+  Open(1, /*with_disk=*/true);
+  EXPECT_EQ(Locate(1), PagePlace::kDisk);
+  EXPECT_EQ(Get(1), "");
+  EXPECT_EQ(Locate(1), PagePlace::kNowhere);
+  EXPECT_EQ(store_->counters().misses, 1u);
+  EXPECT_EQ(store_->counters().checksum_failures, 0u);
+  EXPECT_EQ(Get(2), Bytes(2));
+  ASSERT_THAT(Put(3, 0, Durability::kDisk), IsOk());  // Takes the record of 1 with it.
+  Open(1, /*with_disk=*/true);
+  EXPECT_EQ(Locate(1), PagePlace::kNowhere);
+  ASSERT_THAT(Put(1, 0, Durability::kDisk), IsOk());
+  Open(1, /*with_disk=*/true);
+  EXPECT_EQ(Get(1), Bytes(1));
+  ExpectCountersAddUp();
+}
+
+TEST_F(PageStoreTest, RecordsBeyondASmallerBudgetGoWithTheNextBatches) {
+  constexpr size_t kSize = 32 << 10;
+  constexpr int kPages = static_cast<int>(2 * kPageDiskBudgetMin / kSize);
+  Open(1000, /*with_disk=*/true, 4 * kPageDiskBudgetMin);
+  for (int begin = 0; begin < kPages; begin += 16) {
+    std::vector<PagePut> puts;
+    for (int i = begin; i < begin + 16; ++i) {
+      puts.push_back({.key = Key(i), .bytes = Bytes(i, 0, kSize)});
+    }
+    ASSERT_THAT(store_->Put(tenant_, std::move(puts), Durability::kDisk), testing::Each(IsOk()));
+  }
+  Open(1000, /*with_disk=*/true);
+  const uint64_t expired = store_->disk_usage()->evicted;
+  EXPECT_GT(expired, 256u) << "more than one batch removes";
+  for (uint64_t i = 0; i <= expired / 256; ++i) {
+    ASSERT_THAT(Put(10'000 + static_cast<int>(i), 0, Durability::kDisk), IsOk());
+  }
+  Open(1000, /*with_disk=*/true);
+  EXPECT_EQ(store_->disk_usage()->evicted, 0u);
+  EXPECT_EQ(store_->disk_usage()->records_lost, 0u);
 }
 
 TEST_F(PageStoreTest, AnotherFormatIsRefusedByName) {

@@ -1,11 +1,17 @@
 #include "store/rocksdb_database.h"
 
+#include <algorithm>
+#include <filesystem>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/status_matchers.h"
 #include "gtest/gtest.h"
+#include "rocksdb/env.h"
+#include "store/rocksdb_files.h"
+#include "store/rocksdb_tier.h"
 #include "tests/testing/temp_dir.h"
 
 namespace kvtier {
@@ -53,6 +59,100 @@ void CheckMemory(uint64_t memory_bytes) {
 TEST(RocksDbDatabaseTest, ItsMemoryIsBoundedAndSmallForEachFile) {
   CheckMemory(RocksDbDatabase::kMemoryBytesMax);
   CheckMemory(RocksDbDatabase::kMemoryBytesMax / 8);
+}
+
+// The list of files is written once, and a line of it for each band that comes: not the whole list
+// again, also with more bands than a 16th of the least room for files would list.
+TEST(RocksDbDatabaseTest, AListOfManyFilesIsNotWrittenAnewForEachOfThem) {
+  constexpr uint64_t kDiskBudget = uint64_t{32} << 20;
+  const TempDir dir;
+  KVTIER_ASSERT_OK_AND_ASSIGN(
+      const auto database,
+      RocksDbDatabase::Open(dir.File("db"), {.files_bytes = RocksDbFilesBytes(kDiskBudget),
+                                             .list_bytes = RocksDbListBytes(kDiskBudget)}));
+  const std::vector<std::byte> payload(1024, std::byte{7});
+  int written = 0;
+  const auto ingest = [&](int count) {
+    std::vector<std::string> files;
+    for (int i = 0; i < count; ++i, ++written) {
+      files.push_back(dir.File(absl::StrCat(written, ".sst")));
+      // As long as the keys of segments.
+      const std::string key = absl::StrCat(std::string(16, 'u'), 1'000'000 + written);
+      const RocksDbDatabase::Part part{key, payload};
+      KVTIER_ASSERT_OK(database->WriteSegmentFile(files.back(), {&part, 1}));
+    }
+    KVTIER_ASSERT_OK(database->IngestSegmentFiles(files));
+  };
+  for (int i = 0; i < 15; ++i) ingest(50);
+  std::string list;  // The one that was there last, and its size.
+  uint64_t list_bytes = 0, written_bytes = 0, lists = 0;
+  const auto look = [&] {
+    for (const auto& entry : std::filesystem::directory_iterator(dir.File("db"))) {
+      const std::string name = entry.path().filename();
+      if (!name.starts_with("MANIFEST-") || name < list) continue;
+      const uint64_t size = entry.file_size();
+      written_bytes += name == list ? size - list_bytes : size;
+      lists += name == list ? 0 : 1;
+      list = name;
+      list_bytes = size;
+    }
+  };
+  look();
+  EXPECT_GT(list_bytes, RocksDbDatabase::kListBytesMin) << "the test lists too little";
+  EXPECT_LE(list_bytes, static_cast<uint64_t>(written) * RocksDbDatabase::kListBytesPerFile);
+  written_bytes = lists = 0;
+  constexpr int kMore = 40;
+  for (int i = 0; i < kMore; ++i) {
+    ingest(1);
+    look();
+  }
+  EXPECT_LE(lists, 1u);
+  EXPECT_LE(written_bytes, lists * RocksDbListBytes(kDiskBudget) + kMore * uint64_t{512});
+}
+
+// A file system that takes the flag and fails the first transfer.
+class NoDirectReads final : public rocksdb::EnvWrapper {
+ public:
+  explicit NoDirectReads(bool corrupts)
+      : rocksdb::EnvWrapper(rocksdb::Env::Default()), corrupts_(corrupts) {}
+  rocksdb::Status NewRandomAccessFile(const std::string& path,
+                                      std::unique_ptr<rocksdb::RandomAccessFile>* file,
+                                      const rocksdb::EnvOptions& options) override {
+    class Broken final : public rocksdb::RandomAccessFile {
+     public:
+      explicit Broken(bool corrupts) : corrupts_(corrupts) {}
+      rocksdb::Status Read(uint64_t, size_t bytes, rocksdb::Slice* result,
+                           char* scratch) const override {
+        if (!corrupts_) return rocksdb::Status::IOError("EINVAL");
+        std::fill(scratch, scratch + bytes, '?');
+        *result = rocksdb::Slice(scratch, bytes);
+        return rocksdb::Status::OK();
+      }
+
+     private:
+      const bool corrupts_;
+    };
+    if (!options.use_direct_reads) return target()->NewRandomAccessFile(path, file, options);
+    file->reset(new Broken(corrupts_));
+    return rocksdb::Status::OK();
+  }
+
+ private:
+  const bool corrupts_;
+};
+
+TEST(RocksDbFilesTest, DirectIoIsWhatReadsBackWhatWasWritten) {
+  const TempDir dir;
+  for (const bool corrupts : {false, true}) {
+    NoDirectReads env(corrupts);
+    EXPECT_FALSE(rocksdb_files::HasDirectIo(&env, dir.path()));
+    // A store there starts all the same.
+    KVTIER_EXPECT_OK(RocksDbDatabase::Open(dir.File(absl::StrCat("db", corrupts)), {.env = &env}));
+  }
+  rocksdb_files::HasDirectIo(nullptr, dir.path());  // Yes or no, by the file system.
+  KVTIER_ASSERT_OK_AND_ASSIGN(const bool is_left,
+                              rocksdb_files::Exists(nullptr, dir.File("direct-io.probe")));
+  EXPECT_FALSE(is_left);
 }
 
 }  // namespace
