@@ -6,12 +6,12 @@
 #include <tuple>
 #include <utility>
 
-#include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
 #include "absl/strings/str_cat.h"
 #include "base/mutex.h"
 #include "base/status_macros.h"
+#include "cuda/cuda_cublas_lt.h"
 
 namespace kvtier {
 namespace {
@@ -20,35 +20,35 @@ constexpr uint64_t kWorkspaceBytesMax = uint64_t{32} << 20;  // What NVIDIA advi
 // Rows vary with the pieces of a prompt; the rest are the layers of a model.
 constexpr size_t kAlgorithmsMax = 4096;
 
-absl::Status Map(cublasStatus_t status, absl::string_view device, absl::string_view what) {
-  if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
-  cudaGetLastError();  // What the library's own calls left: later calls of ours would report it.
-  const std::string message = absl::StrCat(device, ": ", what, ": ", cublasLtGetStatusName(status));
-  if (status == CUBLAS_STATUS_ALLOC_FAILED) return absl::ResourceExhaustedError(message);
-  return absl::InternalError(message);
-}
-
-template <typename T, cublasStatus_t (*kDestroy)(T)>
-struct Handle {
-  Handle() = default;
+// What cuBLASLt made, destroyed by the function that it has for it.
+template <typename T>
+class Handle {
+ public:
+  using Destroy = cublasStatus_t (*)(T);
+  explicit Handle(Destroy destroy) : destroy_(destroy) {}
   Handle(const Handle&) = delete;
   Handle& operator=(const Handle&) = delete;
   ~Handle() {
-    if (value != nullptr) kDestroy(value);
+    if (value != nullptr) destroy_(value);
   }
   T value = nullptr;
+
+ private:
+  const Destroy destroy_;
 };
-using Operation = Handle<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
-using Layout = Handle<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
-using Preference = Handle<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
 
 // cuBLASLt counts columns first: row-major y [rows, out] is its y^T [out, rows], and
 // y^T = W x^T with W stored transposed.
 struct Problem {
-  Operation operation;
-  Layout weights;  // [in, out], read transposed
-  Layout x;        // [in, rows]
-  Layout y;        // [out, rows]
+  explicit Problem(const CublasLt& lt)
+      : operation(lt.MatmulDescDestroy),
+        weights(lt.MatrixLayoutDestroy),
+        x(lt.MatrixLayoutDestroy),
+        y(lt.MatrixLayoutDestroy) {}
+  Handle<cublasLtMatmulDesc_t> operation;
+  Handle<cublasLtMatrixLayout_t> weights;  // [in, out], read transposed
+  Handle<cublasLtMatrixLayout_t> x;        // [in, rows]
+  Handle<cublasLtMatrixLayout_t> y;        // [out, rows]
 };
 
 // Rows, out, in, type, and how the three pointers are aligned (16 bytes or not): what decides
@@ -68,19 +68,16 @@ struct Algorithm {
 
 class CudaGemm final : public Gemm {
  public:
-  explicit CudaGemm(std::shared_ptr<Device> device)
-      : device_(std::move(device)), plain_(MakePlainGemm(device_)) {}
-  ~CudaGemm() override {
-    if (handle_ != nullptr) cublasLtDestroy(handle_);
-  }
+  CudaGemm(const CublasLt& lt, std::shared_ptr<Device> device)
+      : lt_(lt), device_(std::move(device)), plain_(MakePlainGemm(device_)), handle_(lt.Destroy) {}
 
-  absl::Status Start() { return Mapped(cublasLtCreate(&handle_), "start cuBLASLt"); }
+  absl::Status Start() { return Mapped(lt_.Create(&handle_.value), "start cuBLASLt"); }
 
   absl::Status Run(const GemmParams& p) override {
     if (p.rows == 0) return absl::OkStatus();
     const bool one_type = p.x_type == p.weights_type && p.x_type == p.y_type;
     if (!one_type || p.x_type == Element::kF16) return plain_->Run(p);
-    Problem problem;
+    Problem problem(lt_);
     KVTIER_RETURN_IF_ERROR(Describe(p, problem));
     KVTIER_ASSIGN_OR_RETURN(const auto algorithm, Choose(p, problem));
     if (!algorithm.has_value()) return plain_->Run(p);
@@ -95,10 +92,10 @@ class CudaGemm final : public Gemm {
     const float one = 1;
     const float zero = 0;
     const cublasStatus_t status =
-        cublasLtMatmul(handle_, problem.operation.value, &one, p.weights, problem.weights.value,
-                       p.x, problem.x.value, &zero, p.y, problem.y.value, p.y, problem.y.value,
-                       &algorithm->value, workspace.as<void>(), algorithm->workspace_bytes,
-                       static_cast<cudaStream_t>(device_->stream()));
+        lt_.Matmul(handle_.value, problem.operation.value, &one, p.weights, problem.weights.value,
+                   p.x, problem.x.value, &zero, p.y, problem.y.value, p.y, problem.y.value,
+                   &algorithm->value, workspace.as<void>(), algorithm->workspace_bytes,
+                   static_cast<cudaStream_t>(device_->stream()));
     if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
     if (status == CUBLAS_STATUS_NOT_SUPPORTED) {  // Its own heuristic was wrong: not asked again.
       cudaGetLastError();
@@ -113,25 +110,30 @@ class CudaGemm final : public Gemm {
 
  private:
   absl::Status Mapped(cublasStatus_t status, absl::string_view what) const {
-    return Map(status, device_->name(), what);
+    if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
+    cudaGetLastError();  // What the library's own calls left: later calls of ours would report it.
+    const std::string message =
+        absl::StrCat(device_->name(), ": ", what, ": ", lt_.GetStatusName(status));
+    if (status == CUBLAS_STATUS_ALLOC_FAILED) return absl::ResourceExhaustedError(message);
+    return absl::InternalError(message);
   }
 
   absl::Status Describe(const GemmParams& p, Problem& problem) const {
     const cudaDataType_t type = p.x_type == Element::kBf16 ? CUDA_R_16BF : CUDA_R_32F;
     const cublasOperation_t transposed = CUBLAS_OP_T;
     KVTIER_RETURN_IF_ERROR(
-        Mapped(cublasLtMatmulDescCreate(&problem.operation.value, CUBLAS_COMPUTE_32F, CUDA_R_32F),
+        Mapped(lt_.MatmulDescCreate(&problem.operation.value, CUBLAS_COMPUTE_32F, CUDA_R_32F),
                "describe a product"));
     KVTIER_RETURN_IF_ERROR(
-        Mapped(cublasLtMatmulDescSetAttribute(problem.operation.value, CUBLASLT_MATMUL_DESC_TRANSA,
-                                              &transposed, sizeof(transposed)),
+        Mapped(lt_.MatmulDescSetAttribute(problem.operation.value, CUBLASLT_MATMUL_DESC_TRANSA,
+                                          &transposed, sizeof(transposed)),
                "describe a product"));
     KVTIER_RETURN_IF_ERROR(
-        Mapped(cublasLtMatrixLayoutCreate(&problem.weights.value, type, p.in, p.out, p.in),
+        Mapped(lt_.MatrixLayoutCreate(&problem.weights.value, type, p.in, p.out, p.in),
                "describe weights"));
-    KVTIER_RETURN_IF_ERROR(Mapped(
-        cublasLtMatrixLayoutCreate(&problem.x.value, type, p.in, p.rows, p.in), "describe x"));
-    return Mapped(cublasLtMatrixLayoutCreate(&problem.y.value, type, p.out, p.rows, p.out),
+    KVTIER_RETURN_IF_ERROR(
+        Mapped(lt_.MatrixLayoutCreate(&problem.x.value, type, p.in, p.rows, p.in), "describe x"));
+    return Mapped(lt_.MatrixLayoutCreate(&problem.y.value, type, p.out, p.rows, p.out),
                   "describe y");
   }
 
@@ -144,9 +146,9 @@ class CudaGemm final : public Gemm {
       const auto found = algorithms_.find(shape);
       if (found != algorithms_.end()) return found->second;
     }
-    Preference preference;
+    Handle<cublasLtMatmulPreference_t> preference(lt_.MatmulPreferenceDestroy);
     KVTIER_RETURN_IF_ERROR(
-        Mapped(cublasLtMatmulPreferenceCreate(&preference.value), "choose an algorithm"));
+        Mapped(lt_.MatmulPreferenceCreate(&preference.value), "choose an algorithm"));
     const uint64_t workspace = kWorkspaceBytesMax;
     // Parts of a sum meet in fp32. The other schemes add them up in the type of the output.
     const uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
@@ -160,9 +162,9 @@ class CudaGemm final : public Gemm {
     }
     cublasLtMatmulHeuristicResult_t result = {};
     int count = 0;
-    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-        handle_, problem.operation.value, problem.weights.value, problem.x.value, problem.y.value,
-        problem.y.value, preference.value, 1, &result, &count);
+    const cublasStatus_t status = lt_.MatmulAlgoGetHeuristic(
+        handle_.value, problem.operation.value, problem.weights.value, problem.x.value,
+        problem.y.value, problem.y.value, preference.value, 1, &result, &count);
     std::optional<Algorithm> algorithm;
     if (status == CUBLAS_STATUS_SUCCESS && count > 0) {
       algorithm = Algorithm{.value = result.algo, .workspace_bytes = result.workspaceSize};
@@ -178,16 +180,17 @@ class CudaGemm final : public Gemm {
   }
 
   template <typename T>
-  absl::Status Set(const Preference& preference, cublasLtMatmulPreferenceAttributes_t attribute,
-                   const T& value) const {
+  absl::Status Set(const Handle<cublasLtMatmulPreference_t>& preference,
+                   cublasLtMatmulPreferenceAttributes_t attribute, const T& value) const {
     return Mapped(
-        cublasLtMatmulPreferenceSetAttribute(preference.value, attribute, &value, sizeof(value)),
+        lt_.MatmulPreferenceSetAttribute(preference.value, attribute, &value, sizeof(value)),
         "choose an algorithm");
   }
 
+  const CublasLt& lt_;
   const std::shared_ptr<Device> device_;
   const std::unique_ptr<Gemm> plain_;
-  cublasLtHandle_t handle_ = nullptr;
+  Handle<cublasLtHandle_t> handle_;
   Mutex mutex_;
   std::map<Shape, std::optional<Algorithm>> algorithms_ ABSL_GUARDED_BY(mutex_);
 };
@@ -195,8 +198,9 @@ class CudaGemm final : public Gemm {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Gemm>> MakeCudaGemm(std::shared_ptr<Device> device) {
+  KVTIER_ASSIGN_OR_RETURN(const CublasLt* const lt, LoadCublasLt());
   KVTIER_RETURN_IF_ERROR(device->Enter());
-  auto gemm = std::make_unique<CudaGemm>(std::move(device));
+  auto gemm = std::make_unique<CudaGemm>(*lt, std::move(device));
   KVTIER_RETURN_IF_ERROR(gemm->Start());
   return std::unique_ptr<Gemm>(std::move(gemm));
 }

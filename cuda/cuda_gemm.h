@@ -10,7 +10,8 @@
 
 namespace kvtier {
 
-// INTERNAL: cuBLASLt did not start. RESOURCE_EXHAUSTED: no memory for its workspace (32 MiB).
+// UNAVAILABLE: cuBLASLt is not there (cuda/cuda_cublas_lt.h). INTERNAL: it did not start.
+// RESOURCE_EXHAUSTED: no memory for its workspace (32 MiB).
 // REQUIRES: `device` is a GPU (cuda/cuda_device.h).
 absl::StatusOr<std::unique_ptr<Gemm>> MakeCudaGemm(std::shared_ptr<Device> device);
 
