@@ -2,10 +2,13 @@
 #include <signal.h>
 
 #include <filesystem>
+#include <system_error>
 
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "compressor/safetensors.h"
 #include "services/client.h"
@@ -54,17 +57,41 @@ class CtlTest : public PipelineTest {
     flags.insert(flags.begin(), command);
     return RunExactly(flags);
   }
-  Outcome RunExactly(const std::vector<std::string>& words) {
+  Outcome RunExactly(const std::vector<std::string>& words) { return Finish(*Begin("", words)); }
+
+  // Starts kvtierctl. What it prints is in files whose names begin with `name`.
+  std::unique_ptr<ChildProcess> Begin(const std::string& name,
+                                      const std::vector<std::string>& words) {
     // The shell parts stdout from stderr.
-    std::vector<std::string> args = {
-        "-c", absl::StrCat("exec \"$0\" \"$@\" > ", dir_.File("out"), " 2> ", dir_.File("err")),
-        absl::StrCat(KVTIER_BIN_DIR, "/kvtierctl")};
+    std::vector<std::string> args = {"-c",
+                                     absl::StrCat("exec \"$0\" \"$@\" > ", dir_.File(name + "out"),
+                                                  " 2> ", dir_.File(name + "err")),
+                                     absl::StrCat(KVTIER_BIN_DIR, "/kvtierctl")};
     args.insert(args.end(), words.begin(), words.end());
-    const auto process = ChildProcess::Start("/bin/sh", args);
-    EXPECT_THAT(process, IsOk());
-    const absl::StatusOr<ExitStatus> exit = (*process)->Wait(absl::Seconds(100));
-    EXPECT_THAT(exit, IsOk());
-    return {exit->exit_code, ReadFile(dir_.File("out")), ReadFile(dir_.File("err"))};
+    auto process = ChildProcess::Start("/bin/sh", args);
+    KVTIER_CHECK_OK(process);
+    return *std::move(process);
+  }
+  Outcome Finish(ChildProcess& process, const std::string& name = "") {
+    const absl::StatusOr<ExitStatus> exit = process.Wait(absl::Seconds(100));
+    KVTIER_CHECK_OK(exit);
+    return {exit->exit_code, ReadFile(dir_.File(name + "out")), ReadFile(dir_.File(name + "err"))};
+  }
+  // The first `count` lines that a running one has printed, as soon as they are there; fewer if it
+  // ends before or takes more than 100 s.
+  std::vector<std::string> AwaitLines(ChildProcess& process, const std::string& name,
+                                      size_t count) {
+    const absl::Time late = absl::Now() + absl::Seconds(100);
+    while (true) {
+      // Before the file: what it printed last is seen.
+      const bool running = !process.Wait(absl::Milliseconds(20)).ok();
+      std::error_code missing;
+      const std::string file = dir_.File(name + "out");
+      std::vector<std::string> lines;
+      if (std::filesystem::exists(file, missing)) lines = absl::StrSplit(ReadFile(file), '\n');
+      if (!lines.empty()) lines.pop_back();  // After the last end of a line: cut off, or empty.
+      if (lines.size() >= count || !running || absl::Now() >= late) return lines;
+    }
   }
 
   std::string Write(const std::string& name, absl::string_view bytes) {
@@ -717,14 +744,16 @@ TEST_F(CtlTest, WatchesAndRemovesMany) {
   StartStore();
   StartCompressor();
   const std::string key = CompressText();
-  const Outcome snapshot = Run("watch", {"--json", "--timeout=10s"});
-  EXPECT_EQ(snapshot.exit_code, 0) << snapshot.err;
-  ASSERT_EQ(snapshot.json().value("event", ""), "snapshot") << snapshot.out;
-  EXPECT_EQ(snapshot.json()["objects"][0].value("key", ""), key);
+  const std::unique_ptr<ChildProcess> watch =
+      Begin("watch-", {"watch", "--json", "--events=1", "--store=" + store_->address()});
+  const std::vector<std::string> lines = AwaitLines(*watch, "watch-", 1);
+  ASSERT_EQ(lines.size(), 1u) << Finish(*watch, "watch-").err;
+  const auto snapshot = nlohmann::json::parse(lines[0], nullptr, /*allow_exceptions=*/false);
+  ASSERT_EQ(snapshot.value("event", ""), "snapshot") << lines[0];
+  EXPECT_EQ(snapshot["objects"][0].value("key", ""), key);
   const std::string incarnation =
-      absl::StrCat("--incarnation=", snapshot.json().value("incarnation", uint64_t{0}));
-  const std::string after =
-      absl::StrCat("--after=", snapshot.json().value("sequence", uint64_t{0}));
+      absl::StrCat("--incarnation=", snapshot.value("incarnation", uint64_t{0}));
+  const std::string after = absl::StrCat("--after=", snapshot.value("sequence", uint64_t{0}));
 
   EXPECT_THAT(Run("rm", {"--model=nobody"}).err, HasSubstr("no stored object"));
   const std::string model = Run("ls", {"--json"}).json()[0].value("model", "");
@@ -736,6 +765,10 @@ TEST_F(CtlTest, WatchesAndRemovesMany) {
   EXPECT_EQ(removed.json().value("objects", 0), 1);
   EXPECT_THAT(Run("rm", {"--all"}).out, StartsWith("removed 0 objects"));
 
+  // Whoever was watching has seen it; whoever comes back later is told.
+  const Outcome watched = Finish(*watch, "watch-");
+  EXPECT_EQ(watched.exit_code, 0) << watched.err;
+  EXPECT_THAT(watched.out, AllOf(HasSubstr("\"removed\""), HasSubstr(key))) << watched.out;
   const Outcome event = Run("watch", {"--events=1", incarnation, after});
   EXPECT_EQ(event.exit_code, 0) << event.err;
   EXPECT_THAT(event.out, HasSubstr(key + " removed, deleted"));
