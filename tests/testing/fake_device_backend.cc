@@ -11,15 +11,15 @@ struct FakeDeviceBackend::Held {
 };
 
 absl::StatusOr<Tensor> FakeDeviceBackend::Allocate(DType dtype, int64_t rows, int64_t cols) {
-  KVTIER_ASSIGN_OR_RETURN(Tensor inner, inner_->Allocate(dtype, rows, cols));
-  const uint64_t bytes = inner.bytes();
+  KVTIER_ASSIGN_OR_RETURN(Tensor tensor, inner().Allocate(dtype, rows, cols));
+  const uint64_t bytes = tensor.bytes();
   if (live_bytes_.fetch_add(bytes) + bytes > memory_bytes_) {
     live_bytes_ -= bytes;
     return absl::ResourceExhaustedError(
         absl::StrCat(name_, ": ", bytes, " bytes do not fit into its memory"));
   }
-  void* const data = inner.data();
-  auto* const held = new Held{this, std::move(inner)};
+  void* const data = tensor.data();
+  auto* const held = new Held{this, std::move(tensor)};
   return Tensor(data, dtype, rows, cols, &Release, held);
 }
 
@@ -31,12 +31,12 @@ void FakeDeviceBackend::Release(void* /*data*/, void* context) {
 absl::Status FakeDeviceBackend::Upload(std::span<const std::byte> host, TensorView to) {
   if (broken_) return absl::InternalError(absl::StrCat(name_, ": the device is lost"));
   uploaded_bytes_ += host.size();
-  return inner_->Upload(host, to);
+  return inner().Upload(host, to);
 }
 
 absl::Status FakeDeviceBackend::Download(TensorView from, std::span<std::byte> host) {
   downloaded_bytes_ += host.size();
-  return inner_->Download(from, host);
+  return inner().Download(from, host);
 }
 
 }  // namespace kvtier

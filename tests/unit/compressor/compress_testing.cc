@@ -114,7 +114,7 @@ struct CountingBackend::Held {
 };
 
 absl::StatusOr<Tensor> CountingBackend::Allocate(DType dtype, int64_t rows, int64_t cols) {
-  absl::StatusOr<Tensor> tensor = inner_->Allocate(dtype, rows, cols);
+  absl::StatusOr<Tensor> tensor = inner().Allocate(dtype, rows, cols);
   if (!tensor.ok()) return tensor.status();
   live_bytes_ += tensor->bytes();
   peak_bytes_ = std::max(peak_bytes_, live_bytes_);

@@ -15,6 +15,7 @@
 #include "compressor/pipeline.h"
 #include "kvcache/compressed_object.h"
 #include "kvcache/ragged_view.h"
+#include "tests/testing/forwarding_backend.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/testing/tiny_model.h"
 
@@ -62,74 +63,21 @@ struct PlainScoreInput {
 // Log scores of [chunk_begin, chunk_end).
 std::vector<double> PlainScores(const PlainScoreInput& input);
 
-// Forwards everything to another backend and keeps count of its tensors.
-class CountingBackend : public Backend {
+// Keeps count of the tensors of another backend.
+class CountingBackend : public ForwardingBackend {
  public:
-  explicit CountingBackend(std::unique_ptr<Backend> inner) : inner_(std::move(inner)) {}
+  using ForwardingBackend::ForwardingBackend;
   uint64_t live_bytes() const { return live_bytes_; }
   uint64_t peak_bytes() const { return peak_bytes_; }
   uint64_t allocations() const { return allocations_; }
   void ResetPeak() { peak_bytes_ = live_bytes_; }
 
-  absl::string_view name() const override { return inner_->name(); }
-  DType activation_dtype() const override { return inner_->activation_dtype(); }
   absl::StatusOr<Tensor> Allocate(DType dtype, int64_t rows, int64_t cols) override;
-  absl::Status Upload(std::span<const std::byte> host, TensorView to) override {
-    return inner_->Upload(host, to);
-  }
-  absl::Status Download(TensorView from, std::span<std::byte> host) override {
-    return inner_->Download(from, host);
-  }
-  absl::Status Synchronize() override { return inner_->Synchronize(); }
-  bool host_addressable() const override { return inner_->host_addressable(); }
-  absl::StatusOr<std::unique_ptr<LinearWeights>> PrepareLinear(std::span<const std::byte> weights,
-                                                               DType dtype, int64_t out_features,
-                                                               int64_t in_features) override {
-    return inner_->PrepareLinear(weights, dtype, out_features, in_features);
-  }
-  absl::StatusOr<std::unique_ptr<LinearWeights>> ShareLinear(const TensorView& table) override {
-    return inner_->ShareLinear(table);
-  }
-  absl::Status ReadLinear(const LinearWeights& weights, std::span<float> to) override {
-    return inner_->ReadLinear(weights, to);
-  }
-  absl::Status Embed(std::span<const uint32_t> ids, const TensorView& table, float scale,
-                     TensorView y) override {
-    return inner_->Embed(ids, table, scale, y);
-  }
-  absl::Status Linear(TensorView x, const LinearWeights& weights, TensorView y) override {
-    return inner_->Linear(x, weights, y);
-  }
-  absl::Status RmsNorm(TensorView x, TensorView weight, float epsilon, TensorView y) override {
-    return inner_->RmsNorm(x, weight, epsilon, y);
-  }
-  absl::Status AddInPlace(TensorView x, TensorView y) override { return inner_->AddInPlace(x, y); }
-  absl::Status GateMul(Activation activation, TensorView gate, TensorView up,
-                       TensorView y) override {
-    return inner_->GateMul(activation, gate, up, y);
-  }
-  absl::Status Rope(TensorView x, int64_t heads, const RopeTable& table,
-                    int64_t first_position) override {
-    return inner_->Rope(x, heads, table, first_position);
-  }
-  absl::Status AppendKv(TensorView k, TensorView v, KvLayerView layer, int64_t at) override {
-    return inner_->AppendKv(k, v, layer, at);
-  }
-  absl::Status Attention(const AttentionArgs& args) override { return inner_->Attention(args); }
-  absl::Status ScoreColumnMax(const ScoreArgs& args) override {
-    return inner_->ScoreColumnMax(args);
-  }
-  absl::Status GatherRows(const KvLayerView& layer, int64_t head,
-                          std::span<const uint32_t> positions, std::byte* keys_out,
-                          std::byte* values_out) override {
-    return inner_->GatherRows(layer, head, positions, keys_out, values_out);
-  }
 
  private:
   struct Held;
   static void Release(void* data, void* context);
 
-  std::unique_ptr<Backend> inner_;
   uint64_t live_bytes_ = 0;
   uint64_t peak_bytes_ = 0;
   uint64_t allocations_ = 0;
