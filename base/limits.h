@@ -118,7 +118,8 @@ inline constexpr absl::Duration kUploadIdleMax = absl::Minutes(10);
 inline constexpr uint32_t kMemoryFilesMax = 65536;
 // Leases held at once, over all tenants: each pins memory.
 inline constexpr uint32_t kLeasesMax = 4096;
-// Fetch streams at once; the network is full long before.
+// Calls at once, Lease streams at once, streams of one connection, threads of calls that wait; the
+// network is full long before.
 inline constexpr uint32_t kFetchesMax = 1024;
 // Objects in the index of one node: about 2 KiB each beside their manifests.
 inline constexpr uint32_t kObjectsMax = 1u << 20;
@@ -138,6 +139,23 @@ inline constexpr uint32_t kConcurrentAsksPerObjectMax = 64;
 inline constexpr uint32_t kQuestionTokensMax = 16384;
 inline constexpr uint32_t kAnswerTokensMax = 4096;
 inline constexpr uint32_t kStopIdsMax = 16;
+
+// --- Link
+// -----------------------------------------------------------------------------------------
+
+// Workers of one tensor-parallel group; eight are usual.
+inline constexpr uint32_t kLinkRanksMax = 64;
+// Groups of one sender: each has a communicator with buffers on the device. Idle ones go first.
+inline constexpr uint32_t kLinkGroupsMax = 64;
+// Calls at once; each holds a thread.
+inline constexpr uint32_t kLinkCallsMax = 256;
+// A call must end by itself sometime: nobody else frees what it holds.
+inline constexpr absl::Duration kLinkCallMax = absl::Minutes(10);
+// How soon a call that waits notices that its caller has gone: gRPC's synchronous calls can only be
+// asked. 256 of them ask 2560 times a second, which is nothing.
+inline constexpr absl::Duration kLinkCancelPoll = absl::Milliseconds(100);
+// NCCL's has 128.
+inline constexpr uint64_t kCommunicatorIdBytesMax = 4096;
 
 // --- Retries
 // --------------------------------------------------------------------------------------

@@ -43,7 +43,6 @@
 #include "kvcache/transport.h"
 #include "services/link/link_counters.h"
 #include "services/link/link_layers.h"
-#include "services/link/link_limits.h"
 
 namespace kvtier {
 
