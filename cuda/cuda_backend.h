@@ -11,9 +11,9 @@
 namespace kvtier {
 
 // Device `ordinal` as the driver counts. `activations`: cuda/device_backend.h.
-// UNAVAILABLE: built without CUDA, no driver, no such device; FAILED_PRECONDITION: a device that is
-// too old; INTERNAL, RESOURCE_EXHAUSTED: a device that does not start. Never crashes for want of
-// a device.
+// UNAVAILABLE: built without CUDA, no driver, no such device, no cuBLASLt; FAILED_PRECONDITION: a
+// device that is too old; INTERNAL, RESOURCE_EXHAUSTED: a device that does not start. Never crashes
+// for want of a device.
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int ordinal,
                                                          DType activations = DType::kBf16);
 

@@ -1,5 +1,6 @@
 // Moves bytes between the memories of the devices of a small group of processes: NCCL between GPUs
-// (cuda/nccl_communicator.h), threads of one process in tests (tests/testing/fake_communicator.h).
+// (cuda/nccl/nccl_communicator.h), threads of one process in tests
+// (tests/testing/fake_communicator.h).
 // The protocol that uses it, and everything that it must survive, is in services/link/.
 //
 // A group of `size` ranks is made once, by every rank at the same time and from one unique id, and

@@ -3,10 +3,10 @@
 //   KVTIER_ASSIGN_OR_RETURN(DeviceChoice choice, DeviceChoice::Parse("auto"));
 //   KVTIER_ASSIGN_OR_RETURN(ComputeDevice device, OpenComputeDevice(choice, backends));
 //
-// A program that was asked for a GPU and finds none says so and computes on the CPU: a node whose
-// driver is not up yet serves slowly instead of not at all. What can never be had, a GPU from a
-// build without CUDA, is an error; so is a GPU that is there and cannot be used.
-// Plain functions: thread-safe.
+// A program that was asked for a GPU and cannot have one, because the GPU, its driver or cuBLASLt
+// is missing or too old, says so and computes on the CPU: a node whose driver is not up yet serves
+// slowly instead of not at all. What can never be had, a GPU from a build without CUDA, is an
+// error; so is a GPU that is there and does not start. Plain functions: thread-safe.
 #ifndef KVTIER_SERVICES_COMPUTE_DEVICE_H_
 #define KVTIER_SERVICES_COMPUTE_DEVICE_H_
 
@@ -35,8 +35,8 @@ struct DeviceChoice {
 struct DeviceBackends {
   // Errors are final.
   std::function<absl::StatusOr<std::unique_ptr<Backend>>()> cpu;
-  // Null: this build has no CUDA.
-  //   UNAVAILABLE, FAILED_PRECONDITION, NOT_FOUND  no device, or no driver
+  // Null: this build has no CUDA. A program that never computes on a GPU may say UNAVAILABLE.
+  //   UNAVAILABLE, FAILED_PRECONDITION, NOT_FOUND  no device, driver or cuBLASLt, or one too old
   //   anything else                                a device that cannot be used
   std::function<absl::StatusOr<std::unique_ptr<Backend>>(int ordinal)> cuda;
 };
@@ -51,9 +51,9 @@ struct ComputeDevice {
 };
 
 // kAuto takes the first GPU, else the CPU, whatever the reason. kCuda takes that GPU; where this
-// machine has none it takes the CPU.
+// machine has none that will do it takes the CPU.
 //   INVALID_ARGUMENT  kCuda, but the build has no CUDA; kCpu where it cannot be had as asked
-//   whatever `cuda` says that is not about a missing device, for kCuda
+//   what `cuda` says of a device that cannot be used, for kCuda
 // REQUIRES: backends.cpu.
 absl::StatusOr<ComputeDevice> OpenComputeDevice(const DeviceChoice& choice,
                                                 const DeviceBackends& backends);

@@ -153,7 +153,7 @@ class StoreCollectable final : public prometheus::Collectable {
     gauge("kvtier_store_watches", "Watches under way", store_.watch_count());
     gauge("kvtier_store_objects", "Sealed objects now", store_.object_count());
     const TierUsage host = store_.host_usage();
-    gauge("kvtier_store_host_bytes", "Segment bytes in host memory", host.bytes);
+    gauge("kvtier_store_host_bytes", "Host memory in use: segments and open uploads", host.bytes);
     gauge("kvtier_store_host_budget_bytes", "Most that host memory may hold; 0: unbounded",
           host.budget_bytes);
     const HostMemory::Counters memory = store_.host_memory_counters();
@@ -162,7 +162,7 @@ class StoreCollectable final : public prometheus::Collectable {
     counter("kvtier_store_memory_files_recycled_total", "Bands that took over a kept memory file",
             std::atomic<uint64_t>(memory.files_recycled));
     counter("kvtier_store_memory_files_refused_total",
-            "Bands on the heap because there were too many memory files",
+            "Bands that got no memory file because there were too many",
             std::atomic<uint64_t>(memory.files_refused));
     const TierUsage disk = store_.disk_usage().value_or(TierUsage());
     gauge("kvtier_store_disk_bytes", "Segment bytes on disk; 0 without a disk", disk.bytes);

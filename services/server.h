@@ -68,7 +68,7 @@ class Server {
   virtual void Shutdown() = 0;
 };
 
-// Tunes malloc for large messages (data-plane.md: doubles throughput). Call first in main.
+// Tunes malloc for large messages (docs/protocol.md, "Memory"). Call first in main.
 void TuneMalloc();
 
 }  // namespace kvtier

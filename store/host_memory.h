@@ -3,7 +3,7 @@
 // One file a band, because the kernel is then the allocator: a band comes and goes whole, so
 // nothing fragments; and because another process can map a band without seeing anything else. A
 // band below Options::file_bytes_min lies on the heap, as does one beyond Options::files_max; those
-// are served by copying streams only.
+// are served by streams, and copied into a file when a lease over shared memory wants one.
 //
 // Memory that a process outside was given is never used again for other bytes: its file is sealed
 // when it is handed out, and goes when the last user is gone. Other files are kept for a while
@@ -82,7 +82,8 @@ class HostMemory {
   struct Counters {
     uint64_t files = 0;           // Now, kept ones included.
     uint64_t files_recycled = 0;  // Allocations served from kept files, since start.
-    uint64_t files_refused = 0;   // Bands on the heap because there were files_max already.
+    // Times that there were files_max already: a band went to the heap, or kFile was refused.
+    uint64_t files_refused = 0;
   };
 
   static std::shared_ptr<HostMemory> Create(const Options& options,

@@ -51,7 +51,8 @@ absl::StatusOr<std::unique_ptr<DurableTier>> OpenRocksDbTier(const RocksDbTierOp
 // between 1 and 192 MiB.
 uint64_t RocksDbFilesBytes(uint64_t disk_budget_bytes);
 // How much of it one list of files is to have: a 128th up to 64 MiB, from 64 GiB on a 1024th.
-// Enough for bands of 20 KiB on average, of 160 KiB from 64 GiB on.
+// Enough for bands of 20 KiB on average up to a budget of 8 GiB, rising to 160 KiB at 64 GiB and
+// on.
 uint64_t RocksDbListBytes(uint64_t disk_budget_bytes);
 // How much of a host budget RocksDB is to have for itself: an eighth, between 1 and 40 MiB.
 uint64_t RocksDbMemoryBytes(uint64_t host_budget_bytes);

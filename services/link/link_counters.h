@@ -13,8 +13,9 @@ struct LinkCounters {
   // Sending end.
   std::atomic<uint64_t> sent{0};
   std::atomic<uint64_t> sent_bytes{0};
-  std::atomic<uint64_t> send_misses{0};    // Not in device memory, or another upload.
-  std::atomic<uint64_t> send_failures{0};  // Everything else.
+  std::atomic<uint64_t> send_misses{0};  // Not in device memory, or another upload.
+  // Begun and not sent. Calls refused before that, for any other reason, are in neither.
+  std::atomic<uint64_t> send_failures{0};
   // Receiving end. Every fetch is one of received, fallback_misses, fallback_failures and failures.
   std::atomic<uint64_t> received{0};
   std::atomic<uint64_t> received_bytes{0};
@@ -23,8 +24,9 @@ struct LinkCounters {
       0};                             // The link failed: the store was asked (for the rest).
   std::atomic<uint64_t> failures{0};  // Ended without asking the store for bytes.
   // Either.
-  std::atomic<uint64_t> communicators{0};          // Made.
-  std::atomic<uint64_t> communicators_dropped{0};  // Of them, thrown away after a failure.
+  std::atomic<uint64_t> communicators{0};  // Made.
+  // Of them, thrown away after a failure, or because a worker came with another member id.
+  std::atomic<uint64_t> communicators_dropped{0};
 };
 
 }  // namespace kvtier

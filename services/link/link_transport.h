@@ -45,8 +45,10 @@ struct LinkTransportOptions {
 // Backend, factory, fallback, counters and clock outlive it.
 //
 // A request without an upload id costs a question to the fallback first: which upload is current.
-// Its answer is what is fetched, over the link or not; its error (NOT_FOUND: deleted or expired) is
-// the caller's. A caller that has an upload id has it from the store, and is not asked again.
+// Its answer is what is fetched over the link; its error (NOT_FOUND: deleted or expired) is the
+// caller's. A link that fails before it has brought a manifest leaves the request as it was: the
+// fallback serves the upload that is current then. A caller that has an upload id has it from the
+// store, which is not asked again.
 //
 // Fetch returns as Transport says. With a fallback, whatever goes wrong on the link but an error of
 // the sink, or the caller's own deadline, is answered by the fallback. What the link had delivered
