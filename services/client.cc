@@ -14,6 +14,7 @@
 #include "kvtier/v1/store.grpc.pb.h"
 #include "kvtier/v1/worker.grpc.pb.h"
 #include "services/frames.h"
+#include "services/grpc_runtime.h"
 #include "services/proto_convert.h"
 #include "services/status_grpc.h"
 #include "services/tenant.h"
@@ -58,6 +59,7 @@ constexpr absl::Duration kPutBackoff = absl::Milliseconds(50);
 }  // namespace
 
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
+  KeepGrpcRunning();
   grpc::ChannelArguments arguments;
   // A manifest is the largest message that a server of ours sends.
   arguments.SetMaxReceiveMessageSize(

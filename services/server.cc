@@ -22,6 +22,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/limits.h"
 #include "base/log.h"
+#include "services/grpc_runtime.h"
 
 namespace kvtier {
 namespace {
@@ -91,6 +92,7 @@ class ServerImpl final : public Server {
   ~ServerImpl() override { Shutdown(); }
 
   absl::Status Start(const std::vector<grpc::Service*>& services, Metrics& metrics) {
+    KeepGrpcRunning();
     grpc::EnableDefaultHealthCheckService(true);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     grpc::ServerBuilder builder;

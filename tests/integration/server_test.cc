@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include <grpc/grpc.h>
 #include <grpcpp/impl/client_unary_call.h>
 #include <grpcpp/impl/rpc_method.h>
 #include <grpcpp/support/byte_buffer.h>
@@ -140,6 +141,19 @@ TEST_F(ServerTest, ASignalDrains) {
   waiter.join();
   EXPECT_TRUE(told);
   EXPECT_THAT(client.Stats(Soon()), StatusIs(absl::StatusCode::kUnavailable));
+}
+
+// Stopping gRPC waits for a poller of its own, up to ten seconds after a socket was full
+// (services/grpc_runtime.h). Each in a process of its own: the first of them decides for both.
+TEST_F(ServerTest, TheEndOfTheLastServerDoesNotStopGrpc) {
+  KVTIER_ASSERT_OK_AND_ASSIGN(auto server, Start({.metrics_listen = ""}));
+  server.reset();
+  EXPECT_NE(grpc_is_initialized(), 0);
+}
+
+TEST(ChannelTest, TheEndOfTheLastChannelDoesNotStopGrpc) {
+  MakeChannel("127.0.0.1:1").reset();
+  EXPECT_NE(grpc_is_initialized(), 0);
 }
 
 // A service of blocking calls, as the compressor and the worker are: each call waits until Open.
