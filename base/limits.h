@@ -76,6 +76,9 @@ inline constexpr uint32_t kJsonDepthMax = 64;
 // One frame of payload: large enough that per-message cost vanishes, small enough that a slow
 // reader holds little.
 inline constexpr uint64_t kFrameBytesMax = 1 * kMiB;
+// A fetch of so much payload at most may be answered in one message, copied there beside its
+// manifest: that costs less than messages of its own.
+inline constexpr uint64_t kSmallFetchBytesMax = 32 * kKiB;
 // Any message that is not a frame: a manifest plus a million token ids fit.
 inline constexpr uint64_t kControlMessageBytesMax = 16 * kMiB;
 inline constexpr uint32_t kTenantBytesMax = 128;

@@ -100,7 +100,7 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     header.set_band_count(plan_.band_count);
     header.set_ratio_millionths(plan_.manifest->bands[plan_.band_count - 1].edge.millionths());
     header.set_payload_bytes(plan_.payload_bytes());
-    if (header.payload_bytes() <= kHeaderFramesBytesMax && AddFrames(header)) {
+    if (header.payload_bytes() <= limits::kSmallFetchBytesMax && AddFrames(header)) {
       environment_.metrics().store_fetch_bytes.Increment(
           static_cast<double>(header.payload_bytes()));
       is_last_message_ = true;

@@ -203,7 +203,7 @@ class FetchTest : public testing::Test {
 TEST_F(FetchTest, ASmallAnswerOutOfHostMemoryIsOneMessage) {
   Open({});
   const CompressedObject object = Small(1);
-  ASSERT_LE(object.manifest->total_bytes(), kHeaderFramesBytesMax);
+  ASSERT_LE(object.manifest->total_bytes(), limits::kSmallFetchBytesMax);
   KVTIER_ASSERT_OK(store_->Put(TenantId(), object, Durability::kHost));
   Reader reader(*stub_, object);
   v1::FetchResponse response;
