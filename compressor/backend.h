@@ -146,6 +146,8 @@ struct RopeTable {
   float attention_scaling = 1.0f;          // Multiplies cos and sin.
 };
 
+class Packer;  // compressor/packer.h
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -201,6 +203,10 @@ class Backend {
   virtual absl::Status GatherRows(const KvLayerView& layer, int64_t head,
                                   std::span<const uint32_t> positions, std::byte* keys_out,
                                   std::byte* values_out) = 0;
+
+  // Ranks and packs where the rows lie; owned by the backend. Null: both are done on the host, with
+  // GatherRows.
+  virtual Packer* packer() { return nullptr; }
 };
 
 }  // namespace kvtier

@@ -1,16 +1,16 @@
 #include "compressor/packing.h"
 
 #include <algorithm>
-#include <limits>
 #include <memory>
+#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "base/aligned_bytes.h"
 #include "base/half.h"
 #include "base/status_macros.h"
+#include "compressor/host_packer.h"
 #include "kvcache/half_rounding.h"
 #include "kvcache/position_code.h"
 #include "kvcache/recipe.h"
@@ -18,10 +18,6 @@
 
 namespace kvtier {
 namespace {
-
-const float16 kProtectedScore(std::numeric_limits<float>::infinity());
-
-float16 StoredScore(float log_score) { return float16(std::clamp(log_score, -kHalfMax, kHalfMax)); }
 
 // A band's threshold, finite as the rows' scores are: a score of 0 has none of its own.
 float StoredThreshold(float log_score) { return std::max(log_score, -kHalfMax); }
@@ -31,8 +27,7 @@ uint64_t SlidingRows(uint64_t length, int64_t window) {
   return window > 0 ? std::min(length, static_cast<uint64_t>(window)) : length;
 }
 
-absl::Status CheckInputs(const DenseCache& cache, const ScoreTable& scores,
-                         const BandAssignment& assignment, const BandEdges& edges,
+absl::Status CheckInputs(const DenseCache& cache, const BandCounts& counts, const BandEdges& edges,
                          const Manifest& identity) {
   const Geometry& geometry = identity.geometry;
   if (cache.geometry() != geometry) {
@@ -43,127 +38,120 @@ absl::Status CheckInputs(const DenseCache& cache, const ScoreTable& scores,
                                                    " rows, the manifest says ",
                                                    identity.logical_length()));
   }
-  if (scores.layers != geometry.scored_layer_count() || scores.kv_heads != geometry.kv_heads ||
-      scores.tokens != identity.ranked_tokens() || scores.pairs() != identity.scored_pairs()) {
+  if (counts.layers != geometry.scored_layer_count() || counts.kv_heads != geometry.kv_heads ||
+      counts.tokens != identity.ranked_tokens()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("packing: scores of ", scores.layers, " layers x ", scores.kv_heads,
-                     " heads x ", scores.tokens, " tokens do not fit the manifest"));
+        absl::StrCat("packing: scores of ", counts.layers, " layers x ", counts.kv_heads,
+                     " heads x ", counts.tokens, " tokens do not fit the manifest"));
   }
-  if (assignment.band.size() != scores.pairs() || assignment.thresholds.size() != edges.size() ||
-      assignment.score_mass.size() != edges.size() ||
-      std::any_of(assignment.band.begin(), assignment.band.end(),
-                  [&](uint8_t band) { return band >= edges.size(); })) {
-    return absl::InvalidArgumentError("packing: the band assignment does not fit scores and edges");
+  if (counts.bands() != edges.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("packing: a ranking into ", counts.bands(),
+                                                   " bands, ", edges.size(), " edges"));
   }
   return absl::OkStatus();
 }
 
-// Where one head's rows go: [bands] positions, ascending.
-using BandPositions = std::vector<std::vector<uint32_t>>;
-
-// Rows of one head of a scored layer, protected ones first. `bands` is [ranked tokens].
-void SplitHead(std::span<const uint8_t> bands, uint64_t protected_tokens,
-               BandPositions& positions) {
-  for (uint64_t p = 0; p < protected_tokens; ++p) positions[0].push_back(static_cast<uint32_t>(p));
-  for (uint64_t t = 0; t < bands.size(); ++t) {
-    positions[bands[t]].push_back(static_cast<uint32_t>(protected_tokens + t));
+// The last rows of a sliding layer, all in band 0.
+absl::Status FillSliding(const SegmentFill& fill, std::span<const uint32_t> positions,
+                         HeadPacker& heads, SegmentBuilder& segment) {
+  for (uint32_t head = 0; head < fill.geometry->kv_heads; ++head) {
+    const HeadRowsMut out = segment.head(head);
+    std::fill(out.log_scores.begin(), out.log_scores.end(), ProtectedScore());
+    KVTIER_RETURN_IF_ERROR(heads.Fill(fill, head, positions, out));
   }
-}
-
-// Makes `buffer` hold at least `bytes`; its content is lost.
-absl::Status Grow(AlignedBytes& buffer, uint64_t bytes) {
-  if (buffer.size() >= bytes) return absl::OkStatus();
-  KVTIER_ASSIGN_OR_RETURN(buffer,
-                          AlignedBytes::TryAllocate(bytes, AlignedBytes::Fill::kUninitialized));
   return absl::OkStatus();
 }
 
 }  // namespace
 
 absl::StatusOr<CompressedObject> PackObject(
-    Backend& backend, const DenseCache& cache, const ScoreTable& scores,
-    const BandAssignment& assignment, const BandEdges& edges, const Manifest& identity,
-    const std::function<absl::Status(int64_t layers_done)>& on_layer, int64_t window) {
-  KVTIER_RETURN_IF_ERROR(CheckInputs(cache, scores, assignment, edges, identity));
+    Backend& backend, const DenseCache& cache, RankedRows& ranked, const BandEdges& edges,
+    const Manifest& identity, const std::function<absl::Status(int64_t layers_done)>& on_layer,
+    int64_t window) {
+  const BandCounts& counts = ranked.counts();
+  KVTIER_RETURN_IF_ERROR(CheckInputs(cache, counts, edges, identity));
   const Geometry& geometry = identity.geometry;
   const uint32_t layers = geometry.layer_count();
-  const uint64_t protected_tokens = identity.protected_tokens();
-
   const CodecId codec = CodecOfRecipe(identity.recipe);
-  AlignedBytes raw_keys;  // [rows of one block, head_dim] on their way into a lossy codec.
-  AlignedBytes raw_values;
 
   Manifest manifest = identity;
   manifest.bands.clear();
   for (uint32_t b = 0; b < edges.size(); ++b) {
     BandEntry& band = manifest.bands.emplace_back();
     band.edge = edges.edge(BandIndex(b));
-    band.threshold = StoredThreshold(assignment.thresholds[b]);
-    band.score_mass = assignment.score_mass[b];
+    band.threshold = StoredThreshold(counts.thresholds[b]);
+    band.score_mass = counts.score_mass[b];
     band.layers.resize(layers);
   }
   CompressedObject object;
   object.segments.resize(uint64_t{edges.size()} * layers);
 
-  uint32_t scored_row = 0;
+  const uint64_t length = identity.logical_length();
+  std::vector<uint32_t> window_rows(SlidingRows(length, window));  // Positions.
+  std::iota(window_rows.begin(), window_rows.end(),
+            static_cast<uint32_t>(length - window_rows.size()));
+  HeadPacker sliding_heads(backend);
+  uint32_t scored_layer = 0;
   for (uint32_t l = 0; l < layers; ++l) {
     const bool scored = geometry.layers[l] == LayerKind::kGlobal;
-    std::vector<BandPositions> heads(geometry.kv_heads, BandPositions(edges.size()));
-    for (uint32_t h = 0; h < geometry.kv_heads; ++h) {
-      if (scored) {
-        const uint64_t begin = (uint64_t{scored_row} * geometry.kv_heads + h) * scores.tokens;
-        SplitHead(std::span(assignment.band).subspan(begin, scores.tokens), protected_tokens,
-                  heads[h]);
-      } else {
-        const uint64_t length = identity.logical_length();
-        for (uint64_t p = length - SlidingRows(length, window); p < length; ++p) {
-          heads[h][0].push_back(static_cast<uint32_t>(p));
-        }
-      }
-    }
     for (uint32_t b = 0; b < edges.size(); ++b) {
-      std::vector<uint32_t> rows;
-      for (const BandPositions& head : heads) rows.push_back(static_cast<uint32_t>(head[b].size()));
+      const SegmentFill fill{.layer = cache.layer(l),
+                             .geometry = &geometry,
+                             .model_layer = l,
+                             .scored_layer = scored_layer,
+                             .band = b,
+                             .protected_tokens = identity.protected_tokens(),
+                             .codec = codec};
+      std::vector<uint32_t> rows(geometry.kv_heads);
+      for (uint32_t h = 0; h < geometry.kv_heads; ++h) {
+        rows[h] = scored   ? fill.RowsOf(counts, h)
+                  : b == 0 ? static_cast<uint32_t>(window_rows.size())
+                           : 0;
+      }
       KVTIER_ASSIGN_OR_RETURN(SegmentBuilder builder,
                               SegmentBuilder::Create(geometry, codec, rows));
-      for (uint32_t h = 0; h < geometry.kv_heads; ++h) {
-        const std::vector<uint32_t>& positions = heads[h][b];
-        if (positions.empty()) continue;
-        const HeadRowsMut out = builder.head(h);
-        std::copy(positions.begin(), positions.end(), out.positions.begin());
-        for (size_t i = 0; i < positions.size(); ++i) {
-          out.log_scores[i] =
-              scored && positions[i] >= protected_tokens
-                  ? StoredScore(scores.at(scored_row, h, positions[i] - protected_tokens))
-                  : kProtectedScore;
-        }
-        if (codec == CodecId::kRaw) {
-          KVTIER_RETURN_IF_ERROR(
-              backend.GatherRows(cache.layer(l), h, positions, out.keys, out.values));
-          continue;
-        }
-        KVTIER_RETURN_IF_ERROR(Grow(raw_keys, positions.size() * geometry.row_bytes()));
-        KVTIER_RETURN_IF_ERROR(Grow(raw_values, positions.size() * geometry.row_bytes()));
-        KVTIER_RETURN_IF_ERROR(
-            backend.GatherRows(cache.layer(l), h, positions, raw_keys.data(), raw_values.data()));
-        const absl::Status encoded =
-            EncodeHeadRows(geometry, codec, rows[h], raw_keys.data(), raw_values.data(), out);
-        if (!encoded.ok()) {
-          return absl::Status(encoded.code(),
-                              absl::StrCat("packing: codec ", CodecName(codec), ": layer ", l,
-                                           " head ", h, " band ", b, ": ", encoded.message()));
-        }
+      if (scored) {
+        KVTIER_RETURN_IF_ERROR(ranked.FillSegment(fill, builder));
+      } else if (b == 0) {
+        KVTIER_RETURN_IF_ERROR(FillSliding(fill, window_rows, sliding_heads, builder));
       }
       SegmentBuilder::Sealed sealed = std::move(builder).Seal();
       manifest.bands[b].layers[l] = std::move(sealed.entry);
       object.segments[uint64_t{b} * layers + l] = SegmentRef::Own(std::move(sealed.bytes));
     }
-    if (scored) ++scored_row;
+    if (scored) ++scored_layer;
     if (on_layer) KVTIER_RETURN_IF_ERROR(on_layer(l + 1));
   }
   KVTIER_RETURN_IF_ERROR(manifest.Validate());
   object.manifest = std::make_shared<const Manifest>(std::move(manifest));
   return object;
+}
+
+absl::StatusOr<CompressedObject> PackObject(
+    Backend& backend, const DenseCache& cache, const ScoreTable& scores,
+    const BandAssignment& assignment, const BandEdges& edges, const Manifest& identity,
+    const std::function<absl::Status(int64_t layers_done)>& on_layer, int64_t window) {
+  const uint64_t pairs = uint64_t{scores.layers} * scores.kv_heads * scores.tokens;
+  // Sizes that fit nothing are named with what they should fit.
+  const BandCounts sizes{.layers = scores.layers,
+                         .kv_heads = scores.kv_heads,
+                         .tokens = scores.tokens,
+                         .thresholds = std::vector<float>(edges.size()),
+                         .score_mass = {},
+                         .rows = {}};
+  KVTIER_RETURN_IF_ERROR(CheckInputs(cache, sizes, edges, identity));
+  if (scores.pairs() != pairs || assignment.band.size() != pairs ||
+      assignment.thresholds.size() != edges.size() ||
+      assignment.score_mass.size() != edges.size() ||
+      std::any_of(assignment.band.begin(), assignment.band.end(),
+                  [&](uint8_t band) { return band >= edges.size(); })) {
+    return absl::InvalidArgumentError("packing: the band assignment does not fit scores and edges");
+  }
+  // Not owned: it outlives this call.
+  HostRankedRows ranked(
+      backend, scores,
+      std::shared_ptr<const BandAssignment>(std::shared_ptr<const void>(), &assignment));
+  return PackObject(backend, cache, ranked, edges, identity, on_layer, window);
 }
 
 uint64_t EstimatePackedBytes(const Geometry& geometry, uint64_t system_tokens,

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "compressor/dense_cache.h"
+#include "compressor/packer.h"
 #include "compressor/ranking.h"
 #include "kvcache/compressed_object.h"
 
@@ -17,13 +18,20 @@ namespace kvtier {
 // upload id, model, recipe, geometry, token counts, last block hash). Protected rows and those of
 // sliding layers go to band 0 with log score +inf; the others carry their log score rounded to fp16
 // (finite: beyond its range it is held at the largest number). Which rows are ranked follows from
-// the recipe; `scores` has a column for each. Of a sliding layer the last `window` rows are kept,
+// the recipe; `ranked` has a column for each. Of a sliding layer the last `window` rows are kept,
 // which is what later tokens can see (0: every row). Rows are encoded by the codec that the
 // identity's recipe names.
 // `on_layer` (may be empty) hears how many layers are packed; its error ends the packing.
-// INVALID_ARGUMENT: cache, scores, assignment or edges do not fit the identity; a row that the
-// codec cannot hold (kvcache/row_codec.h), named by layer, head, band and row. RESOURCE_EXHAUSTED:
-// no memory for a segment.
+// INVALID_ARGUMENT: cache, ranking or edges do not fit the identity; a row that the codec cannot
+// hold (kvcache/row_codec.h), named by layer, head, band and row. RESOURCE_EXHAUSTED: no memory for
+// a segment.
+absl::StatusOr<CompressedObject> PackObject(
+    Backend& backend, const DenseCache& cache, RankedRows& ranked, const BandEdges& edges,
+    const Manifest& identity,
+    const std::function<absl::Status(int64_t layers_done)>& on_layer = nullptr, int64_t window = 0);
+
+// The same on the host, of scores that have been ranked already. INVALID_ARGUMENT also: the
+// assignment does not fit scores and edges.
 absl::StatusOr<CompressedObject> PackObject(
     Backend& backend, const DenseCache& cache, const ScoreTable& scores,
     const BandAssignment& assignment, const BandEdges& edges, const Manifest& identity,

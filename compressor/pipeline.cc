@@ -10,9 +10,9 @@
 #include "base/status_macros.h"
 #include "compressor/fidelity.h"
 #include "compressor/forward.h"
+#include "compressor/packer.h"
 #include "compressor/packing.h"
 #include "compressor/recipe_scores.h"
-#include "compressor/rule_ranking.h"
 #include "kvcache/token_block_hash.h"
 
 namespace kvtier {
@@ -260,12 +260,15 @@ absl::StatusOr<CompressedObject> Pipeline::Compress(const CompressInput& input,
     return cancel.Check();
   };
   KVTIER_RETURN_IF_ERROR(on_layer(0));
-  KVTIER_ASSIGN_OR_RETURN(const BandAssignment assignment,
-                          AssignBandsByRule(scores, options_.edges, recipe.selection(),
-                                            /*system_prompt=*/identity.system_tokens > 0));
+  KVTIER_ASSIGN_OR_RETURN(
+      const std::unique_ptr<RankedRows> ranked,
+      RankRows(model_->backend(), {.scores = &scores,
+                                   .edges = &options_.edges,
+                                   .rule = recipe.selection(),
+                                   .system_prompt = identity.system_tokens > 0}));
   KVTIER_ASSIGN_OR_RETURN(CompressedObject object,
-                          PackObject(model_->backend(), cache, scores, assignment, options_.edges,
-                                     identity, on_layer, model_->config().window));
+                          PackObject(model_->backend(), cache, *ranked, options_.edges, identity,
+                                     on_layer, model_->config().window));
   if (input.fidelity_chunks > 0) {
     KVTIER_RETURN_IF_ERROR(Measure(input, object, report, cancel));
   }

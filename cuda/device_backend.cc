@@ -10,6 +10,7 @@
 #include "base/status_macros.h"
 #include "compressor/checked_backend.h"
 #include "cuda/device_attention.h"
+#include "cuda/device_packer.h"
 #include "cuda/elementwise.h"
 
 namespace kvtier {
@@ -36,11 +37,15 @@ struct DeviceWeights final : LinearWeights {
 class DeviceBackend final : public CheckedBackend {
  public:
   DeviceBackend(std::shared_ptr<Device> device, std::unique_ptr<Gemm> gemm, DType activations)
-      : device_(std::move(device)), gemm_(std::move(gemm)), activations_(activations) {}
+      : device_(std::move(device)),
+        gemm_(std::move(gemm)),
+        activations_(activations),
+        packer_(MakeDevicePacker(device_)) {}
 
   absl::string_view name() const override { return device_->name(); }
   DType activation_dtype() const override { return activations_; }
   bool host_addressable() const override { return false; }
+  Packer* packer() override { return packer_.get(); }
   absl::Status Synchronize() override {
     KVTIER_RETURN_IF_ERROR(device_->Enter());
     return device_->Synchronize();
@@ -273,6 +278,7 @@ class DeviceBackend final : public CheckedBackend {
   const std::shared_ptr<Device> device_;
   const std::unique_ptr<Gemm> gemm_;
   const DType activations_;
+  const std::unique_ptr<Packer> packer_;
 };
 
 }  // namespace

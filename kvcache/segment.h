@@ -63,6 +63,9 @@ class SegmentBuilder {
   // Where the caller writes head `head`; zero until then. Different heads may be filled by
   // different threads. REQUIRES: head < kv_heads.
   HeadRowsMut head(uint32_t head);
+  // All heads' memory, in which head() points except to positions that Seal() encodes: for a copy
+  // of the whole segment from elsewhere, which has zeros wherever no array lies.
+  std::span<std::byte> bytes() { return bytes_.span(); }
   struct Sealed {
     SegmentEntry entry;
     AlignedBytes bytes;

@@ -71,6 +71,7 @@ class ForwardingBackend : public Backend {
                           std::byte* values_out) override {
     return inner_->GatherRows(layer, head, positions, keys_out, values_out);
   }
+  Packer* packer() override { return inner_->packer(); }
 
  protected:
   Backend& inner() { return *inner_; }

@@ -1,0 +1,106 @@
+#include "compressor/host_packer.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "compressor/rule_ranking.h"
+#include "kvcache/half_rounding.h"
+
+namespace kvtier {
+namespace {
+
+// Makes `buffer` hold at least `bytes`; its content is lost.
+absl::Status Grow(AlignedBytes& buffer, uint64_t bytes) {
+  if (buffer.size() >= bytes) return absl::OkStatus();
+  KVTIER_ASSIGN_OR_RETURN(buffer,
+                          AlignedBytes::TryAllocate(bytes, AlignedBytes::Fill::kUninitialized));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+float16 ProtectedScore() { return float16(std::numeric_limits<float>::infinity()); }
+
+float16 StoredScore(float log_score) { return float16(std::clamp(log_score, -kHalfMax, kHalfMax)); }
+
+absl::Status HeadPacker::Fill(const SegmentFill& fill, uint32_t head,
+                              std::span<const uint32_t> positions, const HeadRowsMut& out) {
+  std::copy(positions.begin(), positions.end(), out.positions.begin());
+  if (fill.codec == CodecId::kRaw) {
+    return backend_.GatherRows(fill.layer, head, positions, out.keys, out.values);
+  }
+  const uint64_t bytes = positions.size() * fill.geometry->row_bytes();
+  KVTIER_RETURN_IF_ERROR(Grow(raw_keys_, bytes));
+  KVTIER_RETURN_IF_ERROR(Grow(raw_values_, bytes));
+  KVTIER_RETURN_IF_ERROR(
+      backend_.GatherRows(fill.layer, head, positions, raw_keys_.data(), raw_values_.data()));
+  const absl::Status encoded =
+      EncodeHeadRows(*fill.geometry, fill.codec, static_cast<uint32_t>(positions.size()),
+                     raw_keys_.data(), raw_values_.data(), out);
+  if (encoded.ok()) return encoded;
+  return absl::Status(encoded.code(), absl::StrCat("packing: codec ", CodecName(fill.codec),
+                                                   ": layer ", fill.model_layer, " head ", head,
+                                                   " band ", fill.band, ": ", encoded.message()));
+}
+
+HostRankedRows::HostRankedRows(Backend& backend, const ScoreTable& scores,
+                               std::shared_ptr<const BandAssignment> assignment)
+    : scores_(scores), assignment_(std::move(assignment)), heads_(backend) {
+  const size_t bands = assignment_->thresholds.size();
+  counts_ = {.layers = scores.layers,
+             .kv_heads = scores.kv_heads,
+             .tokens = scores.tokens,
+             .thresholds = assignment_->thresholds,
+             .score_mass = assignment_->score_mass,
+             .rows = {}};
+  counts_.rows.resize(uint64_t{scores.layers} * scores.kv_heads * bands);
+  for (uint64_t i = 0; i < assignment_->band.size(); ++i) {
+    ++counts_.rows[i / scores.tokens * bands + assignment_->band[i]];
+  }
+}
+
+void HostRankedRows::Split(uint32_t scored_layer, uint64_t protected_tokens) {
+  if (split_layer_ == scored_layer) return;
+  split_layer_ = scored_layer;
+  const uint64_t bands = counts_.bands();
+  positions_.assign(scores_.kv_heads * bands, {});
+  for (uint32_t head = 0; head < scores_.kv_heads; ++head) {
+    std::vector<uint32_t>* const of_band = &positions_[head * bands];
+    for (uint64_t p = 0; p < protected_tokens; ++p) of_band[0].push_back(static_cast<uint32_t>(p));
+    const uint64_t begin = (uint64_t{scored_layer} * scores_.kv_heads + head) * scores_.tokens;
+    for (uint64_t t = 0; t < scores_.tokens; ++t) {
+      of_band[assignment_->band[begin + t]].push_back(static_cast<uint32_t>(protected_tokens + t));
+    }
+  }
+}
+
+absl::Status HostRankedRows::FillSegment(const SegmentFill& fill, SegmentBuilder& segment) {
+  Split(fill.scored_layer, fill.protected_tokens);
+  for (uint32_t head = 0; head < scores_.kv_heads; ++head) {
+    const std::vector<uint32_t>& positions = positions_[head * counts_.bands() + fill.band];
+    if (positions.empty()) continue;
+    const HeadRowsMut out = segment.head(head);
+    for (size_t i = 0; i < positions.size(); ++i) {
+      out.log_scores[i] = positions[i] < fill.protected_tokens
+                              ? ProtectedScore()
+                              : StoredScore(scores_.at(fill.scored_layer, head,
+                                                       positions[i] - fill.protected_tokens));
+    }
+    KVTIER_RETURN_IF_ERROR(heads_.Fill(fill, head, positions, out));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<RankedRows>> RankRows(Backend& backend, const RankRequest& request) {
+  if (Packer* packer = backend.packer(); packer != nullptr) return packer->Rank(request);
+  KVTIER_ASSIGN_OR_RETURN(
+      BandAssignment assignment,
+      AssignBandsByRule(*request.scores, *request.edges, request.rule, request.system_prompt));
+  return std::make_unique<HostRankedRows>(
+      backend, *request.scores, std::make_shared<const BandAssignment>(std::move(assignment)));
+}
+
+}  // namespace kvtier

@@ -1,0 +1,179 @@
+#include "cuda/device_packer.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "compressor/host_backend.h"
+#include "cuda/device_ranking.h"
+#include "cuda/pack_rows.h"
+#include "kvcache/row_codec.h"
+
+namespace kvtier {
+namespace {
+
+static_assert(kPackAlignment == kSegmentAlignment);
+
+class DeviceRankedRows final : public RankedRows {
+ public:
+  DeviceRankedRows(std::shared_ptr<Device> device, DeviceRanking ranking)
+      : device_(std::move(device)), ranking_(std::move(ranking)) {}
+
+  const BandCounts& counts() const override { return ranking_.counts; }
+
+  absl::Status FillSegment(const SegmentFill& fill, SegmentBuilder& segment) override {
+    KVTIER_RETURN_IF_ERROR(device_->Enter());
+    const std::span<std::byte> bytes = segment.bytes();
+    std::vector<PackBlock> blocks;
+    int64_t rows = 0;
+    for (uint32_t head = 0; head < fill.geometry->kv_heads; ++head) {
+      if (fill.RowsOf(counts(), head) == 0) continue;
+      blocks.push_back(BlockOf(fill, head, rows, segment.head(head), bytes.data()));
+      rows += blocks.back().rows;
+    }
+    if (rows == 0) return absl::OkStatus();
+    KVTIER_ASSIGN_OR_RETURN(const DeviceMemory out, DeviceMemory::Allocate(device_, bytes.size()));
+    KVTIER_ASSIGN_OR_RETURN(const DeviceMemory on_device,
+                            DeviceMemory::Of(device_, std::span<const PackBlock>(blocks)));
+    KVTIER_ASSIGN_OR_RETURN(const DeviceMemory refused,
+                            DeviceMemory::Allocate(device_, sizeof(uint32_t)));
+    KVTIER_RETURN_IF_ERROR(device_->Zero(refused.as<void>(), sizeof(uint32_t)));
+    // Room for a position code must be zero; elsewhere the kernel closes the gaps.
+    if (!StoresPlainPositions(fill.codec)) {
+      KVTIER_RETURN_IF_ERROR(device_->Zero(out.as<void>(), bytes.size()));
+    }
+    KVTIER_RETURN_IF_ERROR(device_->Check(
+        LaunchPackRows({.keys = fill.layer.keys,
+                        .values = fill.layer.values,
+                        .type = static_cast<Element>(fill.layer.dtype),
+                        .capacity = fill.layer.capacity,
+                        .head_dim = fill.layer.head_dim,
+                        .code = static_cast<RowCode>(fill.codec),
+                        .tokens = ranking_.tokens.as<uint32_t>(),
+                        .scores = ranking_.scores.as<float>(),
+                        .protected_tokens = static_cast<int64_t>(fill.protected_tokens),
+                        .blocks = on_device.as<PackBlock>(),
+                        .block_count = static_cast<int64_t>(blocks.size()),
+                        .rows = rows,
+                        .out = out.as<std::byte>(),
+                        .refused = refused.as<uint32_t>()},
+                       device_->stream()),
+        "pack"));
+    if (fill.codec != CodecId::kRaw) {
+      uint32_t first = 0;
+      KVTIER_RETURN_IF_ERROR(device_->CopyOut(refused.as<void>(), &first, sizeof(first)));
+      if (first != 0) return NameRefusedRow(fill, blocks, ~first);
+    }
+    KVTIER_RETURN_IF_ERROR(device_->CopyOut(out.as<void>(), bytes.data(), bytes.size()));
+    return StoresPlainPositions(fill.codec) ? absl::OkStatus()
+                                            : ReadPositions(fill, blocks, segment);
+  }
+
+ private:
+  // `to` are the head's arrays in the memory at `base`.
+  PackBlock BlockOf(const SegmentFill& fill, uint32_t head, int64_t first_row,
+                    const HeadRowsMut& to, const std::byte* base) const {
+    const uint64_t row = uint64_t{fill.scored_layer} * counts().kv_heads + head;
+    const auto offset = [base](const void* array) {
+      return static_cast<const std::byte*>(array) - base;
+    };
+    PackBlock block;
+    block.head = head;
+    block.first_row = first_row;
+    block.rows = fill.RowsOf(counts(), head);
+    block.protected_rows = fill.band == 0 ? static_cast<int64_t>(fill.protected_tokens) : 0;
+    block.first_token = ranking_.starts[row * counts().bands() + fill.band];
+    block.first_score = static_cast<int64_t>(row * counts().tokens);
+    block.positions = StoresPlainPositions(fill.codec) ? offset(to.positions.data()) : -1;
+    block.log_scores = offset(to.log_scores.data());
+    block.keys = offset(to.keys);
+    block.values = offset(to.values);
+    if (to.key_scales != nullptr) {
+      block.key_scales = offset(to.key_scales);
+      block.value_scales = offset(to.value_scales);
+    }
+    return block;
+  }
+
+  // Positions that the builder encodes when it is sealed.
+  absl::Status ReadPositions(const SegmentFill& fill, const std::vector<PackBlock>& blocks,
+                             SegmentBuilder& segment) {
+    for (const PackBlock& block : blocks) {
+      const std::span<uint32_t> to = segment.head(static_cast<uint32_t>(block.head)).positions;
+      for (int64_t i = 0; i < block.protected_rows; ++i) to[i] = static_cast<uint32_t>(i);
+      const std::span<uint32_t> ranked = to.subspan(static_cast<size_t>(block.protected_rows));
+      KVTIER_RETURN_IF_ERROR(device_->CopyOut(ranking_.tokens.as<uint32_t>() + block.first_token,
+                                              ranked.data(), ranked.size_bytes()));
+      for (uint32_t& position : ranked) position += static_cast<uint32_t>(fill.protected_tokens);
+    }
+    return absl::OkStatus();
+  }
+
+  // Row `row` of a launch, coded again on the host, which says what is wrong with it.
+  absl::Status NameRefusedRow(const SegmentFill& fill, const std::vector<PackBlock>& blocks,
+                              int64_t row) {
+    const PackBlock& block = *std::find_if(
+        blocks.rbegin(), blocks.rend(), [row](const PackBlock& b) { return b.first_row <= row; });
+    const int64_t i = row - block.first_row;
+    uint32_t position = static_cast<uint32_t>(i);
+    if (i >= block.protected_rows) {
+      KVTIER_RETURN_IF_ERROR(device_->CopyOut(
+          ranking_.tokens.as<uint32_t>() + block.first_token + i - block.protected_rows, &position,
+          sizeof(position)));
+      position += static_cast<uint32_t>(fill.protected_tokens);
+    }
+    const RowCodec* codec = FindRowCodec(fill.codec);
+    const int64_t row_bytes = fill.layer.head_dim * DTypeBytes(fill.layer.dtype);
+    const int64_t at = (block.head * fill.layer.capacity + position) * row_bytes;
+    std::vector<std::byte> stored(row_bytes);
+    std::vector<float> elements(fill.layer.head_dim);
+    std::vector<std::byte> codes(codec->code_bytes(fill.geometry->head_dim));
+    std::vector<std::byte> scales(codec->scale_bytes());
+    for (const bool of_key : {true, false}) {
+      const void* from = of_key ? fill.layer.keys : fill.layer.values;
+      KVTIER_RETURN_IF_ERROR(
+          device_->CopyOut(static_cast<const std::byte*>(from) + at, stored.data(), stored.size()));
+      LoadFloats(stored.data(), fill.layer.dtype, elements);
+      const absl::Status status = codec->EncodeRow(elements, codes.data(), scales.data());
+      if (status.ok()) continue;
+      return absl::Status(
+          status.code(),
+          absl::StrCat("packing: codec ", CodecName(fill.codec), ": layer ", fill.model_layer,
+                       " head ", block.head, " band ", fill.band, ": ", of_key ? "keys" : "values",
+                       ": row ", i, ": ", status.message()));
+    }
+    return absl::InternalError(absl::StrCat(device_->name(), ": pack: refuses row ", i,
+                                            " of layer ", fill.model_layer, " head ", block.head,
+                                            " band ", fill.band, ", which the codec holds"));
+  }
+
+  const std::shared_ptr<Device> device_;
+  const DeviceRanking ranking_;
+};
+
+class DevicePacker final : public Packer {
+ public:
+  explicit DevicePacker(std::shared_ptr<Device> device) : device_(std::move(device)) {}
+
+  absl::StatusOr<std::unique_ptr<RankedRows>> Rank(const RankRequest& request) override {
+    KVTIER_RETURN_IF_ERROR(device_->Enter());
+    KVTIER_ASSIGN_OR_RETURN(DeviceRanking ranking, RankOnDevice(request, device_));
+    return std::make_unique<DeviceRankedRows>(device_, std::move(ranking));
+  }
+
+ private:
+  const std::shared_ptr<Device> device_;
+};
+
+}  // namespace
+
+std::unique_ptr<Packer> MakeDevicePacker(std::shared_ptr<Device> device) {
+  return std::make_unique<DevicePacker>(std::move(device));
+}
+
+}  // namespace kvtier

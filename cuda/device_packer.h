@@ -1,0 +1,22 @@
+// Ranking and packing on a device (compressor/packer.h), bit for bit as on the host: one stable
+// sort of all pairs by their scores gives the bands, another by head and band the positions, and a
+// launch per segment writes its rows as the object stores them, which one copy brings to the host.
+//
+// While it ranks it takes about 25 bytes of device memory per pair; between that and the last
+// segment 8, and while a segment is filled its size. Whole heads (recipe head) are ranked on the
+// host, which has one score per head to look at.
+#ifndef KVTIER_CUDA_DEVICE_PACKER_H_
+#define KVTIER_CUDA_DEVICE_PACKER_H_
+
+#include <memory>
+
+#include "compressor/packer.h"
+#include "cuda/device.h"
+
+namespace kvtier {
+
+std::unique_ptr<Packer> MakeDevicePacker(std::shared_ptr<Device> device);
+
+}  // namespace kvtier
+
+#endif  // KVTIER_CUDA_DEVICE_PACKER_H_

@@ -1,0 +1,292 @@
+#include "cuda/device_ranking.h"
+
+#include <algorithm>
+#include <bit>
+#include <limits>
+#include <span>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/limits.h"
+#include "base/status_macros.h"
+#include "compressor/rule_ranking.h"
+#include "cuda/rank_bands.h"
+#include "cuda/sort_pairs.h"
+
+namespace kvtier {
+namespace {
+
+static_assert(kRankBandsMax >= limits::kBandsMax, "every object's bands can be ranked");
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int kScoreKeyBits = 32;
+// Ranks that one block sums up.
+constexpr int64_t kMassRanks = 8192;
+
+int64_t RowCount(const ScoreTable& scores) { return int64_t{scores.layers} * scores.kv_heads; }
+
+// Bits of every number below `count`.
+int BitsBelow(int64_t count) {
+  return std::max(1, static_cast<int>(std::bit_width(static_cast<uint64_t>(count - 1))));
+}
+
+// A ranking in the making: two pairs of arrays, between which each sort moves the pairs.
+class Ranker {
+ public:
+  Ranker(const RankRequest& request, const std::shared_ptr<Device>& device)
+      : scores_(*request.scores),
+        edges_(*request.edges),
+        rule_(request.rule),
+        first_token_first_(!request.system_prompt && PutsFirstTokenFirst(request.rule)),
+        device_(device),
+        pairs_(static_cast<int64_t>(scores_.pairs())),
+        tokens_(static_cast<int64_t>(scores_.tokens)),
+        rows_(RowCount(scores_)) {}
+
+  absl::Status Allocate(DeviceRanking& result) {
+    const uint64_t bytes = static_cast<uint64_t>(pairs_) * sizeof(uint32_t);
+    KVTIER_ASSIGN_OR_RETURN(result.scores,
+                            DeviceMemory::Of(device_, std::span<const float>(scores_.log_scores)));
+    KVTIER_ASSIGN_OR_RETURN(keys_, DeviceMemory::Allocate(device_, bytes));
+    KVTIER_ASSIGN_OR_RETURN(values_, DeviceMemory::Allocate(device_, bytes));
+    KVTIER_ASSIGN_OR_RETURN(sorted_keys_, DeviceMemory::Allocate(device_, bytes));
+    KVTIER_ASSIGN_OR_RETURN(sorted_values_, DeviceMemory::Allocate(device_, bytes));
+    KVTIER_ASSIGN_OR_RETURN(band_, DeviceMemory::Allocate(device_, pairs_));
+    uint64_t scratch = 0;
+    KVTIER_RETURN_IF_ERROR(Check(SortPairsScratch(SortOf(kScoreKeyBits), scratch), "sort"));
+    scratch_bytes_ = scratch;
+    KVTIER_ASSIGN_OR_RETURN(scratch_, DeviceMemory::Allocate(device_, scratch));
+    return absl::OkStatus();
+  }
+
+  // Bands, thresholds and masses of a rule that ranks pairs.
+  absl::Status RankPairs(DeviceRanking& result) {
+    const bool each_row = rule_ == SelectionRule::kPerHead;
+    KVTIER_RETURN_IF_ERROR(SortScores(result.scores.as<float>()));
+    if (each_row) KVTIER_RETURN_IF_ERROR(SortRows());
+    std::vector<int64_t> ends;
+    for (const Ratio edge : edges_.edges()) {
+      ends.push_back(static_cast<int64_t>(
+          KeptPairs(rule_, edge, each_row ? 1 : static_cast<uint64_t>(rows_), scores_.tokens)));
+    }
+    const int64_t period = each_row ? tokens_ : pairs_;
+    KVTIER_RETURN_IF_ERROR(Assign(ends, period, result));
+    return SumMass(ends, period, result);
+  }
+
+  // Of rules that the host ranks by.
+  absl::Status TakeBands(const BandAssignment& assignment, DeviceRanking& result) {
+    result.counts.thresholds = assignment.thresholds;
+    result.counts.score_mass = assignment.score_mass;
+    return device_->CopyIn(assignment.band.data(), band_.as<void>(), assignment.band.size());
+  }
+
+  // The tokens of each row and band side by side.
+  absl::Status Group(DeviceRanking& result) {
+    const int64_t groups = rows_ * edges_.size();
+    KVTIER_RETURN_IF_ERROR(Check(LaunchGroupKeys({.band = band_.as<uint8_t>(),
+                                                  .keys = keys_.as<uint32_t>(),
+                                                  .values = values_.as<uint32_t>(),
+                                                  .pairs = pairs_,
+                                                  .tokens = tokens_,
+                                                  .bands = static_cast<int>(edges_.size())},
+                                                 device_->stream()),
+                                 "rank"));
+    KVTIER_RETURN_IF_ERROR(Sort(BitsBelow(groups)));
+    result.starts.resize(static_cast<size_t>(groups + 1));
+    KVTIER_ASSIGN_OR_RETURN(
+        const DeviceMemory starts,
+        DeviceMemory::Allocate(device_, result.starts.size() * sizeof(uint32_t)));
+    KVTIER_RETURN_IF_ERROR(Check(LaunchGroupStarts({.keys = sorted_keys_.as<uint32_t>(),
+                                                    .starts = starts.as<uint32_t>(),
+                                                    .pairs = pairs_,
+                                                    .groups = groups},
+                                                   device_->stream()),
+                                 "rank"));
+    KVTIER_RETURN_IF_ERROR(device_->CopyOut(starts.as<void>(), result.starts.data(),
+                                            result.starts.size() * sizeof(uint32_t)));
+    result.tokens = std::move(sorted_values_);
+    for (size_t g = 0; g + 1 < result.starts.size(); ++g) {
+      result.counts.rows.push_back(result.starts[g + 1] - result.starts[g]);
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status Check(DeviceError error, absl::string_view operation) {
+    return device_->Check(error, operation);
+  }
+
+  SortPairsParams SortOf(int bits) const {
+    return {.keys = keys_.as<uint32_t>(),
+            .values = values_.as<uint32_t>(),
+            .keys_out = sorted_keys_.as<uint32_t>(),
+            .values_out = sorted_values_.as<uint32_t>(),
+            .count = pairs_,
+            .bits = bits,
+            .scratch = scratch_.as<void>(),
+            .scratch_bytes = scratch_bytes_};
+  }
+
+  absl::Status Sort(int bits) {
+    // What a sort needs depends on the bits little, but may.
+    uint64_t bytes = 0;
+    KVTIER_RETURN_IF_ERROR(Check(SortPairsScratch(SortOf(bits), bytes), "sort"));
+    if (bytes > scratch_bytes_) {
+      KVTIER_ASSIGN_OR_RETURN(scratch_, DeviceMemory::Allocate(device_, bytes));
+      scratch_bytes_ = bytes;
+    }
+    return Check(LaunchSortPairs(SortOf(bits), device_->stream()), "sort");
+  }
+
+  // All pairs by (score falling, first tokens first, flat index).
+  absl::Status SortScores(const float* scores) {
+    KVTIER_ASSIGN_OR_RETURN(const DeviceMemory refused,
+                            DeviceMemory::Allocate(device_, sizeof(uint32_t)));
+    KVTIER_RETURN_IF_ERROR(device_->Zero(refused.as<void>(), sizeof(uint32_t)));
+    KVTIER_RETURN_IF_ERROR(Check(LaunchScoreKeys({.scores = scores,
+                                                  .keys = keys_.as<uint32_t>(),
+                                                  .values = values_.as<uint32_t>(),
+                                                  .refused = refused.as<uint32_t>(),
+                                                  .pairs = pairs_,
+                                                  .tokens = tokens_,
+                                                  .first_token_first = first_token_first_},
+                                                 device_->stream()),
+                                 "rank"));
+    uint32_t first = 0;
+    KVTIER_RETURN_IF_ERROR(device_->CopyOut(refused.as<void>(), &first, sizeof(first)));
+    if (first != 0) return CheckScores(scores_);  // Names it.
+    return Sort(kScoreKeyBits);
+  }
+
+  // The pairs of each row together, in the order that they have.
+  absl::Status SortRows() {
+    std::swap(values_, sorted_values_);
+    KVTIER_RETURN_IF_ERROR(Check(LaunchRowKeys({.order = values_.as<uint32_t>(),
+                                                .keys = keys_.as<uint32_t>(),
+                                                .pairs = pairs_,
+                                                .tokens = tokens_},
+                                               device_->stream()),
+                                 "rank"));
+    return Sort(BitsBelow(rows_));
+  }
+
+  // `ends` are those of every `period` sorted pairs.
+  absl::Status Assign(const std::vector<int64_t>& ends, int64_t period, DeviceRanking& result) {
+    const size_t bands = ends.size();
+    std::vector<float> thresholds(static_cast<size_t>(pairs_ / period) * bands, kInfinity);
+    KVTIER_ASSIGN_OR_RETURN(const DeviceMemory on_device,
+                            DeviceMemory::Of(device_, std::span<const float>(thresholds)));
+    AssignBandsParams params{.order = sorted_values_.as<uint32_t>(),
+                             .scores = result.scores.as<float>(),
+                             .band = band_.as<uint8_t>(),
+                             .thresholds = on_device.as<float>(),
+                             .pairs = pairs_,
+                             .period = period,
+                             .bands = static_cast<int>(bands)};
+    std::copy(ends.begin(), ends.end(), params.ends);
+    KVTIER_RETURN_IF_ERROR(Check(LaunchAssignBands(params, device_->stream()), "rank"));
+    KVTIER_RETURN_IF_ERROR(device_->CopyOut(on_device.as<void>(), thresholds.data(),
+                                            thresholds.size() * sizeof(float)));
+    result.counts.thresholds.assign(bands, kInfinity);
+    for (size_t i = 0; i < thresholds.size(); ++i) {
+      float& lowest = result.counts.thresholds[i % bands];
+      lowest = std::min(lowest, thresholds[i]);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status SumMass(const std::vector<int64_t>& ends, int64_t period, DeviceRanking& result) {
+    std::vector<MassItem> items;
+    std::vector<size_t> band_of_item;
+    for (int64_t first = 0; first < pairs_; first += period) {
+      int64_t begin = 0;
+      for (size_t band = 0; band < ends.size(); ++band) {
+        for (; begin < ends[band]; begin = std::min(begin + kMassRanks, ends[band])) {
+          items.push_back({first + begin, first + std::min(begin + kMassRanks, ends[band])});
+          band_of_item.push_back(band);
+        }
+      }
+    }
+    KVTIER_ASSIGN_OR_RETURN(const DeviceMemory on_device,
+                            DeviceMemory::Of(device_, std::span<const MassItem>(items)));
+    std::vector<double> sums(items.size());
+    KVTIER_ASSIGN_OR_RETURN(const DeviceMemory sums_on_device,
+                            DeviceMemory::Allocate(device_, sums.size() * sizeof(double)));
+    KVTIER_RETURN_IF_ERROR(Check(LaunchScoreMass({.order = sorted_values_.as<uint32_t>(),
+                                                  .scores = result.scores.as<float>(),
+                                                  .items = on_device.as<MassItem>(),
+                                                  .sums = sums_on_device.as<double>(),
+                                                  .item_count = static_cast<int64_t>(items.size())},
+                                                 device_->stream()),
+                                 "rank"));
+    KVTIER_RETURN_IF_ERROR(
+        device_->CopyOut(sums_on_device.as<void>(), sums.data(), sums.size() * sizeof(double)));
+    result.counts.score_mass.assign(ends.size(), 0.0);
+    for (size_t i = 0; i < sums.size(); ++i) result.counts.score_mass[band_of_item[i]] += sums[i];
+    return absl::OkStatus();
+  }
+
+  const ScoreTable& scores_;
+  const BandEdges& edges_;
+  const SelectionRule rule_;
+  const bool first_token_first_;
+  const std::shared_ptr<Device>& device_;
+  const int64_t pairs_;
+  const int64_t tokens_;
+  const int64_t rows_;
+  DeviceMemory keys_, values_, sorted_keys_, sorted_values_;  // uint32_t[pairs]
+  DeviceMemory band_;                                         // uint8_t[pairs]
+  DeviceMemory scratch_;
+  uint64_t scratch_bytes_ = 0;
+};
+
+bool RanksPairs(SelectionRule rule) {
+  return rule == SelectionRule::kExact || rule == SelectionRule::kKvpress ||
+         rule == SelectionRule::kPerHead;
+}
+
+// Sizes only: a device looks at the scores themselves.
+absl::Status CheckSizes(const ScoreTable& scores) {
+  if (scores.pairs() != static_cast<uint64_t>(RowCount(scores)) * scores.tokens) {
+    return CheckScores(scores);  // Says so.
+  }
+  if (scores.pairs() > uint64_t{std::numeric_limits<int32_t>::max()}) {
+    return absl::InvalidArgumentError(absl::StrCat("ranking on a device: ", scores.pairs(),
+                                                   " pairs, at most ",
+                                                   std::numeric_limits<int32_t>::max()));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<DeviceRanking> RankOnDevice(const RankRequest& request,
+                                           const std::shared_ptr<Device>& device) {
+  const ScoreTable& scores = *request.scores;
+  KVTIER_RETURN_IF_ERROR(CheckSizes(scores));
+  DeviceRanking result;
+  result.counts.layers = scores.layers;
+  result.counts.kv_heads = scores.kv_heads;
+  result.counts.tokens = scores.tokens;
+  BandAssignment on_host;
+  if (!RanksPairs(request.rule) || scores.pairs() == 0) {
+    KVTIER_ASSIGN_OR_RETURN(
+        on_host, AssignBandsByRule(scores, *request.edges, request.rule, request.system_prompt));
+  }
+  if (scores.pairs() == 0) {
+    result.counts.thresholds = on_host.thresholds;
+    result.counts.score_mass = on_host.score_mass;
+    result.counts.rows.assign(static_cast<size_t>(RowCount(scores)) * request.edges->size(), 0);
+    result.starts.assign(result.counts.rows.size() + 1, 0);
+    return result;
+  }
+  Ranker ranker(request, device);
+  KVTIER_RETURN_IF_ERROR(ranker.Allocate(result));
+  KVTIER_RETURN_IF_ERROR(RanksPairs(request.rule) ? ranker.RankPairs(result)
+                                                  : ranker.TakeBands(on_host, result));
+  KVTIER_RETURN_IF_ERROR(ranker.Group(result));
+  return result;
+}
+
+}  // namespace kvtier
