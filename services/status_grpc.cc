@@ -30,8 +30,11 @@ std::string ShortMessage(absl::string_view message) {
 
 absl::StatusCode CodeFromGrpc(const grpc::Status& status) {
   const int code = status.error_code();
-  // gRPC core answers so when a connection dies under a call: to the caller the peer is away.
-  if (code == grpc::StatusCode::UNKNOWN && status.error_message() == "Stream removed") {
+  // gRPC core's own words, not a service's: "Stream removed" when a connection dies under a call,
+  // "CANCELLED" when a server ends calls, or has just begun to stop when one comes. To the caller
+  // the peer is away.
+  if ((code == grpc::StatusCode::UNKNOWN && status.error_message() == "Stream removed") ||
+      (code == grpc::StatusCode::CANCELLED && status.error_message() == "CANCELLED")) {
     return absl::StatusCode::kUnavailable;
   }
   if (code < 0 || code > 16) return absl::StatusCode::kUnknown;

@@ -14,6 +14,8 @@
 namespace kvtier {
 
 grpc::Status ToGrpcStatus(const absl::Status& status);
+// For calls that the caller did not cancel itself: gRPC says CANCELLED, too, when the server
+// cancels, or begins to stop as the call comes. That is UNAVAILABLE here: the caller tries again.
 absl::Status FromGrpcStatus(const grpc::Status& status);
 
 // The same as a serialized google.rpc.Status, for messages that carry a status of their own.

@@ -61,12 +61,13 @@ class LinkFetch {
     const bool has_ended = HasEnded();
     if (!status.ok() && !has_ended) context.TryCancel();
     if (watcher_.joinable()) watcher_.join();
-    const absl::Status said = FromGrpcStatus(stream_->Finish());
+    const grpc::Status end = stream_->Finish();
     if (status.ok() || said_by_sink_ || !has_ended) return status;
     // The stream ended before we did: its status is the reason, ours a consequence.
-    if (absl::IsCancelled(said)) {
+    if (end.error_code() == grpc::StatusCode::CANCELLED) {
       return absl::UnavailableError("the sender gave the transfer up: another rank of it failed");
     }
+    const absl::Status said = FromGrpcStatus(end);
     return said.ok() ? absl::UnavailableError("the sender ended the transfer") : said;
   }
 

@@ -84,5 +84,13 @@ TEST(StatusGrpcTest, ADeadConnectionIsUnavailable) {
               StatusIs(absl::StatusCode::kUnavailable));
 }
 
+TEST(StatusGrpcTest, ACallThatTheServerCancelsIsUnavailable) {
+  EXPECT_THAT(FromGrpcStatus(grpc::Status(grpc::StatusCode::CANCELLED, "CANCELLED")),
+              StatusIs(absl::StatusCode::kUnavailable));
+  // A service's own words stay what they are.
+  EXPECT_THAT(FromGrpcStatus(ToGrpcStatus(absl::CancelledError("the last caller left"))),
+              StatusIs(absl::StatusCode::kCancelled, "the last caller left"));
+}
+
 }  // namespace
 }  // namespace kvtier
