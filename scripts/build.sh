@@ -14,6 +14,12 @@ jobs=${KVTIER_JOBS:-$(nproc)}
 
 if [[ -z "${KVTIER_SKIP_DEPS:-}" ]]; then scripts/install-deps.sh; fi
 
+# Clones of this repository share what ccache holds, wherever they are.
+export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
+# A log needs the warnings and errors, not a line for each file.
+quiet=()
+if [[ ! -t 1 ]]; then quiet=(-- --quiet); fi
+
 started=$SECONDS
 # Configuring again costs a second and picks up new files and changed presets.
 log=$(mktemp)
@@ -22,5 +28,5 @@ if ! cmake --preset "$preset" > "$log" 2>&1; then
   cat "$log"
   exit 1
 fi
-cmake --build --preset "$preset" -j "$jobs" ${1+--target "$@"}
+cmake --build --preset "$preset" -j "$jobs" ${1+--target "$@"} ${quiet[@]+"${quiet[@]}"}
 echo "build: $preset done in $((SECONDS - started)) s; programs are in build/$preset/bin/"
