@@ -29,6 +29,9 @@ struct FetchRequest {
       bytes_max;                     // Instead of the ratio: the longest prefix of bands that fits.
   std::optional<LayerRange> layers;  // All when absent.
   std::optional<HeadRange> heads;    // All when absent.
+  // What the caller expects to receive, in bytes, if it knows (a Lookup or a List says so). Only a
+  // hint: a transport may take a shorter way for little, and a longer one when that was wrong.
+  std::optional<uint64_t> expected_bytes;
 };
 
 // Number of bands that serve `request` of an object with `resident_bands` bands resident: by byte

@@ -6,16 +6,13 @@
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/strings/str_cat.h"
 #include "base/limits.h"
 #include "base/mutex.h"
 #include "base/status_macros.h"
 #include "kvtier/v1/store.pb.h"
-#include "services/fetch_plan.h"
+#include "services/fetch_source.h"
 #include "services/frames.h"
-#include "services/proto_convert.h"
 #include "services/status_grpc.h"
-#include "store/lease_table.h"
 
 namespace kvtier {
 namespace {
@@ -25,28 +22,28 @@ namespace {
 // segments are in use at most. A small answer out of host memory is given at once, in one message.
 // Deletes itself when the call is over.
 //
-//   1. At most one write and one job that reads are under way. The job touches `planned_` and
-//      pinned_; what it has read goes through read_, under mutex_. All else is of whoever may start
-//      the next write: gRPC's callback of the request or of the last write, or the job that it left
-//      the turn to (is_awaited_).
+//   1. At most one write and one job that reads are under way. The job touches `planned_` and reads
+//      from source_; what it has read goes through read_, under mutex_. All else is of whoever may
+//      start the next write: gRPC's callback of the request or of the last write, or the job that
+//      it left the turn to (is_awaited_).
 //   2. gRPC's callbacks never wait for a disk. Letting go of a pin, or of what a lease held, may
 //      remove bytes from there: then the fetch ends on the pool. It ends only when no job reads.
 class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
   FetchCall(CallEnvironment& environment, const grpc::ServerContextBase& context,
             const grpc::ByteBuffer& request)
-      : environment_(environment), start_(environment.clock().Now()) {
+      : environment_(environment), start_(environment.clock().Now()), source_(environment) {
     absl::StatusOr<CallSlots::Slot> slot = environment_.slots().Admit(context);
     absl::Status status = slot.status();
     if (status.ok()) {
       slot_ = *std::move(slot);
-      status = Parse(request);
+      status = Open(request);
     }
     if (!status.ok()) {
-      End(status);
+      Leave(status);
       return;
     }
-    Open();
+    SendHeader();
   }
 
   void OnWriteDone(bool ok) override {
@@ -62,125 +59,42 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   void OnDone() override { delete this; }
 
  private:
-  absl::Status Parse(const grpc::ByteBuffer& bytes) {
+  using Segment = FetchSource::Segment;
+
+  absl::Status Open(const grpc::ByteBuffer& request) {
     v1::FetchRequest message;
-    KVTIER_RETURN_IF_ERROR(ParseFromByteBuffer(bytes, message));
-    KVTIER_ASSIGN_OR_RETURN(request_, FetchRequestFromProto(slot_.tenant(), message));
-    if (message.has_lease()) {
-      lease_ = LeaseId{.id = message.lease().id(), .epoch = message.lease().epoch()};
-    }
-    return absl::OkStatus();
+    KVTIER_RETURN_IF_ERROR(ParseFromByteBuffer(request, message));
+    return source_.Open(slot_.tenant(), message);
   }
 
-  // A segment, or the part of it that was asked for.
-  struct Segment {
-    BandIndex band;
-    LayerIndex layer;
-    SegmentEntry::ByteRange range;
-    SegmentRef bytes;
-  };
-
-  // Finds the object and sends the header, with all the rest if that is small and at hand.
-  void Open() {
-    const absl::Status status = [&]() -> absl::Status {
-      if (lease_.has_value()) return OpenUnderLease();
-      KVTIER_ASSIGN_OR_RETURN(
-          pinned_, environment_.store().Pin(request_.tenant, request_.key, request_.upload_id));
-      KVTIER_ASSIGN_OR_RETURN(plan_,
-                              PlanFetch(pinned_->manifest(), pinned_->resident_bands(), request_));
-      return absl::OkStatus();
-    }();
-    if (!status.ok()) {
-      Leave(status);
-      return;
-    }
+  // With all the rest if that is small and at hand.
+  void SendHeader() {
     v1::FetchResponse response;
     v1::FetchHeader& header = *response.mutable_header();
-    header.set_manifest(EncodeManifest(*plan_.manifest));
-    header.set_band_count(plan_.band_count);
-    header.set_ratio_millionths(plan_.manifest->bands[plan_.band_count - 1].edge.millionths());
-    header.set_payload_bytes(plan_.payload_bytes());
-    if (header.payload_bytes() <= limits::kSmallFetchBytesMax && AddFrames(header)) {
+    header = source_.Header();
+    is_last_message_ = source_.fits_in_header() && source_.AddFramesFromMemory(header);
+    message_ = SerializeToByteBuffer(response);
+    if (is_last_message_) {
       environment_.metrics().store_fetch_bytes.Increment(
           static_cast<double>(header.payload_bytes()));
-      is_last_message_ = true;
-      message_ = SerializeToByteBuffer(response);
       Leave(absl::OkStatus());
       return;
     }
-    message_ = SerializeToByteBuffer(response);
-    StartOver();
+    source_.StartOver();
     ReadAhead();
     StartWrite(&message_);
   }
 
-  absl::Status OpenUnderLease() {
-    LeaseTable* const leases = environment_.options().leases;
-    if (leases == nullptr) return absl::UnimplementedError("this store gives no leases");
-    KVTIER_ASSIGN_OR_RETURN(held_, leases->Find(request_.tenant, *lease_));
-    const Manifest& manifest = *held_->manifest();
-    if (manifest.key != request_.key ||
-        (request_.upload_id.has_value() && manifest.upload_id != *request_.upload_id)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "lease ", lease_->id, " holds upload ", manifest.upload_id.ToHex(), " of another name"));
-    }
-    KVTIER_ASSIGN_OR_RETURN(plan_, PlanFetch(held_->manifest(), held_->band_count(), request_));
-    return absl::OkStatus();
-  }
-
-  // Every segment of the plan. False: not all of them are in host memory; the header is as it was.
-  bool AddFrames(v1::FetchHeader& header) {
-    StartOver();
-    while (const std::optional<Segment> segment = TakeFromPlan()) {
-      const std::optional<SegmentRef> bytes = ReadFromMemory(*segment);
-      if (!bytes.has_value()) {
-        header.clear_frames();
-        return false;
-      }
-      v1::SegmentFrame& frame = *header.add_frames();
-      frame.set_band(segment->band.value());
-      frame.set_layer(segment->layer.value());
-      frame.set_payload(bytes->bytes().data() + segment->range.begin,
-                        segment->range.end - segment->range.begin);
-    }
-    return true;
-  }
-
-  // Nothing if it is to be read on the pool.
-  std::optional<SegmentRef> ReadFromMemory(const Segment& segment) {
-    if (held_ != nullptr) return held_->Segment(segment.band, segment.layer);
-    return pinned_->ReadFromMemory(segment.band, segment.layer);
-  }
-
-  void StartOver() {
-    layer_ = plan_.layers.begin;
-    band_ = 0;
-  }
-
-  // The next segment with bytes, which are not read yet; nothing at the end.
-  std::optional<Segment> TakeFromPlan() {
-    while (layer_ < plan_.layers.end) {
-      Segment segment{BandIndex(band_), LayerIndex(layer_), {}, {}};
-      segment.range = plan_.bytes_of(segment.band, segment.layer);
-      if (++band_ == plan_.band_count) {
-        band_ = 0;
-        ++layer_;
-      }
-      if (segment.range.begin < segment.range.end) return segment;
-    }
-    return std::nullopt;
-  }
-
   // Takes the next segment from the plan and has it read: at once, or while something is written.
   void ReadAhead() {
-    planned_ = TakeFromPlan();
+    planned_ = source_.Next();
     if (!planned_.has_value()) return;
-    if (std::optional<SegmentRef> bytes = ReadFromMemory(*planned_)) {
+    if (std::optional<SegmentRef> bytes = source_.ReadFromMemory(*planned_)) {
       MutexLock lock(&mutex_);
       read_ = *std::move(bytes);
       return;
     }
-    source_ = LoadTimes::Source::kDisk;
+    load_source_ = LoadTimes::Source::kDisk;
     StartReading(/*is_awaited=*/false);
   }
 
@@ -196,7 +110,7 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
 
   // On the pool.
   void Read() {
-    absl::StatusOr<SegmentRef> bytes = pinned_->Read(planned_->band, planned_->layer);
+    absl::StatusOr<SegmentRef> bytes = source_.Read(*planned_);
     absl::Status leave_with;
     {
       MutexLock lock(&mutex_);
@@ -216,7 +130,7 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
 
   // The current segment has been sent.
   void Advance() {
-    current_ = Segment();
+    bytes_ = SegmentRef();
     std::optional<absl::StatusOr<SegmentRef>> bytes;
     {
       MutexLock lock(&mutex_);
@@ -243,7 +157,7 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
       return;
     }
     current_ = *std::move(planned_);
-    current_.bytes = *std::move(bytes);
+    bytes_ = *std::move(bytes);
     offset_ = current_.range.begin;
     ReadAhead();
     SendFrame();
@@ -251,8 +165,8 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
 
   void SendFrame() {
     const uint64_t end = std::min(current_.range.end, offset_ + limits::kFrameBytesMax);
-    message_ = MakeFrame(current_.band, current_.layer, offset_ - current_.range.begin,
-                         current_.bytes, {offset_, end});
+    message_ = MakeFrame(current_.band, current_.layer, offset_ - current_.range.begin, bytes_,
+                         {offset_, end});
     environment_.metrics().store_fetch_bytes.Increment(static_cast<double>(end - offset_));
     offset_ = end;
     StartWrite(&message_);
@@ -268,7 +182,7 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
         return;
       }
     }
-    if (held_ == nullptr && (pinned_ == nullptr || pinned_->TryRelease())) {
+    if (source_.TryRelease()) {
       End(status);
     } else {
       environment_.Schedule([this, status] { End(status); });
@@ -280,15 +194,14 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     if (absl::IsResourceExhausted(status) && !RetryAfter(status).has_value()) {
       status = WithRetryAfter(std::move(status), kFullRetryDelay);  // Others' segments will go.
     }
-    current_ = Segment();
+    bytes_ = SegmentRef();
     {
       MutexLock lock(&mutex_);
       read_.reset();
     }
-    pinned_.reset();
-    held_.reset();
+    source_.Release();
     if (status.ok()) {
-      environment_.load_times().Record(source_, plan_.payload_bytes(),
+      environment_.load_times().Record(load_source_, source_.plan().payload_bytes(),
                                        environment_.clock().Now() - start_);
     }
     environment_.Count("Fetch", status, start_);
@@ -302,17 +215,12 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   CallEnvironment& environment_;
   const absl::Time start_;
   CallSlots::Slot slot_;
-  FetchRequest request_;
-  std::optional<LeaseId> lease_;            // What the caller reads under, ...
-  std::shared_ptr<const HeldObject> held_;  // ... and what that holds. Else:
-  std::unique_ptr<PinnedObject> pinned_;
-  FetchPlan plan_;
-  LoadTimes::Source source_ = LoadTimes::Source::kHost;
+  FetchSource source_;
+  LoadTimes::Source load_source_ = LoadTimes::Source::kHost;
 
-  uint32_t layer_ = 0;  // Next segment to plan.
-  uint32_t band_ = 0;
   std::optional<Segment> planned_;  // Next to send; its bytes are being read, or in read_.
-  Segment current_;                 // The one being sent.
+  Segment current_;                 // The one being sent, ...
+  SegmentRef bytes_;                // ... with its bytes.
   uint64_t offset_ = 0;             // Inside it; next byte to send.
 
   Mutex mutex_;

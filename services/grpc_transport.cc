@@ -10,6 +10,7 @@
 #include "base/limits.h"
 #include "base/status_macros.h"
 #include "kvcache/segment_filler.h"
+#include "kvtier/v1/store.grpc.pb.h"
 #include "services/client.h"
 #include "services/fetch_plan.h"
 #include "services/frames.h"
@@ -26,24 +27,35 @@ absl::Status BadStream(absl::string_view what) {
   return absl::DataLossError(absl::StrCat("fetch stream: ", what));
 }
 
-// One fetch: reads the stream in step with the plan.
+// One fetch: reads header and frames in step with the plan.
 class FetchStream {
  public:
-  FetchStream(grpc::ClientReader<grpc::ByteBuffer>& reader, const FetchRequest& request,
-              SegmentFiller::Check check, SegmentSink& sink)
-      : reader_(reader), request_(request), check_(check), sink_(sink) {}
+  FetchStream(const FetchRequest& request, SegmentFiller::Check check, SegmentSink& sink)
+      : request_(request), check_(check), sink_(sink) {}
 
   // Everything up to the last frame. If the stream ends early the reason is in the call's status,
   // and the one returned here (`ended()` is true then) counts only if that is OK.
-  absl::Status Receive() {
-    KVTIER_RETURN_IF_ERROR(ReceiveHeader());
+  absl::Status Receive(grpc::ClientReader<grpc::ByteBuffer>& reader) {
+    reader_ = &reader;
+    KVTIER_ASSIGN_OR_RETURN(const grpc::ByteBuffer message, Next());
+    v1::FetchResponse response;
+    if (!ParseFromByteBuffer(message, response).ok() || !response.has_header()) {
+      return BadStream("no header");
+    }
+    return Take(std::move(*response.mutable_header()));
+  }
+
+  // The same when nothing follows the header.
+  absl::Status Take(v1::FetchHeader header) {
+    header_ = std::move(header);
+    KVTIER_RETURN_IF_ERROR(TakeHeader());
     for (uint32_t layer = plan_.layers.begin; layer < plan_.layers.end; ++layer) {
       for (uint32_t band = 0; band < plan_.band_count; ++band) {
         KVTIER_RETURN_IF_ERROR(ReceiveSegment(BandIndex(band), LayerIndex(layer)));
       }
     }
     grpc::ByteBuffer message;
-    if (header_frames_used_ < response_.header().frames_size() || reader_.Read(&message)) {
+    if (header_frames_used_ < header_.frames_size() || Read(message)) {
       return BadStream("more after the last frame");
     }
     return absl::OkStatus();
@@ -52,17 +64,19 @@ class FetchStream {
   bool ended() const { return ended_; }
 
  private:
+  bool Read(grpc::ByteBuffer& message) { return reader_ != nullptr && reader_->Read(&message); }
+
   absl::StatusOr<grpc::ByteBuffer> Next() {
     grpc::ByteBuffer message;
-    if (reader_.Read(&message)) return message;
+    if (Read(message)) return message;
     ended_ = true;
     return BadStream("it ended early");
   }
 
   // Those of the header come first.
   absl::StatusOr<SegmentFrameView> NextFrame() {
-    if (header_frames_used_ < response_.header().frames_size()) {
-      const v1::SegmentFrame& frame = response_.header().frames(header_frames_used_++);
+    if (header_frames_used_ < header_.frames_size()) {
+      const v1::SegmentFrame& frame = header_.frames(header_frames_used_++);
       SegmentFrameView view{frame.band(), frame.layer(), frame.offset(), {}};
       view.payload.pieces = {AsBytes(frame.payload())};
       view.payload.bytes = frame.payload().size();
@@ -74,13 +88,8 @@ class FetchStream {
     return **std::move(frame);
   }
 
-  absl::Status ReceiveHeader() {
-    KVTIER_ASSIGN_OR_RETURN(const grpc::ByteBuffer message, Next());
-    if (!ParseFromByteBuffer(message, response_).ok() || !response_.has_header()) {
-      return BadStream("no header");
-    }
-    const v1::FetchHeader& header = response_.header();
-    absl::StatusOr<Manifest> decoded = DecodeManifest(AsBytes(header.manifest()));
+  absl::Status TakeHeader() {
+    absl::StatusOr<Manifest> decoded = DecodeManifest(AsBytes(header_.manifest()));
     // FAILED_PRECONDITION says that the object is of a version that this build does not read.
     if (absl::IsFailedPrecondition(decoded.status())) return decoded.status();
     if (!decoded.ok()) return BadStream(decoded.status().message());
@@ -89,11 +98,11 @@ class FetchStream {
       return BadStream("another upload");
     }
     auto manifest = std::make_shared<const Manifest>(*std::move(decoded));
-    absl::StatusOr<FetchPlan> plan = PlanBands(manifest, header.band_count(), request_);
+    absl::StatusOr<FetchPlan> plan = PlanBands(manifest, header_.band_count(), request_);
     if (!plan.ok()) return BadStream(plan.status().message());
     plan_ = *std::move(plan);
-    if (plan_.payload_bytes() != header.payload_bytes()) {
-      return BadStream(absl::StrCat("it announces ", header.payload_bytes(), " bytes, not ",
+    if (plan_.payload_bytes() != header_.payload_bytes()) {
+      return BadStream(absl::StrCat("it announces ", header_.payload_bytes(), " bytes, not ",
                                     plan_.payload_bytes()));
     }
     return sink_.OnManifest(std::move(manifest), plan_.band_count);
@@ -127,11 +136,11 @@ class FetchStream {
     return sink_.OnSegment(band, layer, SegmentRef::Own(std::move(bytes)));
   }
 
-  grpc::ClientReader<grpc::ByteBuffer>& reader_;
+  grpc::ClientReader<grpc::ByteBuffer>* reader_ = nullptr;  // None: all is in the header.
   const FetchRequest& request_;
   const SegmentFiller::Check check_;
   SegmentSink& sink_;
-  v1::FetchResponse response_;  // The first one: with the header.
+  v1::FetchHeader header_;
   int header_frames_used_ = 0;
   FetchPlan plan_;
   bool ended_ = false;
@@ -141,15 +150,20 @@ class GrpcTransport final : public Transport {
  public:
   GrpcTransport(std::shared_ptr<grpc::Channel> channel, const GrpcTransportOptions& options)
       : channel_(std::move(channel)),
+        stub_(v1::StoreService::NewStub(channel_)),
         check_(options.verify ? SegmentFiller::Check::kVerify : SegmentFiller::Check::kTrust) {}
 
   absl::Status Fetch(const FetchRequest& request, absl::Time deadline, SegmentSink& sink) override {
+    if (request.expected_bytes.has_value() &&
+        *request.expected_bytes <= limits::kSmallFetchBytesMax) {
+      std::optional<absl::Status> status = FetchSmall(request, deadline, sink);
+      if (status.has_value()) return *std::move(status);
+    }
     grpc::ClientContext context;
-    if (deadline != absl::InfiniteFuture()) context.set_deadline(absl::ToChronoTime(deadline));
-    AddTenant(request.tenant, context);
+    Begin(request, deadline, context);
     const auto reader = StartRawFetch(*channel_, &context, FetchRequestToProto(request));
-    FetchStream stream(*reader, request, check_, sink);
-    const absl::Status received = stream.Receive();
+    FetchStream stream(request, check_, sink);
+    const absl::Status received = stream.Receive(*reader);
     if (received.ok() || stream.ended()) {
       const absl::Status status = FromGrpcStatus(reader->Finish());
       return status.ok() ? received : status;
@@ -164,7 +178,30 @@ class GrpcTransport final : public Transport {
   }
 
  private:
+  static void Begin(const FetchRequest& request, absl::Time deadline,
+                    grpc::ClientContext& context) {
+    if (deadline != absl::InfiniteFuture()) context.set_deadline(absl::ToChronoTime(deadline));
+    AddTenant(request.tenant, context);
+  }
+
+  // In one answer. Nothing: it is not small, or the store is older than this method; the sink has
+  // heard nothing.
+  std::optional<absl::Status> FetchSmall(const FetchRequest& request, absl::Time deadline,
+                                         SegmentSink& sink) {
+    grpc::ClientContext context;
+    Begin(request, deadline, context);
+    v1::FetchSmallRequest message;
+    *message.mutable_fetch() = FetchRequestToProto(request);
+    v1::FetchSmallResponse response;
+    const absl::Status status = FromGrpcStatus(stub_->FetchSmall(&context, message, &response));
+    // A range that lies past the end is found so by Fetch, too.
+    if (absl::IsOutOfRange(status) || absl::IsUnimplemented(status)) return std::nullopt;
+    KVTIER_RETURN_IF_ERROR(status);
+    return FetchStream(request, check_, sink).Take(std::move(*response.mutable_header()));
+  }
+
   const std::shared_ptr<grpc::Channel> channel_;
+  const std::unique_ptr<v1::StoreService::Stub> stub_;
   const SegmentFiller::Check check_;
 };
 

@@ -4,7 +4,8 @@
 //
 //   PrefixLookup lookup(channel, TenantId());
 //   auto hits = lookup.Lookup(head, prompts, Clock::Real().Now() + absl::Milliseconds(5));
-//   if (hits[0].has_value()) ... fetch hits[0]->key, prefill what is behind hits[0]->context_tokens
+//   if (hits[0].has_value()) ... fetch hits[0]->key (FetchRequest::expected_bytes:
+//     hits[0]->candidate.resident_bytes()), prefill what is behind hits[0]->context_tokens
 #ifndef KVTIER_SERVICES_PREFIX_LOOKUP_H_
 #define KVTIER_SERVICES_PREFIX_LOOKUP_H_
 

@@ -8,6 +8,7 @@
 #include "services/call_environment.h"
 #include "services/delete_many_call.h"
 #include "services/fetch_call.h"
+#include "services/fetch_small_call.h"
 #include "services/lease_call.h"
 #include "services/lookup_call.h"
 #include "services/put_call.h"
@@ -18,7 +19,8 @@
 namespace kvtier {
 namespace {
 
-using LeaseService = v1::StoreService::WithCallbackMethod_Lease<v1::StoreService::Service>;
+using LeaseService = v1::StoreService::WithCallbackMethod_Lease<
+    v1::StoreService::WithCallbackMethod_FetchSmall<v1::StoreService::Service>>;
 using RawStoreService = v1::StoreService::WithRawCallbackMethod_Put<
     v1::StoreService::WithRawCallbackMethod_Fetch<v1::StoreService::WithCallbackMethod_QueryUpload<
         v1::StoreService::WithCallbackMethod_GetObject<v1::StoreService::WithCallbackMethod_List<
@@ -38,6 +40,11 @@ class StoreServiceImpl final : public RawStoreService {
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Fetch(grpc::CallbackServerContext* context,
                                                     const grpc::ByteBuffer* request) override {
     return StartFetchCall(environment_, *context, *request);
+  }
+  grpc::ServerUnaryReactor* FetchSmall(grpc::CallbackServerContext* context,
+                                       const v1::FetchSmallRequest* request,
+                                       v1::FetchSmallResponse* response) override {
+    return StartFetchSmallCall(environment_, *context, *request, *response);
   }
   grpc::ServerReadReactor<grpc::ByteBuffer>* Put(grpc::CallbackServerContext* context,
                                                  grpc::ByteBuffer* response) override {

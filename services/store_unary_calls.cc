@@ -145,6 +145,7 @@ absl::Status Stats(CallEnvironment& environment, const TenantId& tenant, const v
   limits.set_lookup_blocks_max(limits::kLookupBlocksMax);
   limits.set_lookup_candidates_max(limits::kLookupCandidatesMax);
   limits.set_lookup_bytes_max(limits::kControlMessageBytesMax);
+  limits.set_small_fetch_bytes_max(limits::kSmallFetchBytesMax);
   limits.set_watchers_max(limits::kWatchersMax);
   if (const LeaseTable* leases = environment.options().leases) {
     limits.set_leases_max(leases->options().leases_max);

@@ -1,4 +1,5 @@
-// The gRPC transport over a real store and real sockets, TCP and UNIX.
+// The gRPC transport over a real store and real sockets, TCP and UNIX; and asked with the hint that
+// little will come, right or wrong.
 #include <atomic>
 #include <memory>
 #include <string>
@@ -27,13 +28,7 @@ class MiddleService final : public v1::StoreService::Service {
 
   grpc::Status Fetch(grpc::ServerContext* context, const v1::FetchRequest* request,
                      grpc::ServerWriter<v1::FetchResponse>* writer) override {
-    if (stall.load()) {
-      MutexLock lock(&mutex_);
-      while (!context->IsCancelled()) {  // Woken by nobody: looks a hundred times a second.
-        never_.WaitWithTimeout(&mutex_, absl::Milliseconds(10));
-      }
-      return grpc::Status::CANCELLED;
-    }
+    if (stall.load()) return WaitForTheEnd(*context);
     grpc::ClientContext client_context;
     const auto stream = stub_->Fetch(&client_context, *request);
     v1::FetchResponse response;
@@ -47,10 +42,25 @@ class MiddleService final : public v1::StoreService::Service {
     }
     return stream->Finish();
   }
+  grpc::Status FetchSmall(grpc::ServerContext* context, const v1::FetchSmallRequest* request,
+                          v1::FetchSmallResponse* response) override {
+    if (stall.load()) return WaitForTheEnd(*context);
+    grpc::ClientContext client_context;
+    const grpc::Status status = stub_->FetchSmall(&client_context, *request, response);
+    for (v1::SegmentFrame& frame : *response->mutable_header()->mutable_frames()) Damage(frame);
+    return status;
+  }
 
   std::atomic<bool> stall{false};
 
  private:
+  grpc::Status WaitForTheEnd(const grpc::ServerContext& context) {
+    MutexLock lock(&mutex_);
+    while (!context.IsCancelled()) {  // Woken by nobody: looks a hundred times a second.
+      never_.WaitWithTimeout(&mutex_, absl::Milliseconds(10));
+    }
+    return grpc::Status::CANCELLED;
+  }
   static void Damage(v1::SegmentFrame& frame) {
     std::string& payload = *frame.mutable_payload();
     payload[payload.size() / 2] ^= 0x10;
@@ -59,6 +69,21 @@ class MiddleService final : public v1::StoreService::Service {
   const std::unique_ptr<v1::StoreService::Stub> stub_;
   Mutex mutex_;
   CondVar never_;
+};
+
+// Expects little of every fetch.
+class HopefulTransport final : public Transport {
+ public:
+  explicit HopefulTransport(std::unique_ptr<Transport> transport)
+      : transport_(std::move(transport)) {}
+  absl::Status Fetch(const FetchRequest& request, absl::Time deadline, SegmentSink& sink) override {
+    FetchRequest hinted = request;
+    hinted.expected_bytes = 1;
+    return transport_->Fetch(hinted, deadline, sink);
+  }
+
+ private:
+  const std::unique_ptr<Transport> transport_;
 };
 
 // One server at `listen`, without /metrics.
@@ -75,12 +100,14 @@ std::unique_ptr<Server> Serve(const std::string& listen, grpc::Service& service,
 class GrpcWorld final : public TransportWorld {
  public:
   enum class Socket { kTcp, kUnix };
-  explicit GrpcWorld(Socket socket)
+  enum class Hint { kNone, kSmall };
+  GrpcWorld(Socket socket, Hint hint)
       : socket_(socket),
+        hint_(hint),
         store_(*OpenTestStore("", uint64_t{256} << 20, Clock::Real())),
         service_(MakeStoreService({}, *store_, metrics_, Clock::Real())),
         server_(Serve(AddressOf("store"), *service_, metrics_)),
-        transport_(MakeGrpcTransport(Connect("store", *server_))) {}
+        transport_(TransportTo("store", *server_)) {}
 
   TieredStore& store() override { return *store_; }
   Transport& transport() override { return *transport_; }
@@ -95,7 +122,12 @@ class GrpcWorld final : public TransportWorld {
   void GoThroughTheMiddle() {
     middle_ = std::make_unique<MiddleService>(Connect("store", *server_));
     middle_server_ = Serve(AddressOf("middle"), *middle_, metrics_);
-    transport_ = MakeGrpcTransport(Connect("middle", *middle_server_));
+    transport_ = TransportTo("middle", *middle_server_);
+  }
+  std::unique_ptr<Transport> TransportTo(const std::string& name, const Server& server) const {
+    auto transport = MakeGrpcTransport(Connect(name, server));
+    if (hint_ == Hint::kNone) return transport;
+    return std::make_unique<HopefulTransport>(std::move(transport));
   }
   // Where the server of this name listens.
   std::string AddressOf(const std::string& name) const {
@@ -108,6 +140,7 @@ class GrpcWorld final : public TransportWorld {
 
   const TempDir dir_;
   const Socket socket_;
+  const Hint hint_;
   Metrics metrics_;
   const std::unique_ptr<TieredStore> store_;
   const std::unique_ptr<grpc::Service> service_;
@@ -117,13 +150,16 @@ class GrpcWorld final : public TransportWorld {
   std::unique_ptr<Transport> transport_;
 };
 
-TransportCase CaseOf(const std::string& name, GrpcWorld::Socket socket) {
-  return {name, [socket] { return std::make_unique<GrpcWorld>(socket); }};
+TransportCase CaseOf(const std::string& name, GrpcWorld::Socket socket,
+                     GrpcWorld::Hint hint = GrpcWorld::Hint::kNone) {
+  return {name, [=] { return std::make_unique<GrpcWorld>(socket, hint); }};
 }
 
 INSTANTIATE_TEST_SUITE_P(Grpc, TransportConformanceTest,
                          testing::Values(CaseOf("tcp", GrpcWorld::Socket::kTcp),
-                                         CaseOf("unix", GrpcWorld::Socket::kUnix)),
+                                         CaseOf("unix", GrpcWorld::Socket::kUnix),
+                                         CaseOf("tcp_hinted", GrpcWorld::Socket::kTcp,
+                                                GrpcWorld::Hint::kSmall)),
                          [](const auto& test) { return test.param.name; });
 
 }  // namespace

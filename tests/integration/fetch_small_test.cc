@@ -1,0 +1,302 @@
+// FetchSmall through real gRPC: what is answered at once, what is refused and how the client goes
+// on, and what it makes of answers that do not follow the protocol.
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include <prometheus/collectable.h>
+#include <prometheus/metric_family.h>
+
+#include "base/clock.h"
+#include "base/limits.h"
+#include "base/status_matchers.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kvtier/v1/store.grpc.pb.h"
+#include "services/client.h"
+#include "services/metrics.h"
+#include "services/server.h"
+#include "services/status_grpc.h"
+#include "services/store_service.h"
+#include "store/lease_table.h"
+#include "tests/testing/store_checks.h"
+#include "tests/testing/temp_dir.h"
+#include "tests/testing/test_object.h"
+
+namespace kvtier {
+namespace {
+
+using ::testing::HasSubstr;
+
+absl::Time Soon() { return absl::Now() + absl::Seconds(50); }
+
+std::unique_ptr<Server> Serve(grpc::Service& service, Metrics& metrics) {
+  ServerOptions options;
+  options.metrics_listen = "";
+  options.drain_timeout = absl::Seconds(1);
+  auto server = Server::Start(options, {&service}, metrics);
+  KVTIER_EXPECT_OK(server);
+  return *std::move(server);
+}
+
+// Fetches all of `object` with this hint, and verifies it.
+absl::Status FetchHinted(const std::shared_ptr<grpc::Channel>& channel,
+                         const CompressedObject& object, uint64_t expected_bytes) {
+  FetchRequest request;
+  request.key = object.manifest->key;
+  request.expected_bytes = expected_bytes;
+  const auto transport = MakeGrpcTransport(channel);
+  absl::StatusOr<std::shared_ptr<const RaggedCache>> cache =
+      FetchRaggedCache(*transport, request, Soon());
+  if (!cache.ok()) return cache.status();
+  EXPECT_EQ((*cache)->bytes(), object.manifest->total_bytes());
+  return absl::OkStatus();
+}
+
+class FetchSmallTest : public testing::Test {
+ protected:
+  FetchSmallTest() { Open(); }
+
+  // What was in host memory alone is gone then.
+  void Open() {
+    server_.reset();
+    service_.reset();
+    leases_.reset();
+    store_.reset();
+    store_ = *OpenTestStore(dir_.path(), uint64_t{64} << 20, Clock::Real());
+    leases_ = std::make_unique<LeaseTable>(
+        LeaseTable::Options{.leases_max = 4, .bytes_max = uint64_t{32} << 20}, *store_);
+    service_ = MakeStoreService({.leases = leases_.get()}, *store_, metrics_, Clock::Real());
+    server_ = Serve(*service_, metrics_);
+    channel_ = MakeChannel("127.0.0.1:" + std::to_string(server_->port()));
+    stub_ = v1::StoreService::NewStub(channel_);
+  }
+
+  static v1::FetchSmallRequest RequestOf(const CompressedObject& object) {
+    v1::FetchSmallRequest request;
+    request.mutable_fetch()->mutable_name()->set_key(
+        std::string(object.manifest->key.AsStringView()));
+    return request;
+  }
+  // The answer's payload.
+  absl::StatusOr<std::string> Call(const v1::FetchSmallRequest& request) {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(Soon()));
+    v1::FetchSmallResponse response;
+    const grpc::Status status = stub_->FetchSmall(&context, request, &response);
+    if (!status.ok()) return FromGrpcStatus(status);
+    std::string payload;
+    for (const v1::SegmentFrame& frame : response.header().frames()) payload += frame.payload();
+    EXPECT_EQ(payload.size(), response.header().payload_bytes());
+    return payload;
+  }
+  // Calls that ended so.
+  double RpcCount(const std::string& method, const std::string& code) {
+    double count = 0;
+    for (const auto& collectable : metrics_.collectables()) {
+      for (const prometheus::MetricFamily& family : collectable->Collect()) {
+        if (family.name != "kvtier_rpc_requests_total") continue;
+        for (const prometheus::ClientMetric& metric : family.metric) {
+          const auto has = [&](const char* name, const std::string& value) {
+            return std::ranges::any_of(metric.label, [&](const auto& label) {
+              return label.name == name && label.value == value;
+            });
+          };
+          if (has("method", method) && has("code", code)) count += metric.counter.value;
+        }
+      }
+    }
+    return count;
+  }
+
+  static CompressedObject Small(uint64_t seed) { return MakeTestObject({.seed = seed}); }
+  // A little more than one answer may have.
+  static CompressedObject Large(uint64_t seed) {
+    return MakeTestObject({.layers = 1, .kv_heads = 2, .context_tokens = 1000, .seed = seed});
+  }
+
+  const TempDir dir_;
+  Metrics metrics_;
+  std::unique_ptr<TieredStore> store_;
+  std::unique_ptr<LeaseTable> leases_;
+  std::unique_ptr<grpc::Service> service_;
+  std::unique_ptr<Server> server_;
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<v1::StoreService::Stub> stub_;
+};
+
+TEST_F(FetchSmallTest, BringsWhatFetchBringsFromHostMemoryAndFromDisk) {
+  const CompressedObject object = Small(1);
+  ASSERT_LE(object.manifest->total_bytes(), limits::kSmallFetchBytesMax);
+  KVTIER_ASSERT_OK(store_->Put(TenantId(), object, Durability::kDisk));
+  KVTIER_EXPECT_OK(FetchHinted(channel_, object, object.manifest->total_bytes()));
+  EXPECT_EQ(store_->counters().host_hits, 1u);
+  EXPECT_EQ(RpcCount("FetchSmall", "OK"), 1);
+
+  Open();
+  KVTIER_EXPECT_OK(FetchHinted(channel_, object, object.manifest->total_bytes()));
+  EXPECT_EQ(store_->counters().disk_hits, 1u);
+  EXPECT_EQ(RpcCount("FetchSmall", "OK"), 2);
+  EXPECT_EQ(RpcCount("Fetch", "OK"), 0);
+  EXPECT_EQ(metrics_.store_fetch_bytes.Value(),
+            2 * static_cast<double>(object.manifest->total_bytes()));
+}
+
+TEST_F(FetchSmallTest, WhatIsLargerIsOutOfRangeByNameAndTheClientGoesOnWithFetch) {
+  const CompressedObject object = Large(1);
+  ASSERT_GT(object.manifest->total_bytes(), limits::kSmallFetchBytesMax);
+  KVTIER_ASSERT_OK(store_->Put(TenantId(), object, Durability::kHost));
+  EXPECT_THAT(Call(RequestOf(object)),
+              StatusIs(absl::StatusCode::kOutOfRange, HasSubstr("small_fetch_bytes_max 32768")));
+  // A part of it may be small.
+  v1::FetchSmallRequest request = RequestOf(object);
+  request.mutable_fetch()->mutable_extent()->set_bytes_max(object.manifest->PrefixBytes(1));
+  ASSERT_LE(object.manifest->PrefixBytes(1), limits::kSmallFetchBytesMax);
+  absl::StatusOr<std::string> part = Call(request);
+  KVTIER_ASSERT_OK(part);
+  EXPECT_EQ(part->size(), object.manifest->PrefixBytes(1));
+
+  KVTIER_EXPECT_OK(FetchHinted(channel_, object, /*expected_bytes=*/1));
+  EXPECT_EQ(RpcCount("FetchSmall", "OUT_OF_RANGE"), 2);
+  EXPECT_EQ(RpcCount("Fetch", "OK"), 1);
+  // Who does not expect little asks once.
+  KVTIER_EXPECT_OK(FetchHinted(channel_, object, object.manifest->total_bytes()));
+  EXPECT_EQ(RpcCount("FetchSmall", "OUT_OF_RANGE"), 2);
+}
+
+TEST_F(FetchSmallTest, ErrorsAreThoseOfFetchAndAMissCostsOneCall) {
+  const CompressedObject object = Small(1);
+  EXPECT_THAT(FetchHinted(channel_, object, 1),
+              StatusIs(absl::StatusCode::kNotFound, testing::IsEmpty()));
+  EXPECT_EQ(RpcCount("Fetch", "NOT_FOUND"), 0);
+  v1::FetchSmallRequest request = RequestOf(object);
+  request.mutable_fetch()->mutable_name()->set_key("too short");
+  EXPECT_THAT(Call(request), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(Call({}), StatusIs(absl::StatusCode::kInvalidArgument));
+
+  KVTIER_ASSERT_OK(store_->Put(TenantId(), object, Durability::kHost));
+  request = RequestOf(object);
+  request.mutable_fetch()->mutable_layers()->set_end(1000);
+  EXPECT_THAT(Call(request), StatusIs(absl::StatusCode::kOutOfRange, HasSubstr("1000")));
+}
+
+TEST_F(FetchSmallTest, ReadsUnderALease) {
+  const CompressedObject object = Small(1);
+  KVTIER_ASSERT_OK(store_->Put(TenantId(), object, Durability::kHost));
+  grpc::ClientContext context;
+  const auto stream = stub_->Lease(&context);
+  v1::LeaseRequest acquire;
+  *acquire.mutable_acquire()->mutable_name() = RequestOf(object).fetch().name();
+  v1::LeaseResponse response;
+  ASSERT_TRUE(stream->Write(acquire));
+  ASSERT_TRUE(stream->Read(&response));
+  ASSERT_TRUE(response.has_granted());
+  KVTIER_ASSERT_OK(store_->Delete(TenantId(), object.manifest->key));
+
+  v1::FetchSmallRequest request = RequestOf(object);
+  EXPECT_THAT(Call(request), StatusIs(absl::StatusCode::kNotFound));
+  *request.mutable_fetch()->mutable_lease() = response.granted().lease();
+  absl::StatusOr<std::string> held = Call(request);
+  KVTIER_ASSERT_OK(held);
+  EXPECT_EQ(held->size(), object.manifest->total_bytes());
+  stream->WritesDone();
+  EXPECT_TRUE(stream->Finish().ok());
+}
+
+TEST_F(FetchSmallTest, TakesACallsPlace) {
+  server_.reset();
+  service_ = MakeStoreService({.calls_max = 1}, *store_, metrics_, Clock::Real());
+  server_ = Serve(*service_, metrics_);
+  channel_ = MakeChannel("127.0.0.1:" + std::to_string(server_->port()));
+  stub_ = v1::StoreService::NewStub(channel_);
+  const CompressedObject object = Small(1);
+  KVTIER_ASSERT_OK(store_->Put(TenantId(), object, Durability::kHost));
+  grpc::ClientContext context;
+  // A Put that says nothing has the only one as soon as it has arrived.
+  v1::PutResponse response;
+  const auto put = stub_->Put(&context, &response);
+  absl::Status refused;
+  while ((refused = Call(RequestOf(object)).status()).ok()) std::this_thread::yield();
+  EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted));
+  EXPECT_TRUE(RetryAfter(refused).has_value());
+  context.TryCancel();
+  put->Finish();
+}
+
+// A store that answers FetchSmall as a test says, or does not know it.
+class ScriptedService final : public v1::StoreService::Service {
+ public:
+  grpc::Status FetchSmall(grpc::ServerContext*, const v1::FetchSmallRequest*,
+                          v1::FetchSmallResponse* response) override {
+    if (is_older) return {grpc::StatusCode::UNIMPLEMENTED, ""};
+    *response = answer;
+    return grpc::Status::OK;
+  }
+  grpc::Status Fetch(grpc::ServerContext*, const v1::FetchRequest*,
+                     grpc::ServerWriter<v1::FetchResponse>* writer) override {
+    v1::FetchResponse message;
+    *message.mutable_header() = answer.header();
+    writer->Write(message);
+    return grpc::Status::OK;
+  }
+  bool is_older = false;
+  v1::FetchSmallResponse answer;
+};
+
+class FetchSmallAnswerTest : public testing::Test {
+ protected:
+  FetchSmallAnswerTest() : server_(Serve(service_, metrics_)) { Fill(); }
+
+  void Fill() {
+    v1::FetchHeader& header = *service_.answer.mutable_header();
+    header.Clear();
+    header.set_manifest(EncodeManifest(*object_.manifest));
+    header.set_band_count(2);
+    header.set_payload_bytes(object_.manifest->total_bytes());
+    for (uint32_t band = 0; band < 2; ++band) {
+      const auto bytes = object_.segment(BandIndex(band), LayerIndex(0)).bytes();
+      v1::SegmentFrame& frame = *header.add_frames();
+      frame.set_band(band);
+      frame.set_payload(bytes.data(), bytes.size());
+    }
+  }
+  v1::FetchHeader& header() { return *service_.answer.mutable_header(); }
+  absl::Status Fetch() {
+    return FetchHinted(MakeChannel("127.0.0.1:" + std::to_string(server_->port())), object_, 1);
+  }
+
+  const CompressedObject object_ = MakeTestObject({.layers = 1, .edges = "0.5,1"});
+  ScriptedService service_;
+
+ private:
+  Metrics metrics_;
+  const std::unique_ptr<Server> server_;
+};
+
+TEST_F(FetchSmallAnswerTest, AnOlderStoreIsAskedWithFetch) {
+  KVTIER_EXPECT_OK(Fetch());
+  service_.is_older = true;
+  KVTIER_EXPECT_OK(Fetch());
+}
+
+TEST_F(FetchSmallAnswerTest, WhatDoesNotFollowThePlanIsDataLoss) {
+  service_.answer.Clear();
+  EXPECT_THAT(Fetch(), StatusIs(absl::StatusCode::kDataLoss));
+  Fill();
+  header().mutable_frames()->RemoveLast();
+  EXPECT_THAT(Fetch(), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("ended early")));
+  Fill();
+  *header().add_frames() = header().frames(1);
+  EXPECT_THAT(Fetch(), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("more after the last")));
+  Fill();
+  header().mutable_frames()->SwapElements(0, 1);
+  EXPECT_THAT(Fetch(), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("was due")));
+  Fill();
+  header().mutable_frames(1)->mutable_payload()->back() ^= 1;
+  EXPECT_THAT(Fetch(), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("band 1, layer 0")));
+}
+
+}  // namespace
+}  // namespace kvtier
