@@ -31,7 +31,8 @@ struct DurableCounters {
   uint64_t bands_lost = 0;       // A record said they are resident, but their files are gone.
   uint64_t orphans_removed = 0;  // Uploads that no record names, removed at start-up.
   uint64_t log_damage = 0;       // Places of the log of records that could not be read at start-up:
-                                 // rot, or a write that a loss of power cut off.
+                                 // rot, or a write that a loss of power cut off. A torn end of the
+                                 // list of files is one.
 };
 
 class DurableTier : public Tier {

@@ -26,6 +26,7 @@
 #include "store/rocksdb_files.h"
 #include "store/rocksdb_handle.h"
 #include "store/rocksdb_status.h"
+#include "store/rocksdb_torn_list.h"
 
 namespace kvtier {
 namespace {
@@ -138,6 +139,7 @@ class RocksDbPageTier final : public PageTier {
   uint64_t evicted_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t records_lost_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t resets_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t list_cuts_ ABSL_GUARDED_BY(mutex_) = 0;  // Torn ends of the list of files.
   absl::flat_hash_set<PageName> in_doubt_ ABSL_GUARDED_BY(mutex_);  // None that places_ has.
 };
 
@@ -162,8 +164,21 @@ absl::Status RocksDbPageTier::Open() {
 }
 
 absl::Status RocksDbPageTier::OpenOrReset() {
-  const absl::Status opened = handle_.Open(/*read_only=*/false);
+  absl::Status opened = handle_.Open(/*read_only=*/false);
   if (opened.ok() || !has_found_damage_) return opened;
+  // What a loss of power tore off its list of files was never acknowledged, what is in front of it
+  // was. A missing list, say, is no such thing.
+  const absl::StatusOr<std::optional<TornList>> torn = FindTornList(env_, DatabaseFolder());
+  if (torn.ok() && torn->has_value()) {
+    KVTIER_LOG(WARNING) << (*torn)->ToString();
+    KVTIER_RETURN_IF_ERROR(CutTornEnd(env_, **torn));
+    {
+      MutexLock lock(&mutex_);
+      ++list_cuts_;
+    }
+    opened = handle_.Open(/*read_only=*/false);
+    if (opened.ok() || !has_found_damage_) return opened;
+  }
   KVTIER_LOG(ERROR) << opened.message() << "; pages begin anew";
   KVTIER_RETURN_IF_ERROR(rocksdb_files::EmptyFolder(env_, DatabaseFolder()));
   {
@@ -361,7 +376,7 @@ PageTierUsage RocksDbPageTier::Usage() {
               std::min(limits::kPageBytesMax, shares_.write_buffer - kPageDiskOverheadBytes),
           .evicted = evicted_,
           .records_lost = records_lost_,
-          .log_damage = messages_.log_damage(),
+          .log_damage = messages_.log_damage() + list_cuts_,
           .resets = resets_};
 }
 

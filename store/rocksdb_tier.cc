@@ -13,10 +13,20 @@
 #include "store/disk_format.h"
 #include "store/rocksdb_files.h"
 #include "store/rocksdb_tier_impl.h"
+#include "store/rocksdb_torn_list.h"
 
 namespace kvtier {
 
 // --- Opening -------------------------------------------------------------------------------------
+
+RocksDbTier::RocksDbTier(RocksDbTierOptions options, const TornList& torn)
+    : env_without_torn_end_(options.read_only ? WithoutTornEnd(options.env, torn) : nullptr),
+      options_([&] {
+        if (options.read_only) options.env = env_without_torn_end_.get();
+        return options;
+      }()) {
+  counters_.log_damage = 1;
+}
 
 absl::Status RocksDbTier::Open() {
   const bool must_exist = options_.must_exist || options_.read_only;
@@ -421,10 +431,45 @@ absl::Status RocksDbTier::Reclaim(const UploadId& upload) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<DurableTier>> OpenRocksDbTier(const RocksDbTierOptions& options) {
-  auto tier = std::make_unique<RocksDbTier>(options);
+namespace {
+
+// A list of files whose end a loss of power has torn keeps RocksDB from opening. The store opens
+// without that end, if all is there then that records name; `refused` is why it did not with it.
+absl::StatusOr<std::unique_ptr<DurableTier>> OpenWithoutTornEnd(const RocksDbTierOptions& options,
+                                                                const absl::Status& refused) {
+  KVTIER_ASSIGN_OR_RETURN(const std::optional<TornList> torn,
+                          FindTornList(options.env, options.folder + "/db"));
+  if (!torn.has_value()) return refused;
+  KVTIER_LOG(WARNING) << torn->ToString();
+  RocksDbTierOptions as_read = options;
+  as_read.read_only = true;
+  auto look = std::make_unique<RocksDbTier>(as_read, *torn);
+  KVTIER_RETURN_IF_ERROR(look->Open());
+  if (options.read_only) return look;
+  KVTIER_RETURN_IF_ERROR(look->Recover());
+  const DurableCounters found = look->counters();
+  if (found.bands_lost + found.records_lost > 0) {
+    return absl::DataLossError(
+        absl::StrCat(refused.message(), "; without its end from byte ", torn->whole_bytes, " on ",
+                     torn->file, " would lack ", found.bands_lost, " bands and ",
+                     found.records_lost, " records that were acknowledged, so nothing is cut off"));
+  }
+  // While `look` has the lock: nobody else writes to the list.
+  KVTIER_RETURN_IF_ERROR(CutTornEnd(options.env, *torn));
+  look.reset();
+  auto tier = std::make_unique<RocksDbTier>(options, *torn);
   KVTIER_RETURN_IF_ERROR(tier->Open());
   return tier;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<DurableTier>> OpenRocksDbTier(const RocksDbTierOptions& options) {
+  auto tier = std::make_unique<RocksDbTier>(options);
+  const absl::Status opened = tier->Open();
+  if (opened.ok()) return tier;
+  tier.reset();  // It may hold the folder's lock.
+  return absl::IsDataLoss(opened) ? OpenWithoutTornEnd(options, opened) : opened;
 }
 
 uint64_t RocksDbFilesBytes(uint64_t disk_budget_bytes) {

@@ -19,6 +19,7 @@
 #include "store/folder_lock.h"
 #include "store/rocksdb_database.h"
 #include "store/rocksdb_tier.h"
+#include "store/rocksdb_torn_list.h"
 #include "store/turns.h"
 
 namespace kvtier {
@@ -36,6 +37,8 @@ namespace kvtier {
 class RocksDbTier final : public DurableTier {
  public:
   explicit RocksDbTier(const RocksDbTierOptions& options) : options_(options) {}
+  // Of a folder whose list of files had, or with read_only still has, that torn end.
+  RocksDbTier(RocksDbTierOptions options, const TornList& torn);
 
   absl::Status Open();
 
@@ -64,7 +67,7 @@ class RocksDbTier final : public DurableTier {
   DurableCounters counters() override {
     MutexLock lock(&mutex_);
     DurableCounters counters = counters_;
-    counters.log_damage = database_->log_damage();
+    counters.log_damage += database_->log_damage();
     return counters;
   }
 
@@ -117,6 +120,7 @@ class RocksDbTier final : public DurableTier {
   void GiveUpRecord(Family family, absl::string_view key, const absl::Status& why,
                     std::vector<RecordChange>* changes);
 
+  const std::shared_ptr<rocksdb::Env> env_without_torn_end_;  // Null: none is torn.
   const RocksDbTierOptions options_;
   std::unique_ptr<FolderLock> folder_lock_;
   std::unique_ptr<RocksDbDatabase> database_;
