@@ -2,24 +2,36 @@
 // nor RocksDB.
 //
 //   kvtier-gpu-check [--device N] [--json FILE] [--filter PATTERN]
+//   kvtier-gpu-check --bench [--device N] [--json FILE] [--resume]
 //
-// Exit status: 0 all passed, 1 something failed or nothing ran, 2 wrong arguments, 77 no device, or
-// one that is too old. A device that is there and does not answer is a failure.
+// With --bench it measures instead (tests/gpu/bench_cases.h): a row per line of FILE, written as
+// soon as it is there; --resume measures what FILE does not hold yet.
+//
+// Exit status: 0 all passed or measured, 1 something failed or nothing ran, 2 wrong arguments, 77
+// no device, or one that is too old. A device that is there and does not answer is a failure.
 #include "tests/gpu/gpu_check.h"
 
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <map>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
 #include "cuda/cuda_device.h"
+#include "cuda/cuda_gemm.h"
+#include "cuda/device_backend.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/gpu/bench_cases.h"
+#include "tests/gpu/bench_run.h"
 
 namespace kvtier {
 namespace {
@@ -101,28 +113,82 @@ void PrintTable(const std::vector<Result>& results) {
   }
 }
 
+struct Arguments {
+  bool bench = false;
+  bool resume = false;
+  std::string json;
+  std::string filter = "*";
+};
+
 int Usage() {
-  std::fprintf(stderr, "usage: kvtier-gpu-check [--device N] [--json FILE] [--filter PATTERN]\n");
+  std::fprintf(stderr,
+               "usage: kvtier-gpu-check [--device N] [--json FILE] [--filter PATTERN]\n"
+               "       kvtier-gpu-check --bench [--device N] [--json FILE] [--resume]\n");
   return 2;
 }
 
-int Main(int argc, char** argv) {
-  std::string json;
-  std::string filter = "*";
-  for (int i = 1; i < argc; i += 2) {
+// False: wrong. Sets g_device.
+bool Parse(int argc, char** argv, Arguments& arguments) {
+  bool filtered = false;
+  for (int i = 1; i < argc; ++i) {
     const std::string name = argv[i];
-    if (i + 1 >= argc) return Usage();
-    const std::string value = argv[i + 1];
+    if (name == "--bench" || name == "--resume") {
+      (name == "--bench" ? arguments.bench : arguments.resume) = true;
+      continue;
+    }
+    if (++i >= argc) return false;
+    const std::string value = argv[i];
     if (name == "--device") {
-      if (!absl::SimpleAtoi(value, &g_device) || g_device < 0) return Usage();
+      if (!absl::SimpleAtoi(value, &g_device) || g_device < 0) return false;
     } else if (name == "--json") {
-      json = value;
+      arguments.json = value;
     } else if (name == "--filter") {
-      filter = value;
+      arguments.filter = value;
+      filtered = true;
     } else {
-      return Usage();
+      return false;
     }
   }
+  if (arguments.resume) return arguments.bench && !arguments.json.empty();
+  return !(arguments.bench && filtered);
+}
+
+// Seconds since some moment.
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+absl::StatusOr<BenchReport> Bench(const CudaDeviceInfo& info, const Arguments& arguments) {
+  KVTIER_ASSIGN_OR_RETURN(std::shared_ptr<Device> device, MakeCudaDevice(g_device));
+  KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<Gemm> gemm, MakeCudaGemm(device));
+  KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
+                          MakeDeviceBackend(device, std::move(gemm), DType::kBf16));
+  BenchTarget target;
+  target.device = device;
+  target.backend = backend.get();
+  target.clock = Now;
+  target.models = {Llama31With8B(), Qwen25With14B()};
+  target.contexts = {131072, 32768, 8192};
+  return RunBench(MakeBenchRows(target),
+                  {.device = info.model, .file = arguments.json, .resume = arguments.resume});
+}
+
+int RunBenchmarks(const CudaDeviceInfo& info, const Arguments& arguments) {
+  const absl::StatusOr<BenchReport> report = Bench(info, arguments);
+  if (!report.ok()) {
+    std::fprintf(stderr, "%s\n", report.status().ToString().c_str());
+    return 1;
+  }
+  std::printf("%d measured, %d measured before, %d failed\n", report->measured, report->skipped,
+              report->failed);
+  return report->failed == 0 ? 0 : 1;
+}
+
+int Main(int argc, char** argv) {
+  Arguments arguments;
+  if (!Parse(argc, argv, arguments)) return Usage();
+  const std::string& json = arguments.json;
+  const std::string& filter = arguments.filter;
   const absl::StatusOr<CudaDeviceInfo> device = DescribeCudaDevice(g_device);
   if (!device.ok()) {
     const bool skipped = absl::IsUnavailable(device.status()) ||       // None.
@@ -134,6 +200,7 @@ int Main(int argc, char** argv) {
   std::printf("cuda:%d: %s, compute capability %d.%d, %d multiprocessors, %.1f GiB\n", g_device,
               device->model.c_str(), device->compute_major, device->compute_minor,
               device->multiprocessors, static_cast<double>(device->memory_bytes) / (1 << 30));
+  if (arguments.bench) return RunBenchmarks(*device, arguments);
   int no_arguments = 1;
   ::testing::InitGoogleMock(&no_arguments, argv);
   ::testing::GTEST_FLAG(filter) = filter;

@@ -1,0 +1,366 @@
+#include "tests/gpu/bench_cases.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <optional>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/half.h"
+#include "base/status_macros.h"
+#include "compressor/packer.h"
+#include "compressor/ranking.h"
+#include "cuda/elementwise.h"
+
+namespace kvtier {
+namespace {
+
+constexpr uint64_t kSeed = 20260101;
+constexpr double kKeptRatio = 0.3;
+
+// The kept rows of each head. Uneven: half of the heads give 0.9 or 0.4 of theirs to a neighbour,
+// so that the sum is that of equal ones.
+std::vector<int64_t> KeptRows(int64_t heads, int64_t tokens, bool uneven) {
+  const auto equal = static_cast<int64_t>(kKeptRatio * static_cast<double>(tokens));
+  std::vector<int64_t> rows(heads, std::max<int64_t>(1, equal));
+  if (!uneven) return rows;
+  for (int64_t head = 0; head + 1 < heads; head += 2) {
+    const int64_t moved = rows[head] * (head % 4 == 0 ? 9 : 4) / 10;
+    rows[head] -= moved;
+    rows[head + 1] += moved;
+  }
+  return rows;
+}
+
+// Random bf16 numbers of a device, one block of them repeated: products of any size, no denormals.
+absl::StatusOr<Tensor> RandomTensor(Backend& backend, int64_t rows, int64_t cols) {
+  KVTIER_ASSIGN_OR_RETURN(Tensor tensor, backend.Allocate(DType::kBf16, rows, cols));
+  constexpr int64_t kBlockElements = int64_t{1} << 20;
+  const int64_t block_rows = std::clamp<int64_t>(kBlockElements / cols, 1, rows);
+  std::mt19937_64 random(kSeed);
+  std::uniform_real_distribution<float> uniform(-1, 1);
+  std::vector<bfloat16> block(block_rows * cols);
+  for (bfloat16& x : block) x = bfloat16(uniform(random));
+  for (int64_t row = 0; row < rows; row += block_rows) {
+    const int64_t count = std::min(block_rows, rows - row);
+    KVTIER_RETURN_IF_ERROR(
+        backend.Upload(std::as_bytes(std::span<const bfloat16>(block).first(count * cols)),
+                       TensorView(tensor).Rows(row, count)));
+  }
+  return tensor;
+}
+
+class Bench {
+ public:
+  explicit Bench(const BenchTarget& target) : target_(target) {}
+
+  // Seconds of the median run; one run before them is not counted.
+  absl::StatusOr<double> Time(const std::function<absl::Status(int run)>& work) const {
+    std::vector<double> seconds;
+    for (int run = 0; run <= target_.runs; ++run) {
+      KVTIER_RETURN_IF_ERROR(backend().Synchronize());
+      const double start = target_.clock();
+      KVTIER_RETURN_IF_ERROR(work(run));
+      KVTIER_RETURN_IF_ERROR(backend().Synchronize());
+      if (run > 0) seconds.push_back(target_.clock() - start);
+    }
+    std::nth_element(seconds.begin(), seconds.begin() + seconds.size() / 2, seconds.end());
+    return seconds[seconds.size() / 2];
+  }
+
+  // Bytes per second that the device reads and writes in a copy: the limit of rows that move bytes.
+  absl::StatusOr<double> CopyRate() {
+    if (copy_rate_.has_value()) return *copy_rate_;
+    const int64_t rows = std::max<int64_t>(1, target_.copy_bytes / 256);
+    KVTIER_ASSIGN_OR_RETURN(const DeviceMemory from,
+                            DeviceMemory::Allocate(target_.device, rows * 256));
+    KVTIER_ASSIGN_OR_RETURN(const DeviceMemory to,
+                            DeviceMemory::Allocate(target_.device, rows * 256));
+    KVTIER_RETURN_IF_ERROR(target_.device->Enter());
+    KVTIER_RETURN_IF_ERROR(target_.device->Zero(from.as<void>(), rows * 256));
+    // Sixteen bytes at a time: the kernel that converts moves single elements.
+    std::vector<uint32_t> all(rows / 2);
+    for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<uint32_t>(i);
+    KVTIER_ASSIGN_OR_RETURN(const DeviceMemory positions,
+                            DeviceMemory::Of(target_.device, std::span<const uint32_t>(all)));
+    const GatherRowsParams params{.keys = from.as<void>(),
+                                  .values = from.as<std::byte>() + rows / 2 * 256,
+                                  .positions = positions.as<uint32_t>(),
+                                  .keys_out = to.as<void>(),
+                                  .values_out = to.as<std::byte>() + rows / 2 * 256,
+                                  .rows = rows / 2,
+                                  .row_bytes = 256};
+    KVTIER_ASSIGN_OR_RETURN(const double seconds, Time([&](int) {
+                              return target_.device->Check(
+                                  LaunchGatherRows(params, target_.device->stream()), "copy");
+                            }));
+    copy_rate_ = 2.0 * 256 * static_cast<double>(rows / 2 * 2) / seconds;
+    return *copy_rate_;
+  }
+
+  absl::StatusOr<Figures> Copy() {
+    KVTIER_ASSIGN_OR_RETURN(const double rate, CopyRate());
+    return Figures{{"bytes_per_second", rate}};
+  }
+
+  // One query row over the kept rows of each head, layer after layer.
+  absl::StatusOr<Figures> Decode(const BenchModel& model, const std::vector<int64_t>& head_rows) {
+    KVTIER_ASSIGN_OR_RETURN(const double copy_rate, CopyRate());
+    int64_t rows = 0;
+    for (const int64_t each : head_rows) rows += each;
+    const int64_t bytes = 2 * rows * model.head_dim * int64_t{sizeof(bfloat16)};
+    const int64_t layers = std::clamp<int64_t>(target_.rotate_bytes / bytes + 1, 1, model.layers);
+    std::vector<Tensor> keys, values;
+    std::vector<std::vector<RowSpan>> spans(layers);
+    std::vector<HeadSpans> lists(layers);
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      KVTIER_ASSIGN_OR_RETURN(Tensor k, RandomTensor(backend(), rows, model.head_dim));
+      KVTIER_ASSIGN_OR_RETURN(Tensor v, RandomTensor(backend(), rows, model.head_dim));
+      int64_t first = 0;
+      for (const int64_t each : head_rows) {
+        RowSpan span;
+        const int64_t at = first * model.head_dim * int64_t{sizeof(bfloat16)};
+        span.keys = static_cast<const std::byte*>(k.data()) + at;
+        span.values = static_cast<const std::byte*>(v.data()) + at;
+        span.rows = static_cast<uint32_t>(each);
+        spans[layer].push_back(span);
+        first += each;
+      }
+      for (const RowSpan& span : spans[layer]) lists[layer].push_back(std::span(&span, 1));
+      keys.push_back(std::move(k));
+      values.push_back(std::move(v));
+    }
+    KVTIER_ASSIGN_OR_RETURN(const Tensor tail_k,
+                            RandomTensor(backend(), model.kv_heads, model.head_dim));
+    KVTIER_ASSIGN_OR_RETURN(const Tensor tail_v,
+                            RandomTensor(backend(), model.kv_heads, model.head_dim));
+    const int64_t columns = int64_t{model.kv_heads} * model.group * model.head_dim;
+    KVTIER_ASSIGN_OR_RETURN(const Tensor q, RandomTensor(backend(), 1, columns));
+    KVTIER_ASSIGN_OR_RETURN(const Tensor out, backend().Allocate(DType::kBf16, 1, columns));
+    AttentionArgs args{.q = q, .span_dtype = DType::kBf16, .tail_rows = 1, .out = out};
+    args.tail = {.keys = tail_k.data(),
+                 .values = tail_v.data(),
+                 .dtype = DType::kBf16,
+                 .kv_heads = model.kv_heads,
+                 .capacity = 1,
+                 .head_dim = model.head_dim};
+    args.scale = 1 / std::sqrt(static_cast<float>(model.head_dim));
+    KVTIER_ASSIGN_OR_RETURN(const double seconds, Time([&](int) -> absl::Status {
+                              for (const HeadSpans& list : lists) {
+                                args.spans = &list;
+                                KVTIER_RETURN_IF_ERROR(backend().Attention(args));
+                              }
+                              return absl::OkStatus();
+                            }));
+    const double rate = static_cast<double>(bytes * layers) / seconds;
+    return Figures{{"seconds_per_layer", seconds / static_cast<double>(layers)},
+                   {"layers", static_cast<double>(layers)},
+                   {"bytes_per_second", rate},
+                   {"copy_share", rate / copy_rate}};
+  }
+
+  // Scores into bands, and every band of one layer into segments.
+  absl::StatusOr<Figures> RankAndPack(const BenchModel& model, int64_t tokens) {
+    Packer* packer = backend().packer();
+    if (packer == nullptr) return absl::UnimplementedError("the backend packs on the host");
+    ScoreTable scores = ScoreTable::Create(model.layers, model.kv_heads, tokens);
+    std::mt19937_64 random(kSeed);
+    std::uniform_real_distribution<float> uniform(-12, 0);
+    for (float& score : scores.log_scores) score = uniform(random);
+    const BandEdges edges = BandEdges::Default();
+    const RankRequest request{.scores = &scores, .edges = &edges, .system_prompt = true};
+    std::unique_ptr<RankedRows> ranked;
+    KVTIER_ASSIGN_OR_RETURN(const double rank_seconds, Time([&](int) -> absl::Status {
+                              ranked.reset();
+                              KVTIER_ASSIGN_OR_RETURN(ranked, packer->Rank(request));
+                              return absl::OkStatus();
+                            }));
+    KVTIER_ASSIGN_OR_RETURN(const Tensor k,
+                            RandomTensor(backend(), model.kv_heads * tokens, model.head_dim));
+    KVTIER_ASSIGN_OR_RETURN(const Tensor v,
+                            RandomTensor(backend(), model.kv_heads * tokens, model.head_dim));
+    Geometry geometry{.kv_heads = model.kv_heads, .head_dim = model.head_dim, .layers = {}};
+    geometry.layers.assign(model.layers, LayerKind::kGlobal);
+    SegmentFill fill;
+    fill.layer = {.keys = k.data(),
+                  .values = v.data(),
+                  .dtype = DType::kBf16,
+                  .kv_heads = model.kv_heads,
+                  .capacity = tokens,
+                  .head_dim = model.head_dim};
+    fill.geometry = &geometry;
+    std::vector<SegmentBuilder> segments;
+    for (uint32_t band = 0; band < edges.size(); ++band) {
+      fill.band = band;
+      std::vector<uint32_t> rows;
+      for (uint32_t head = 0; head < model.kv_heads; ++head) {
+        rows.push_back(fill.RowsOf(ranked->counts(), head));
+      }
+      KVTIER_ASSIGN_OR_RETURN(SegmentBuilder segment,
+                              SegmentBuilder::Create(geometry, CodecId::kRaw, rows));
+      segments.push_back(std::move(segment));
+    }
+    KVTIER_ASSIGN_OR_RETURN(const double pack_seconds, Time([&](int) -> absl::Status {
+                              for (uint32_t band = 0; band < segments.size(); ++band) {
+                                fill.band = band;
+                                KVTIER_RETURN_IF_ERROR(ranked->FillSegment(fill, segments[band]));
+                              }
+                              return absl::OkStatus();
+                            }));
+    return Figures{{"rank_seconds", rank_seconds},  // With the scores' way to the device.
+                   {"pack_seconds_per_layer", pack_seconds}};  // With the rows' way to the host.
+  }
+
+  // The scores of one chunk in one layer, and the attention of the same repeat rows.
+  absl::StatusOr<Figures> Score(const BenchModel& model, int64_t tokens) {
+    const int64_t chunk = std::min(target_.chunk, tokens);
+    const int64_t columns = int64_t{model.kv_heads} * model.group * model.head_dim;
+    KVTIER_ASSIGN_OR_RETURN(const Tensor k,
+                            RandomTensor(backend(), model.kv_heads * tokens, model.head_dim));
+    KVTIER_ASSIGN_OR_RETURN(const Tensor v,
+                            RandomTensor(backend(), model.kv_heads * tokens, model.head_dim));
+    KVTIER_ASSIGN_OR_RETURN(const Tensor repeat_k,
+                            RandomTensor(backend(), model.kv_heads * chunk, model.head_dim));
+    KVTIER_ASSIGN_OR_RETURN(const Tensor q, RandomTensor(backend(), chunk, columns));
+    KVTIER_ASSIGN_OR_RETURN(const Tensor out, backend().Allocate(DType::kBf16, chunk, columns));
+    const float scale = 1 / std::sqrt(static_cast<float>(model.head_dim));
+    const KvLayerView cache{.keys = k.data(),
+                            .values = v.data(),
+                            .dtype = DType::kBf16,
+                            .kv_heads = model.kv_heads,
+                            .capacity = tokens,
+                            .head_dim = model.head_dim};
+    const KvLayerView repeat{.keys = repeat_k.data(),
+                             .values = repeat_k.data(),
+                             .dtype = DType::kBf16,
+                             .kv_heads = model.kv_heads,
+                             .capacity = chunk,
+                             .head_dim = model.head_dim};
+    std::vector<float> scores(model.kv_heads * chunk);
+    const ScoreArgs score{.q = q,
+                          .cache = cache,
+                          .chunk_begin = tokens - chunk,
+                          .chunk_end = tokens,
+                          .repeat = repeat,
+                          .scale = scale,
+                          .out = scores.data(),
+                          .out_stride = chunk};
+    KVTIER_ASSIGN_OR_RETURN(const double score_seconds,
+                            Time([&](int) { return backend().ScoreColumnMax(score); }));
+    std::vector<RowSpan> spans(model.kv_heads);
+    HeadSpans lists;
+    for (uint32_t head = 0; head < model.kv_heads; ++head) {
+      const int64_t at = head * tokens * model.head_dim * int64_t{sizeof(bfloat16)};
+      spans[head].keys = static_cast<const std::byte*>(k.data()) + at;
+      spans[head].values = static_cast<const std::byte*>(v.data()) + at;
+      spans[head].rows = static_cast<uint32_t>(tokens);
+      lists.push_back(std::span(&spans[head], 1));
+    }
+    const AttentionArgs attention{.q = q,
+                                  .spans = &lists,
+                                  .span_dtype = DType::kBf16,
+                                  .tail = repeat,
+                                  .tail_rows = chunk,
+                                  .scale = scale,
+                                  .out = out};
+    KVTIER_ASSIGN_OR_RETURN(const double attention_seconds,
+                            Time([&](int) { return backend().Attention(attention); }));
+    const double heads = static_cast<double>(model.kv_heads) * model.group;
+    const double keys = static_cast<double>(tokens) + static_cast<double>(chunk) / 2;
+    const double flop = 4 * heads * model.head_dim * static_cast<double>(chunk) * keys;
+    return Figures{{"score_seconds", score_seconds},
+                   {"attention_seconds", attention_seconds},
+                   {"attention_flop_per_second", flop / attention_seconds}};
+  }
+
+  // The products of one layer over a piece of a prefill.
+  absl::StatusOr<Figures> Products(const BenchModel& model) {
+    const int64_t q_out = int64_t{model.kv_heads} * model.group * model.head_dim;
+    const int64_t kv_out = int64_t{model.kv_heads} * model.head_dim;
+    const std::pair<int64_t, int64_t> shapes[] = {{model.hidden, q_out + 2 * kv_out},  // {in, out}
+                                                  {q_out, model.hidden},
+                                                  {model.hidden, 2 * int64_t{model.mlp}},
+                                                  {model.mlp, model.hidden}};
+    double seconds = 0;
+    double flop = 0;
+    for (const auto& [in, out] : shapes) {
+      KVTIER_ASSIGN_OR_RETURN(const Tensor weights, RandomTensor(backend(), out, in));
+      KVTIER_ASSIGN_OR_RETURN(const auto linear, backend().ShareLinear(weights));
+      KVTIER_ASSIGN_OR_RETURN(const Tensor x, RandomTensor(backend(), target_.prefill_rows, in));
+      KVTIER_ASSIGN_OR_RETURN(const Tensor y,
+                              backend().Allocate(DType::kBf16, target_.prefill_rows, out));
+      KVTIER_ASSIGN_OR_RETURN(const double each,
+                              Time([&](int) { return backend().Linear(x, *linear, y); }));
+      seconds += each;
+      flop += 2.0 * static_cast<double>(target_.prefill_rows) * static_cast<double>(in) *
+              static_cast<double>(out);
+    }
+    return Figures{{"seconds_per_layer", seconds}, {"flop_per_second", flop / seconds}};
+  }
+
+ private:
+  Backend& backend() const { return *target_.backend; }
+
+  const BenchTarget& target_;
+  std::optional<double> copy_rate_;
+};
+
+}  // namespace
+
+BenchModel Llama31With8B() {
+  return {.name = "llama-3.1-8b",
+          .layers = 32,
+          .kv_heads = 8,
+          .group = 4,
+          .head_dim = 128,
+          .hidden = 4096,
+          .mlp = 14336};
+}
+
+BenchModel Qwen25With14B() {
+  return {.name = "qwen2.5-14b",
+          .layers = 48,
+          .kv_heads = 8,
+          .group = 5,
+          .head_dim = 128,
+          .hidden = 5120,
+          .mlp = 13824};
+}
+
+std::vector<BenchRow> MakeBenchRows(const BenchTarget& target) {
+  auto bench = std::make_shared<Bench>(target);
+  std::vector<BenchRow> rows;
+  rows.push_back({"copy", [bench] { return bench->Copy(); }});
+  const auto each = [&](const char* what, const char* which, const auto& measure) {
+    for (const BenchModel& model : target.models) {
+      for (const int64_t tokens : target.contexts) {
+        rows.push_back({absl::StrCat(what, "/", model.name, "/", tokens, which),
+                        [measure, model, tokens] { return measure(model, tokens); }});
+      }
+    }
+  };
+  const auto decode = [bench](bool uneven) {
+    return [bench, uneven](const BenchModel& model, int64_t tokens) {
+      return bench->Decode(model, KeptRows(model.kv_heads, tokens, uneven));
+    };
+  };
+  each("decode", "/uneven", decode(true));
+  each("decode", "/equal", decode(false));
+  each("decode", "/full", [bench](const BenchModel& model, int64_t tokens) {
+    return bench->Decode(model, std::vector<int64_t>(model.kv_heads, tokens));
+  });
+  each("rank-and-pack", "", [bench](const BenchModel& model, int64_t tokens) {
+    return bench->RankAndPack(model, tokens);
+  });
+  each("score", "",
+       [bench](const BenchModel& model, int64_t tokens) { return bench->Score(model, tokens); });
+  for (const BenchModel& model : target.models) {
+    rows.push_back(
+        {absl::StrCat("products/", model.name), [bench, model] { return bench->Products(model); }});
+  }
+  return rows;
+}
+
+}  // namespace kvtier

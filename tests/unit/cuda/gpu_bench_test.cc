@@ -1,0 +1,164 @@
+// kvtier-gpu-check --bench without a GPU: what it writes and resumes, and its rows by the emulator
+// with a clock of the test's.
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_matchers.h"
+#include "cuda/device_backend.h"
+#include "cuda/emulated/emulated_device.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/gpu/bench_cases.h"
+#include "tests/gpu/bench_run.h"
+
+namespace kvtier {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class BenchRunTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const auto& info = *::testing::UnitTest::GetInstance()->current_test_info();
+    file_ = ::testing::TempDir() + "/kvtier_bench_" + info.name() + ".jsonl";
+    std::filesystem::remove(file_);
+  }
+  void TearDown() override { std::filesystem::remove(file_); }
+
+  // Rows that note their name when they are measured.
+  std::vector<BenchRow> Rows(const std::vector<std::string>& names) {
+    std::vector<BenchRow> rows;
+    for (const std::string& name : names) {
+      rows.push_back({name, [this, name]() -> absl::StatusOr<Figures> {
+                        measured_.push_back(name);
+                        if (name == fails_) return absl::ResourceExhaustedError("no memory");
+                        return Figures{{"seconds", 0.5}};
+                      }});
+    }
+    return rows;
+  }
+  absl::StatusOr<BenchReport> Run(const std::vector<std::string>& names, bool resume,
+                                  const std::string& device = "GPU one") {
+    measured_.clear();
+    return RunBench(Rows(names), {.device = device, .file = file_, .resume = resume});
+  }
+  std::string Content() const {
+    std::ifstream from(file_);
+    return {std::istreambuf_iterator<char>(from), {}};
+  }
+
+  std::string file_;
+  std::string fails_;
+  std::vector<std::string> measured_;
+};
+
+TEST_F(BenchRunTest, GoesOnBehindTheLastRow) {
+  KVTIER_ASSERT_OK_AND_ASSIGN(BenchReport report, Run({"a", "b"}, false));
+  EXPECT_EQ(report.measured, 2);
+  EXPECT_THAT(Content(), HasSubstr(R"({"device":"GPU one","figures":{"seconds":0.5},"name":"a"})"));
+  KVTIER_ASSERT_OK_AND_ASSIGN(report, Run({"a", "b", "c"}, true));
+  EXPECT_THAT(measured_, ElementsAre("c"));
+  EXPECT_EQ(report.skipped, 2);
+}
+
+TEST_F(BenchRunTest, RowsOfAnotherDeviceAndFailedOnesAreMeasuredAgain) {
+  fails_ = "b";
+  KVTIER_ASSERT_OK_AND_ASSIGN(const BenchReport report, Run({"a", "b", "c"}, false));
+  EXPECT_EQ(report.failed, 1);
+  EXPECT_THAT(measured_, ElementsAre("a", "b", "c"));  // A failure does not end the run.
+  EXPECT_THAT(Content(), HasSubstr("no memory"));
+  fails_.clear();
+  KVTIER_ASSERT_OK(Run({"a", "b", "c"}, true).status());
+  EXPECT_THAT(measured_, ElementsAre("b"));
+  KVTIER_ASSERT_OK(Run({"a", "b"}, true, "GPU two").status());
+  EXPECT_THAT(measured_, ElementsAre("a", "b"));
+}
+
+TEST_F(BenchRunTest, ALineThatWasCutOffIsMeasuredAgain) {
+  KVTIER_ASSERT_OK(Run({"a", "b"}, false).status());
+  const std::string whole = Content();
+  std::ofstream(file_, std::ios::trunc) << whole.substr(0, whole.size() - 7);
+  KVTIER_ASSERT_OK(Run({"a", "b"}, true).status());
+  EXPECT_THAT(measured_, ElementsAre("b"));
+  EXPECT_EQ(Content(), whole);
+  // Whole but for its end of line.
+  std::ofstream(file_, std::ios::trunc) << whole.substr(0, whole.size() - 1);
+  KVTIER_ASSERT_OK(Run({"a", "b"}, true).status());
+  EXPECT_EQ(Content(), whole);
+}
+
+TEST_F(BenchRunTest, RefusesWhatItWouldSpoil) {
+  KVTIER_ASSERT_OK(Run({"a"}, true).status());  // No file yet: nothing to go on behind.
+  EXPECT_THAT(Run({"a"}, false), StatusIs(absl::StatusCode::kAlreadyExists, HasSubstr(file_)));
+  EXPECT_THAT(Run({"a", "a"}, true), StatusIs(absl::StatusCode::kInvalidArgument));
+  std::ofstream(file_, std::ios::app) << "{\"name\": \"no row\"}\n";
+  EXPECT_THAT(Run({"a"}, true), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("line 2")));
+  EXPECT_THAT(RunBench({}, {.device = "GPU one", .file = "", .resume = true}),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(RunBench(Rows({"a"}), {.device = "GPU one", .file = "/nowhere/to/be/written"}),
+              StatusIs(absl::StatusCode::kUnknown));
+  EXPECT_THAT(ReadMeasured("/nowhere/at/all", ""), StatusIs(absl::StatusCode::kNotFound));
+}
+
+TEST(BenchCasesTest, EveryRowMeasures) {
+  std::shared_ptr<Device> device = MakeEmulatedDevice();
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto backend,
+                              MakeDeviceBackend(device, MakePlainGemm(device), DType::kBf16));
+  double now = 0;
+  BenchTarget target;
+  target.device = device;
+  target.backend = backend.get();
+  target.clock = [&now] { return now += 0.25; };  // Every run takes a quarter of a second.
+  target.models = {{.name = "tiny",
+                    .layers = 2,
+                    .kv_heads = 4,
+                    .group = 2,
+                    .head_dim = 64,
+                    .hidden = 32,
+                    .mlp = 48}};
+  target.contexts = {40};
+  target.chunk = 16;
+  target.prefill_rows = 4;
+  target.copy_bytes = 4096;
+  target.rotate_bytes = 1;
+  target.runs = 1;
+  const std::vector<BenchRow> rows = MakeBenchRows(target);
+  std::vector<std::string> names;
+  for (const BenchRow& row : rows) {
+    SCOPED_TRACE(row.name);
+    names.push_back(row.name);
+    KVTIER_ASSERT_OK_AND_ASSIGN(const Figures figures, row.measure());
+    for (const auto& [name, value] : figures) EXPECT_GT(value, 0) << name;
+    if (row.name == "copy") {
+      EXPECT_EQ(figures.at("bytes_per_second"), 2 * 4096 / 0.25);
+    }
+    if (row.name == "decode/tiny/40/full") {
+      // 4 heads x 40 rows x 64 x 2 bytes, keys and values, in one layer of a quarter of a second.
+      EXPECT_EQ(figures.at("bytes_per_second"), 4 * 40 * 64 * 2 * 2 / 0.25);
+      EXPECT_EQ(figures.at("copy_share"), 4 * 40 * 64 * 2 * 2 / (2 * 4096.0));
+    }
+  }
+  EXPECT_THAT(names, ElementsAre("copy", "decode/tiny/40/uneven", "decode/tiny/40/equal",
+                                 "decode/tiny/40/full", "rank-and-pack/tiny/40", "score/tiny/40",
+                                 "products/tiny"));
+}
+
+TEST(BenchCasesTest, TheModelsHaveTheirShapes) {
+  // 131,072 and 196,608 bytes of keys and values per token.
+  const BenchModel llama = Llama31With8B();
+  EXPECT_EQ(llama.layers * llama.kv_heads * llama.head_dim * 2 * 2, 131072u);
+  const BenchModel qwen = Qwen25With14B();
+  EXPECT_EQ(qwen.layers * qwen.kv_heads * qwen.head_dim * 2 * 2, 196608u);
+  EXPECT_EQ(qwen.kv_heads * qwen.group * qwen.head_dim, qwen.hidden);
+}
+
+}  // namespace
+}  // namespace kvtier
