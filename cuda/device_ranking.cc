@@ -155,7 +155,11 @@ class Ranker {
                                  "rank"));
     uint32_t first = 0;
     KVTIER_RETURN_IF_ERROR(device_->CopyOut(refused.as<void>(), &first, sizeof(first)));
-    if (first != 0) return CheckScores(scores_);  // Names it.
+    if (first != 0) {
+      KVTIER_RETURN_IF_ERROR(CheckScores(scores_));  // Names it.
+      return absl::InternalError(
+          absl::StrCat(device_->name(), ": rank: refuses score ", ~first, ", which is a number"));
+    }
     return Sort(kScoreKeyBits);
   }
 

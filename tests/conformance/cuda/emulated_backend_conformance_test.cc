@@ -2,8 +2,11 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "base/status_matchers.h"
+#include "compressor/packer.h"
 #include "cuda/device_backend.h"
 #include "cuda/emulated/emulated_device.h"
 #include "tests/conformance/backend_conformance.h"
@@ -86,6 +89,71 @@ TEST(DeviceBackendTest, AnInfiniteValueReachesOnlyTheQueriesThatSeeItsRow) {
     } else {
       ASSERT_FALSE(std::isfinite(results[i])) << "row " << i / dim;
     }
+  }
+}
+
+// What a packer needs, and what it cannot have.
+struct PackerOf {
+  std::shared_ptr<Device> device;
+  std::unique_ptr<Backend> backend;
+  ScoreTable scores = ScoreTable::Create(2, 2, 500);
+  BandEdges edges = BandEdges::Default();
+
+  explicit PackerOf(uint64_t bytes_max) : device(MakeEmulatedDevice(bytes_max)) {
+    backend = MakeDeviceBackend(device, MakePlainGemm(device), DType::kF32).value();
+    for (uint64_t i = 0; i < scores.pairs(); ++i) {
+      scores.log_scores[i] = -0.01f * static_cast<float>(i * 37 % 997);
+    }
+  }
+  absl::StatusOr<std::unique_ptr<RankedRows>> Rank() {
+    return RankRows(*backend, {.scores = &scores, .edges = &edges});
+  }
+};
+
+TEST(DevicePackerTest, RankingSaysWhenMemoryIsShort) {
+  PackerOf packer(/*bytes_max=*/30'000);  // 2,000 pairs, about 25 bytes each.
+  EXPECT_THAT(packer.Rank(), StatusIs(absl::StatusCode::kResourceExhausted));
+  // Nothing of it is kept.
+  KVTIER_EXPECT_OK(packer.backend->Allocate(DType::kF32, 1, 7'000));
+}
+
+TEST(DevicePackerTest, PackingSaysWhenMemoryIsShort) {
+  PackerOf packer(/*bytes_max=*/200'000);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RankedRows> ranked, packer.Rank());
+  const Geometry geometry{.kv_heads = 2,
+                          .head_dim = 8,
+                          .dtype = DType::kF32,
+                          .layers = {LayerKind::kGlobal, LayerKind::kGlobal}};
+  const Layer layer = MakeLayer(*packer.backend, Floats(2 * 500 * 8, 1), Floats(2 * 500 * 8, 2),
+                                DType::kF32, 2, 500, 8);
+  SegmentFill fill;
+  fill.layer = layer.view;
+  fill.geometry = &geometry;
+  std::vector<uint32_t> rows;
+  for (uint32_t head = 0; head < 2; ++head) rows.push_back(fill.RowsOf(ranked->counts(), head));
+  KVTIER_ASSERT_OK_AND_ASSIGN(SegmentBuilder segment,
+                              SegmentBuilder::Create(geometry, CodecId::kRaw, rows));
+  KVTIER_EXPECT_OK(ranked->FillSegment(fill, segment));
+  {
+    // All but a little of what is left.
+    std::vector<Tensor> taken;
+    for (absl::StatusOr<Tensor> t = Tensor(); t.ok();) {
+      t = packer.backend->Allocate(DType::kF32, 1, 1'000);
+      if (t.ok()) taken.push_back(*std::move(t));
+    }
+    EXPECT_THAT(ranked->FillSegment(fill, segment), StatusIs(absl::StatusCode::kResourceExhausted));
+  }
+  KVTIER_EXPECT_OK(ranked->FillSegment(fill, segment));
+}
+
+// Threads of the emulator run in other orders each time.
+TEST(DevicePackerTest, ScoreMassRepeatsBitByBit) {
+  PackerOf packer(/*bytes_max=*/1 << 20);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RankedRows> first, packer.Rank());
+  for (int run = 0; run < 3; ++run) {
+    KVTIER_ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RankedRows> again, packer.Rank());
+    EXPECT_EQ(again->counts().score_mass, first->counts().score_mass);
+    EXPECT_EQ(again->counts().rows, first->counts().rows);
   }
 }
 
