@@ -1,6 +1,5 @@
 #include "services/metrics.h"
 
-#include <atomic>
 #include <cstdint>
 #include <initializer_list>
 #include <map>
@@ -11,6 +10,7 @@
 #include <prometheus/metric_family.h>
 
 #include "services/link/link_metrics.h"
+#include "services/metric_families.h"
 #include "services/page_metrics.h"
 #include "store/lease_table.h"
 #include "store/scrubber.h"
@@ -74,23 +74,6 @@ absl::string_view CodeName(absl::StatusCode code) {
   return kNames[number];
 }
 
-// For families that are read from counters of others at each scrape, so that nothing is counted
-// twice.
-MetricFamily& AddFamily(std::vector<MetricFamily>& out, const char* name, const char* help,
-                        MetricType type) {
-  MetricFamily& family = out.emplace_back();
-  family.name = name;
-  family.help = help;
-  family.type = type;
-  return family;
-}
-
-void AddCounterValue(std::vector<MetricFamily>& out, const char* name, const char* help,
-                     const std::atomic<uint64_t>& value) {
-  AddFamily(out, name, help, MetricType::Counter).metric.emplace_back().counter.value =
-      static_cast<double>(value.load(std::memory_order_relaxed));
-}
-
 class StoreCollectable final : public prometheus::Collectable {
  public:
   StoreCollectable(const TieredStore& store, const LeaseTable* leases)
@@ -98,14 +81,12 @@ class StoreCollectable final : public prometheus::Collectable {
 
   std::vector<MetricFamily> Collect() const override {
     const StoreCounters& counters = store_.counters();
-    std::vector<MetricFamily> out;
-    const auto counter = [&](const char* name, const char* help,
-                             const std::atomic<uint64_t>& value) {
-      AddCounterValue(out, name, help, value);
+    MetricFamilies out;
+    const auto counter = [&](const char* name, const char* help, uint64_t value) {
+      out.AddCounter(name, help, value);
     };
     const auto gauge = [&](const char* name, const char* help, uint64_t value) {
-      MetricFamily& family = AddFamily(out, name, help, MetricType::Gauge);
-      family.metric.emplace_back().gauge.value = static_cast<double>(value);
+      out.AddGauge(name, help, value);
     };
     counter("kvtier_store_requests_total", "Fetches that asked for an object", counters.requests);
     counter("kvtier_store_host_hits_total", "Fetches served wholly from host memory",
@@ -149,7 +130,7 @@ class StoreCollectable final : public prometheus::Collectable {
             "Uploads refused because their tenant had its share of open ones",
             counters.upload_share_refusals);
     counter("kvtier_store_watches_cut_total", "Watches ended because they fell behind",
-            std::atomic<uint64_t>(store_.watches_cut()));
+            store_.watches_cut());
     gauge("kvtier_store_watches", "Watches under way", store_.watch_count());
     gauge("kvtier_store_objects", "Sealed objects now", store_.object_count());
     const TierUsage host = store_.host_usage();
@@ -160,10 +141,9 @@ class StoreCollectable final : public prometheus::Collectable {
     gauge("kvtier_store_memory_files", "Memory files, those kept for the next band included",
           memory.files);
     counter("kvtier_store_memory_files_recycled_total", "Bands that took over a kept memory file",
-            std::atomic<uint64_t>(memory.files_recycled));
+            memory.files_recycled);
     counter("kvtier_store_memory_files_refused_total",
-            "Bands that got no memory file because there were too many",
-            std::atomic<uint64_t>(memory.files_refused));
+            "Bands that got no memory file because there were too many", memory.files_refused);
     const TierUsage disk = store_.disk_usage().value_or(TierUsage());
     gauge("kvtier_store_disk_bytes", "Segment bytes on disk; 0 without a disk", disk.bytes);
     gauge("kvtier_store_disk_budget_bytes", "Most that the disk may hold; 0: unbounded or none",
@@ -173,18 +153,17 @@ class StoreCollectable final : public prometheus::Collectable {
     gauge("kvtier_store_leases", "Leases held now", leases.leases);
     gauge("kvtier_store_leased_bytes", "Bytes that they hold in host memory", leases.bytes);
     counter("kvtier_store_leases_refused_total",
-            "Leases refused: too many, too many bytes, or no host memory",
-            std::atomic<uint64_t>(leases.refused));
-    return out;
+            "Leases refused: too many, too many bytes, or no host memory", leases.refused);
+    return out.Take();
   }
 
  private:
   // One label value for each tenant with a quota of its own, so: bounded.
-  void AddTenants(std::vector<MetricFamily>& out) const {
+  void AddTenants(MetricFamilies& out) const {
     const std::vector<std::pair<TenantId, TenantStat>> tenants = store_.StatOfConfiguredTenants();
     const auto gauges = [&](const char* name, const char* help,
                             uint64_t (*value)(const TenantStat&)) {
-      MetricFamily& family = AddFamily(out, name, help, MetricType::Gauge);
+      MetricFamily& family = out.Add(name, help, MetricType::Gauge);
       for (const auto& [tenant, stat] : tenants) {
         prometheus::ClientMetric& metric = family.metric.emplace_back();
         metric.label = {{"tenant", std::string(tenant.name())}};
@@ -210,19 +189,19 @@ class ScrubCollectable final : public prometheus::Collectable {
   explicit ScrubCollectable(const ScrubCounters& counters) : counters_(counters) {}
 
   std::vector<MetricFamily> Collect() const override {
-    std::vector<MetricFamily> out;
-    AddCounterValue(out, "kvtier_store_scrub_bytes_total", "Bytes that the scrub has read",
-                    counters_.bytes);
-    AddCounterValue(out, "kvtier_store_scrub_passes_total",
-                    "Passes of the scrub through the whole store", counters_.passes);
-    AddCounterValue(out, "kvtier_store_scrub_repaired_total",
-                    "Segments of which a damaged copy was repaired from an intact one",
-                    counters_.repaired);
-    AddCounterValue(out, "kvtier_store_scrub_lost_total",
-                    "Segments that the scrub found without an intact copy", counters_.lost);
-    AddCounterValue(out, "kvtier_store_scrub_errors_total",
-                    "Objects that the scrub could not read now", counters_.errors);
-    return out;
+    MetricFamilies out;
+    out.AddCounter("kvtier_store_scrub_bytes_total", "Bytes that the scrub has read",
+                   counters_.bytes);
+    out.AddCounter("kvtier_store_scrub_passes_total", "Passes of the scrub through the whole store",
+                   counters_.passes);
+    out.AddCounter("kvtier_store_scrub_repaired_total",
+                   "Segments of which a damaged copy was repaired from an intact one",
+                   counters_.repaired);
+    out.AddCounter("kvtier_store_scrub_lost_total",
+                   "Segments that the scrub found without an intact copy", counters_.lost);
+    out.AddCounter("kvtier_store_scrub_errors_total", "Objects that the scrub could not read now",
+                   counters_.errors);
+    return out.Take();
   }
 
  private:

@@ -96,7 +96,6 @@ class Metrics {
   void ExportScrub(const ScrubCounters& counters);
 
   prometheus::Registry& registry() { return *registry_; }
-  std::shared_ptr<prometheus::Registry> shared_registry() { return registry_; }
   // Everything that a scrape must collect; they may be dropped before the metrics.
   std::vector<std::shared_ptr<prometheus::Collectable>> collectables() const;
 

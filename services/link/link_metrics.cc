@@ -6,6 +6,8 @@
 #include <prometheus/client_metric.h>
 #include <prometheus/metric_family.h>
 
+#include "services/metric_families.h"
+
 namespace kvtier {
 namespace {
 
@@ -18,34 +20,20 @@ class LinkCollectable final : public prometheus::Collectable {
       : counters_(counters), tier_(tier) {}
 
   std::vector<MetricFamily> Collect() const override {
-    std::vector<MetricFamily> out;
-    const auto family = [&](const char* name, const char* help, MetricType type) -> MetricFamily& {
-      MetricFamily& added = out.emplace_back();
-      added.name = name;
-      added.help = help;
-      added.type = type;
-      return added;
-    };
-    const auto counter = [&](const char* name, const char* help, uint64_t value) {
-      family(name, help, MetricType::Counter).metric.emplace_back().counter.value =
-          static_cast<double>(value);
-    };
-    const auto gauge = [&](const char* name, const char* help, uint64_t value) {
-      family(name, help, MetricType::Gauge).metric.emplace_back().gauge.value =
-          static_cast<double>(value);
-    };
-    counter("kvtier_link_sent_total", "Transfers sent, each rank one", counters_.sent);
-    counter("kvtier_link_sent_bytes_total", "Payload bytes sent", counters_.sent_bytes);
-    counter("kvtier_link_send_misses_total", "Transfers asked of objects not in device memory",
-            counters_.send_misses);
-    counter("kvtier_link_send_failures_total", "Transfers begun and not sent",
-            counters_.send_failures);
-    counter("kvtier_link_received_total", "Fetches that the link brought whole",
-            counters_.received);
-    counter("kvtier_link_received_bytes_total", "Their payload bytes", counters_.received_bytes);
+    MetricFamilies out;
+    out.AddCounter("kvtier_link_sent_total", "Transfers sent, each rank one", counters_.sent);
+    out.AddCounter("kvtier_link_sent_bytes_total", "Payload bytes sent", counters_.sent_bytes);
+    out.AddCounter("kvtier_link_send_misses_total",
+                   "Transfers asked of objects not in device memory", counters_.send_misses);
+    out.AddCounter("kvtier_link_send_failures_total", "Transfers begun and not sent",
+                   counters_.send_failures);
+    out.AddCounter("kvtier_link_received_total", "Fetches that the link brought whole",
+                   counters_.received);
+    out.AddCounter("kvtier_link_received_bytes_total", "Their payload bytes",
+                   counters_.received_bytes);
     MetricFamily& fallbacks =
-        family("kvtier_link_fallbacks_total", "Fetches for which the store was asked, by reason",
-               MetricType::Counter);
+        out.Add("kvtier_link_fallbacks_total", "Fetches for which the store was asked, by reason",
+                MetricType::Counter);
     const auto add_fallbacks = [&](const char* reason, uint64_t value) {
       prometheus::ClientMetric& metric = fallbacks.metric.emplace_back();
       metric.label.push_back({"reason", reason});
@@ -53,21 +41,23 @@ class LinkCollectable final : public prometheus::Collectable {
     };
     add_fallbacks("miss", counters_.fallback_misses);
     add_fallbacks("failure", counters_.fallback_failures);
-    counter("kvtier_link_failures_total", "Fetches that ended without asking the store for bytes",
-            counters_.failures);
-    counter("kvtier_link_communicators_total", "Communicators made", counters_.communicators);
-    counter("kvtier_link_communicators_dropped_total", "Of them, thrown away",
-            counters_.communicators_dropped);
-    if (tier_ == nullptr) return out;
+    out.AddCounter("kvtier_link_failures_total",
+                   "Fetches that ended without asking the store for bytes", counters_.failures);
+    out.AddCounter("kvtier_link_communicators_total", "Communicators made",
+                   counters_.communicators);
+    out.AddCounter("kvtier_link_communicators_dropped_total", "Of them, thrown away",
+                   counters_.communicators_dropped);
+    if (tier_ == nullptr) return out.Take();
     const DeviceTierUsage tier = tier_->usage();
-    gauge("kvtier_device_tier_objects", "Objects in device memory", tier.objects);
-    gauge("kvtier_device_tier_bytes", "Bytes of objects in device memory", tier.bytes);
-    counter("kvtier_device_tier_inserted_total", "Objects put there", tier.inserted);
-    counter("kvtier_device_tier_shortened_total", "Of them, without their highest bands",
-            tier.shortened);
-    counter("kvtier_device_tier_evicted_total", "Objects that left for want of room", tier.evicted);
-    counter("kvtier_device_tier_refused_total", "Objects not put there", tier.refused);
-    return out;
+    out.AddGauge("kvtier_device_tier_objects", "Objects in device memory", tier.objects);
+    out.AddGauge("kvtier_device_tier_bytes", "Bytes of objects in device memory", tier.bytes);
+    out.AddCounter("kvtier_device_tier_inserted_total", "Objects put there", tier.inserted);
+    out.AddCounter("kvtier_device_tier_shortened_total", "Of them, without their highest bands",
+                   tier.shortened);
+    out.AddCounter("kvtier_device_tier_evicted_total", "Objects that left for want of room",
+                   tier.evicted);
+    out.AddCounter("kvtier_device_tier_refused_total", "Objects not put there", tier.refused);
+    return out.Take();
   }
 
  private:
