@@ -72,4 +72,20 @@ absl::StatusOr<FetchPlan> PlanFetch(std::shared_ptr<const Manifest> manifest,
   return PlanBands(std::move(manifest), *band_count, request);
 }
 
+absl::StatusOr<std::shared_ptr<const Manifest>> ReadAnnouncedManifest(ByteSpan encoded,
+                                                                      const FetchRequest& request,
+                                                                      absl::string_view where) {
+  const auto bad = [&](absl::string_view what) {
+    return absl::DataLossError(absl::StrCat(where, ": ", what));
+  };
+  absl::StatusOr<Manifest> manifest = DecodeManifest(encoded);
+  if (absl::IsFailedPrecondition(manifest.status())) return manifest.status();
+  if (!manifest.ok()) return bad(manifest.status().message());
+  if (manifest->key != request.key) return bad("another object");
+  if (request.upload_id.has_value() && manifest->upload_id != *request.upload_id) {
+    return bad("another upload");
+  }
+  return std::make_shared<const Manifest>(*std::move(manifest));
+}
+
 }  // namespace kvtier

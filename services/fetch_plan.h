@@ -7,6 +7,8 @@
 #include <memory>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "base/bytes.h"
 #include "kvcache/ids.h"
 #include "kvcache/manifest.h"
 #include "kvcache/transport.h"
@@ -36,6 +38,15 @@ absl::StatusOr<FetchPlan> PlanFetch(std::shared_ptr<const Manifest> manifest,
 // The plan for a number of bands that somebody else chose. OUT_OF_RANGE if it has not so many.
 absl::StatusOr<FetchPlan> PlanBands(std::shared_ptr<const Manifest> manifest, uint32_t band_count,
                                     const FetchRequest& request);
+
+// The manifest that the other end announced, encoded, in answer to `request`. `where` begins the
+// message of DATA_LOSS: "fetch stream".
+//   FAILED_PRECONDITION  an object of a version that this build does not read
+//   DATA_LOSS            not a manifest; that of another object, or of another upload than asked
+//   for
+absl::StatusOr<std::shared_ptr<const Manifest>> ReadAnnouncedManifest(ByteSpan encoded,
+                                                                      const FetchRequest& request,
+                                                                      absl::string_view where);
 
 }  // namespace kvtier
 

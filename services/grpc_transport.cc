@@ -21,10 +21,12 @@
 namespace kvtier {
 namespace {
 
+constexpr absl::string_view kStreamName = "fetch stream";
+
 // A stream that does not follow the protocol. To the caller it is what damaged bytes are: discard
 // the fetch, ask again.
 absl::Status BadStream(absl::string_view what) {
-  return absl::DataLossError(absl::StrCat("fetch stream: ", what));
+  return absl::DataLossError(absl::StrCat(kStreamName, ": ", what));
 }
 
 // One fetch: reads header and frames in step with the plan.
@@ -89,15 +91,9 @@ class FetchStream {
   }
 
   absl::Status TakeHeader() {
-    absl::StatusOr<Manifest> decoded = DecodeManifest(AsBytes(header_.manifest()));
-    // FAILED_PRECONDITION says that the object is of a version that this build does not read.
-    if (absl::IsFailedPrecondition(decoded.status())) return decoded.status();
-    if (!decoded.ok()) return BadStream(decoded.status().message());
-    if (decoded->key != request_.key) return BadStream("another object");
-    if (request_.upload_id.has_value() && decoded->upload_id != *request_.upload_id) {
-      return BadStream("another upload");
-    }
-    auto manifest = std::make_shared<const Manifest>(*std::move(decoded));
+    KVTIER_ASSIGN_OR_RETURN(
+        std::shared_ptr<const Manifest> manifest,
+        ReadAnnouncedManifest(AsBytes(header_.manifest()), request_, kStreamName));
     absl::StatusOr<FetchPlan> plan = PlanBands(manifest, header_.band_count(), request_);
     if (!plan.ok()) return BadStream(plan.status().message());
     plan_ = *std::move(plan);

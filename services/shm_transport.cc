@@ -25,9 +25,11 @@ namespace {
 
 constexpr uint32_t kVersion = 1;
 
+constexpr absl::string_view kName = "shared memory";
+
 // A store that does not follow the protocol. To the caller it is what damaged bytes are.
 absl::Status BadStore(absl::string_view what) {
-  return absl::DataLossError(absl::StrCat("shared memory: ", what));
+  return absl::DataLossError(absl::StrCat(kName, ": ", what));
 }
 
 // The bands of one lease, mapped, and the connection that is the lease. Shared by the segments.
@@ -137,17 +139,10 @@ class ShmTransport final : public Transport {
 
   static absl::StatusOr<FetchPlan> PlanOf(const v1::ShmGranted& granted,
                                           const FetchRequest& request) {
-    absl::StatusOr<Manifest> decoded = DecodeManifest(AsBytes(granted.manifest()));
-    // FAILED_PRECONDITION says that the object is of a version that this build does not read.
-    if (absl::IsFailedPrecondition(decoded.status())) return decoded.status();
-    if (!decoded.ok()) return BadStore(decoded.status().message());
-    if (decoded->key != request.key) return BadStore("another object");
-    if (request.upload_id.has_value() && decoded->upload_id != *request.upload_id) {
-      return BadStore("another upload");
-    }
+    KVTIER_ASSIGN_OR_RETURN(std::shared_ptr<const Manifest> manifest,
+                            ReadAnnouncedManifest(AsBytes(granted.manifest()), request, kName));
     absl::StatusOr<FetchPlan> plan =
-        PlanBands(std::make_shared<const Manifest>(*std::move(decoded)),
-                  granted.lease().band_count(), request);
+        PlanBands(std::move(manifest), granted.lease().band_count(), request);
     // Ranges are the caller's affair, the number of bands the store's.
     if (!plan.ok() && granted.lease().band_count() == 0) return BadStore("no bands");
     return plan;

@@ -28,8 +28,10 @@ namespace {
 
 using TransferStream = grpc::ClientReaderWriter<v1::TransferRequest, v1::TransferResponse>;
 
+constexpr absl::string_view kStreamName = "link stream";
+
 absl::Status BadStream(absl::string_view what) {
-  return absl::DataLossError(absl::StrCat("link stream: ", what));
+  return absl::DataLossError(absl::StrCat(kStreamName, ": ", what));
 }
 
 // What all fetches of a transport share.
@@ -142,18 +144,13 @@ class LinkFetch {
     KVTIER_ASSIGN_OR_RETURN(const v1::TransferResponse response, Read());
     if (!response.has_header()) return BadStream("no header");
     const v1::LinkHeader& header = response.header();
-    absl::StatusOr<Manifest> decoded = DecodeManifest(AsBytes(header.manifest()));
-    if (absl::IsFailedPrecondition(decoded.status())) return decoded.status();
-    if (!decoded.ok()) return BadStream(decoded.status().message());
-    if (decoded->key != request_.key) return BadStream("another object");
-    if (request_.upload_id.has_value() && decoded->upload_id != *request_.upload_id) {
-      return BadStream("another upload");
-    }
+    KVTIER_ASSIGN_OR_RETURN(
+        std::shared_ptr<const Manifest> manifest,
+        ReadAnnouncedManifest(AsBytes(header.manifest()), request_, kStreamName));
     if (header.mode() != v1::LINK_MODE_SEND && header.mode() != v1::LINK_MODE_BROADCAST) {
       return BadStream("an unknown mode");
     }
     mode_ = header.mode() == v1::LINK_MODE_BROADCAST ? LinkMode::kBroadcast : LinkMode::kSend;
-    auto manifest = std::make_shared<const Manifest>(*std::move(decoded));
     absl::StatusOr<FetchPlan> plan = PlanBands(manifest, header.band_count(), request_);
     if (!plan.ok()) return BadStream(plan.status().message());
     if (plan->payload_bytes() != header.payload_bytes()) {

@@ -1,5 +1,7 @@
 #include "services/fetch_plan.h"
 
+#include "absl/strings/str_cat.h"
+#include "base/bytes.h"
 #include "base/status_matchers.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -10,6 +12,9 @@ namespace {
 
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Pointee;
+using ::testing::StartsWith;
+using ::testing::StrEq;
 
 class FetchPlanTest : public testing::Test {
  protected:
@@ -88,6 +93,26 @@ TEST_F(FetchPlanTest, RangesAreHeldAgainstTheObject) {
 TEST_F(FetchPlanTest, ANumberOfBandsThatThereIsNot) {
   EXPECT_THAT(PlanBands(manifest_, 0, request_), StatusIs(absl::StatusCode::kOutOfRange));
   EXPECT_THAT(PlanBands(manifest_, 7, request_), StatusIs(absl::StatusCode::kOutOfRange));
+}
+
+TEST_F(FetchPlanTest, BelievesNoManifestButThatOfWhatWasAskedFor) {
+  const auto read = [&](absl::string_view encoded) {
+    return ReadAnnouncedManifest(AsBytes(encoded), request_, "test stream");
+  };
+  const auto is_refused = [](const char* why) {
+    return StatusIs(absl::StatusCode::kDataLoss, StrEq(absl::StrCat("test stream: ", why)));
+  };
+  const std::string encoded = EncodeManifest(*manifest_);
+  request_.key = manifest_->key;
+  EXPECT_THAT(read(encoded), IsOkAndHolds(Pointee(*manifest_)));
+  request_.upload_id = manifest_->upload_id;
+  EXPECT_THAT(read(encoded), IsOkAndHolds(Pointee(*manifest_)));
+  request_.upload_id = MakeTestObject({.seed = 2}).manifest->upload_id;
+  EXPECT_THAT(read(encoded), is_refused("another upload"));
+  request_.key = MakeTestObject({.seed = 2}).manifest->key;
+  EXPECT_THAT(read(encoded), is_refused("another object"));
+  EXPECT_THAT(read(encoded.substr(1)),
+              StatusIs(absl::StatusCode::kDataLoss, StartsWith("test stream: ")));
 }
 
 }  // namespace
