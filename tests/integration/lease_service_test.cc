@@ -6,8 +6,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
-#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -16,7 +14,6 @@
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "base/mutex.h"
 #include "base/status_matchers.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -28,6 +25,7 @@
 #include "services/status_grpc.h"
 #include "services/store_service.h"
 #include "store/lease_table.h"
+#include "tests/testing/eventually.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/test_object.h"
 
@@ -138,6 +136,14 @@ class LeaseServiceTest : public testing::Test {
     request.mutable_acquire()->mutable_extent()->set_ratio(ratio);
     return request;
   }
+  // What the store answers to one message.
+  using Stream = grpc::ClientReaderWriterInterface<v1::LeaseRequest, v1::LeaseResponse>;
+  static v1::LeaseResponse Exchange(Stream& stream, const v1::LeaseRequest& request) {
+    v1::LeaseResponse response;
+    EXPECT_TRUE(stream.Write(request));
+    EXPECT_TRUE(stream.Read(&response));
+    return response;
+  }
   // Bytes that a Fetch under `lease` brings.
   absl::StatusOr<uint64_t> FetchUnder(const v1::LeaseName& lease,
                                       const std::string& tenant = "default") {
@@ -160,18 +166,8 @@ class LeaseServiceTest : public testing::Test {
     if (!status.ok()) return FromGrpcStatus(status);
     return bytes;
   }
-  static bool Eventually(const std::function<bool()>& condition, absl::Duration limit) {
-    Mutex mutex;
-    CondVar never;
-    MutexLock lock(&mutex);
-    for (const absl::Time end = absl::Now() + limit; absl::Now() < end;) {
-      if (condition()) return true;
-      never.WaitWithTimeout(&mutex, absl::Milliseconds(2));  // Woken by nobody: looks again.
-    }
-    return false;
-  }
   bool NoLeaseIsLeft() {
-    return Eventually([&] { return leases_->usage().leases == 0; }, absl::Seconds(50));
+    return Eventually([&] { return leases_->usage().leases == 0; });
   }
 
   const CompressedObject object_ = MakeTestObject({.seed = 1});
@@ -187,9 +183,7 @@ class LeaseServiceTest : public testing::Test {
 TEST_F(LeaseServiceTest, WhatIsHeldCanBeFetchedUnderItsNameUntilItIsReleased) {
   grpc::ClientContext context;
   const auto stream = stub_->Lease(&context);
-  v1::LeaseResponse response;
-  ASSERT_TRUE(stream->Write(AcquireOf(object_, 0.3)));
-  ASSERT_TRUE(stream->Read(&response));
+  v1::LeaseResponse response = Exchange(*stream, AcquireOf(object_, 0.3));
   ASSERT_TRUE(response.has_granted());
   EXPECT_EQ(response.granted().band_count(), 3u);
   EXPECT_EQ(response.granted().ratio_millionths(), 300'000u);
@@ -206,8 +200,7 @@ TEST_F(LeaseServiceTest, WhatIsHeldCanBeFetchedUnderItsNameUntilItIsReleased) {
 
   v1::LeaseRequest release;
   *release.mutable_release() = name;
-  ASSERT_TRUE(stream->Write(release));
-  ASSERT_TRUE(stream->Read(&response));
+  response = Exchange(*stream, release);
   EXPECT_EQ(response.released().id(), name.id());
   EXPECT_THAT(FetchUnder(name), StatusIs(absl::StatusCode::kAborted));
   EXPECT_EQ(leases_->usage().bytes, 0u);
@@ -219,9 +212,7 @@ TEST_F(LeaseServiceTest, TheEndOfTheStreamEndsItsLeases) {
   {
     grpc::ClientContext context;
     const auto stream = stub_->Lease(&context);
-    v1::LeaseResponse response;
-    ASSERT_TRUE(stream->Write(AcquireOf(object_)));
-    ASSERT_TRUE(stream->Read(&response));
+    EXPECT_TRUE(Exchange(*stream, AcquireOf(object_)).has_granted());
     EXPECT_EQ(leases_->usage().leases, 1u);
     context.TryCancel();  // As when the client's process dies.
     EXPECT_FALSE(stream->Finish().ok());
@@ -234,17 +225,13 @@ TEST_F(LeaseServiceTest, ARefusalIsAMessageAndTheStreamGoesOn) {
   KVTIER_ASSERT_OK(store_->Put(TenantId(), other, Durability::kHost));
   grpc::ClientContext context;
   const auto stream = stub_->Lease(&context);
-  v1::LeaseResponse response;
-  ASSERT_TRUE(stream->Write(AcquireOf(object_)));
-  ASSERT_TRUE(stream->Read(&response));
+  v1::LeaseResponse response = Exchange(*stream, AcquireOf(object_));
   ASSERT_TRUE(response.has_granted());
-  ASSERT_TRUE(stream->Write(AcquireOf(other)));
-  ASSERT_TRUE(stream->Read(&response));
+  response = Exchange(*stream, AcquireOf(other));
   const absl::Status refused = StatusFromRpcStatusBytes(response.refused());
   EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("lease_bytes")));
   EXPECT_GT(RetryAfter(refused), absl::ZeroDuration());
-  ASSERT_TRUE(stream->Write(AcquireOf(MakeTestObject({.seed = 3}))));
-  ASSERT_TRUE(stream->Read(&response));
+  response = Exchange(*stream, AcquireOf(MakeTestObject({.seed = 3})));
   EXPECT_THAT(StatusFromRpcStatusBytes(response.refused()), StatusIs(absl::StatusCode::kNotFound));
   EXPECT_EQ(leases_->usage().leases, 1u);
   ASSERT_TRUE(stream->Write(v1::LeaseRequest()));
@@ -256,17 +243,14 @@ TEST_F(LeaseServiceTest, ARefusalIsAMessageAndTheStreamGoesOn) {
 TEST_F(LeaseServiceTest, AnotherTenantsLeaseIsNoneToOthers) {
   grpc::ClientContext context;
   const auto stream = stub_->Lease(&context);
-  v1::LeaseResponse response;
-  ASSERT_TRUE(stream->Write(AcquireOf(object_)));
-  ASSERT_TRUE(stream->Read(&response));
+  v1::LeaseResponse response = Exchange(*stream, AcquireOf(object_));
   const v1::LeaseName name = response.granted().lease();
   EXPECT_THAT(FetchUnder(name, "somebody-else"), StatusIs(absl::StatusCode::kAborted));
 
   grpc::ClientContext others_context;
   others_context.AddMetadata("kvtier-tenant", "somebody-else");
   const auto others = stub_->Lease(&others_context);
-  ASSERT_TRUE(others->Write(AcquireOf(object_)));
-  ASSERT_TRUE(others->Read(&response));
+  response = Exchange(*others, AcquireOf(object_));
   EXPECT_THAT(StatusFromRpcStatusBytes(response.refused()), StatusIs(absl::StatusCode::kNotFound));
   v1::LeaseRequest release;
   *release.mutable_release() = name;
@@ -283,9 +267,7 @@ TEST_F(LeaseServiceTest, StreamsThatSayNothingTakeNoPlaceOfOtherCallsOrTenants) 
   Serve({.drain_timeout = absl::Seconds(1)});
   grpc::ClientContext context;
   const auto stream = stub_->Lease(&context);
-  v1::LeaseResponse response;
-  ASSERT_TRUE(stream->Write(AcquireOf(object_)));
-  ASSERT_TRUE(stream->Read(&response));
+  v1::LeaseResponse response = Exchange(*stream, AcquireOf(object_));
   ASSERT_TRUE(response.has_granted());
   EXPECT_THAT(FetchUnder(response.granted().lease()),
               IsOkAndHolds(object_.manifest->total_bytes()));
@@ -301,8 +283,7 @@ TEST_F(LeaseServiceTest, StreamsThatSayNothingTakeNoPlaceOfOtherCallsOrTenants) 
   grpc::ClientContext others_context;
   others_context.AddMetadata("kvtier-tenant", "somebody-else");
   const auto others = stub_->Lease(&others_context);
-  ASSERT_TRUE(others->Write(AcquireOf(object_)));
-  ASSERT_TRUE(others->Read(&response));
+  response = Exchange(*others, AcquireOf(object_));
   EXPECT_THAT(StatusFromRpcStatusBytes(response.refused()), StatusIs(absl::StatusCode::kNotFound));
   context.TryCancel();
   stream->Finish();
@@ -327,9 +308,7 @@ TEST_F(LeaseServiceTest, LeasesThatPinTheBudgetMakeNewWorkBackOff) {
   KVTIER_ASSERT_OK(put(object_));
   grpc::ClientContext context;
   const auto stream = stub_->Lease(&context);
-  v1::LeaseResponse response;
-  ASSERT_TRUE(stream->Write(AcquireOf(object_)));
-  ASSERT_TRUE(stream->Read(&response));
+  v1::LeaseResponse response = Exchange(*stream, AcquireOf(object_));
   ASSERT_TRUE(response.has_granted());
 
   const CompressedObject other = MakeTestObject({.seed = 2});
@@ -349,9 +328,7 @@ TEST_F(LeaseServiceTest, ADrainEndsLeasesInsteadOfWaitingForThem) {
   Serve({.drain_timeout = absl::Hours(1)});  // Far beyond this test's time.
   grpc::ClientContext context;
   const auto stream = stub_->Lease(&context);
-  v1::LeaseResponse response;
-  ASSERT_TRUE(stream->Write(AcquireOf(object_)));
-  ASSERT_TRUE(stream->Read(&response));
+  v1::LeaseResponse response = Exchange(*stream, AcquireOf(object_));
   KVTIER_ASSERT_OK_AND_ASSIGN(
       const std::shared_ptr<const HeldObject> reading,
       leases_->Find(TenantId(), {response.granted().lease().id(), store_->incarnation()}));
@@ -376,13 +353,11 @@ TEST_F(LeaseServiceTest, AClientWhoseHostVanishedIsLetGoOfAfterKeepalive) {
   const auto stub = StubOf(wire.port());
   grpc::ClientContext context;
   const auto stream = stub->Lease(&context);
-  v1::LeaseResponse response;
-  ASSERT_TRUE(stream->Write(AcquireOf(object_)));
-  ASSERT_TRUE(stream->Read(&response));
+  EXPECT_TRUE(Exchange(*stream, AcquireOf(object_)).has_granted());
   // A live client that says nothing keeps its lease, however often it is asked for a sign of life:
   // all that it sends now is the answers.
   const int sent = wire.sent_by_client();
-  EXPECT_TRUE(Eventually([&] { return wire.sent_by_client() >= sent + 5; }, absl::Seconds(50)));
+  EXPECT_TRUE(Eventually([&] { return wire.sent_by_client() >= sent + 5; }));
   EXPECT_EQ(leases_->usage().leases, 1u);
   wire.Cut();
   EXPECT_TRUE(NoLeaseIsLeft());

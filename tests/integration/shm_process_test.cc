@@ -7,9 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstdlib>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,7 +18,6 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
-#include "base/mutex.h"
 #include "base/status_matchers.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -29,6 +26,8 @@
 #include "services/shm_socket.h"
 #include "services/shm_transport.h"
 #include "tests/testing/child_process.h"
+#include "tests/testing/eventually.h"
+#include "tests/testing/segment_sinks.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/testing/test_object.h"
 
@@ -54,33 +53,6 @@ CompressedObject ObjectOf(uint64_t seed) {
   return MakeTestObject(
       {.layers = 4, .kv_heads = 4, .head_dim = 64, .context_tokens = 1000, .seed = seed});
 }
-
-class KeepingSink final : public SegmentSink {
- public:
-  absl::Status OnManifest(std::shared_ptr<const Manifest>, uint32_t) override {
-    return absl::OkStatus();
-  }
-  absl::Status OnSegment(BandIndex band, LayerIndex layer, SegmentRef bytes) override {
-    segments_.push_back({band, layer, std::move(bytes)});
-    return absl::OkStatus();
-  }
-  // Whether this is all of `object`, byte for byte.
-  bool Equals(const CompressedObject& object) const {
-    return segments_.size() == object.segments.size() &&
-           std::ranges::all_of(segments_, [&](const Segment& segment) {
-             return std::ranges::equal(segment.bytes.bytes(),
-                                       object.segment(segment.band, segment.layer).bytes());
-           });
-  }
-
- private:
-  struct Segment {
-    BandIndex band;
-    LayerIndex layer;
-    SegmentRef bytes;
-  };
-  std::vector<Segment> segments_;
-};
 
 // A process that has mapped an object, and nothing else to do than to compare it when asked. It is
 // stopped (SIGSTOP) from the beginning. Forked: it touches only what was there before.
@@ -159,16 +131,6 @@ class ShmProcessTest : public testing::Test {
     EXPECT_THAT(stats, IsOk());
     return stats.ok() ? stats->leases().leases() : 0;
   }
-  bool LeasesBecome(uint64_t leases) {
-    Mutex mutex;
-    CondVar never;
-    MutexLock lock(&mutex);
-    for (const absl::Time end = Soon(); absl::Now() < end;) {
-      if (Leases() == leases) return true;
-      never.WaitWithTimeout(&mutex, absl::Milliseconds(5));  // Woken by nobody: looks again.
-    }
-    return false;
-  }
 
   const TempDir dir_;
   const std::string socket_ = dir_.File("shm");
@@ -210,7 +172,7 @@ TEST_F(ShmProcessTest, AStoppedReaderLosesNoByteUnderPressureAndADeadOneHoldsNot
   EXPECT_EQ(Leases(), 1u);
 
   reader.Kill();
-  EXPECT_TRUE(LeasesBecome(0));
+  EXPECT_TRUE(Eventually([&] { return Leases() == 0; }));
   RecordProperty("puts", static_cast<int>(seed));
 }
 

@@ -26,6 +26,7 @@
 #include "services/client.h"
 #include "tests/testing/child_process.h"
 #include "tests/testing/random.h"
+#include "tests/testing/segment_sinks.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/testing/test_object.h"
 
@@ -49,24 +50,6 @@ CompressedObject ObjectOf(uint64_t seed) {
                          .context_tokens = 50 + static_cast<uint32_t>(seed * 7919 % 900),
                          .seed = seed});
 }
-
-class ComparingSink final : public SegmentSink {
- public:
-  explicit ComparingSink(const CompressedObject& object) : object_(object) {}
-  absl::Status OnManifest(std::shared_ptr<const Manifest> manifest, uint32_t band_count) override {
-    if (*manifest != *object_.manifest) return absl::InternalError("another manifest");
-    if (band_count != manifest->bands.size()) return absl::InternalError("bands are missing");
-    return absl::OkStatus();
-  }
-  absl::Status OnSegment(BandIndex band, LayerIndex layer, SegmentRef bytes) override {
-    return std::ranges::equal(bytes.bytes(), object_.segment(band, layer).bytes())
-               ? absl::OkStatus()
-               : absl::InternalError("other bytes");
-  }
-
- private:
-  const CompressedObject& object_;
-};
 
 // What the answers so far say of an object.
 enum class Fate { kPresent, kAbsent, kEither };

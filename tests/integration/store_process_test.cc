@@ -2,7 +2,7 @@
 // load: store_kill_test.cc.
 #include <signal.h>
 
-#include <algorithm>
+#include <functional>
 #include <map>
 #include <memory>
 #include <ostream>
@@ -22,6 +22,7 @@
 #include "services/client.h"
 #include "services/status_grpc.h"
 #include "tests/testing/child_process.h"
+#include "tests/testing/segment_sinks.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/testing/test_object.h"
 
@@ -31,25 +32,6 @@ namespace {
 using ::testing::HasSubstr;
 
 absl::Time Soon() { return absl::Now() + absl::Seconds(60); }
-
-// Takes what a fetch brings and compares it with an object.
-class ComparingSink final : public SegmentSink {
- public:
-  explicit ComparingSink(const CompressedObject& object) : object_(object) {}
-  absl::Status OnManifest(std::shared_ptr<const Manifest> manifest, uint32_t band_count) override {
-    if (*manifest != *object_.manifest) return absl::InternalError("another manifest");
-    if (band_count != manifest->bands.size()) return absl::InternalError("bands are missing");
-    return absl::OkStatus();
-  }
-  absl::Status OnSegment(BandIndex band, LayerIndex layer, SegmentRef bytes) override {
-    return std::ranges::equal(bytes.bytes(), object_.segment(band, layer).bytes())
-               ? absl::OkStatus()
-               : absl::InternalError("other bytes");
-  }
-
- private:
-  const CompressedObject& object_;
-};
 
 class StoreProcessTest : public testing::Test {
  protected:

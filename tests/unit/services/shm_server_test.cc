@@ -12,9 +12,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <cstring>
-#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -23,7 +20,6 @@
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "base/mutex.h"
 #include "base/status_matchers.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -32,6 +28,8 @@
 #include "services/shm_socket.h"
 #include "services/shm_transport.h"
 #include "services/status_grpc.h"
+#include "tests/testing/eventually.h"
+#include "tests/testing/segment_sinks.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/testing/test_object.h"
@@ -42,46 +40,6 @@ namespace {
 using testing::HasSubstr;
 
 absl::Time Soon() { return absl::Now() + absl::Seconds(50); }
-
-// Waits for what another thread or process does; generously, for a slow machine.
-bool Eventually(const std::function<bool()>& condition) {
-  Mutex mutex;
-  CondVar never;
-  MutexLock lock(&mutex);
-  for (const absl::Time end = Soon(); absl::Now() < end;) {
-    if (condition()) return true;
-    never.WaitWithTimeout(&mutex, absl::Milliseconds(2));  // Woken by nobody: looks again.
-  }
-  return false;
-}
-
-// Keeps what it gets.
-class KeepingSink final : public SegmentSink {
- public:
-  absl::Status OnManifest(std::shared_ptr<const Manifest>, uint32_t) override {
-    return absl::OkStatus();
-  }
-  absl::Status OnSegment(BandIndex band, LayerIndex layer, SegmentRef bytes) override {
-    segments.push_back({band, layer, std::move(bytes)});
-    return absl::OkStatus();
-  }
-  struct Segment {
-    BandIndex band;
-    LayerIndex layer;
-    SegmentRef bytes;
-  };
-  std::vector<Segment> segments;
-
-  bool Equals(const CompressedObject& object) const {
-    return std::ranges::all_of(segments, [&](const Segment& segment) {
-      const std::span<const std::byte> expected =
-          object.segment(segment.band, segment.layer).bytes();
-      return segment.bytes.bytes().size() == expected.size() &&
-             (expected.empty() ||
-              std::memcmp(segment.bytes.bytes().data(), expected.data(), expected.size()) == 0);
-    });
-  }
-};
 
 class ShmServerTest : public testing::Test {
  protected:
