@@ -335,5 +335,37 @@ TEST_F(LinkPeerTest, TheCallersDeadlineIsNotTheLinks) {
   EXPECT_EQ(worker_.counters.failures, 1u);
 }
 
+// The sender has room for one group: an idle one gives way, one with a transfer under way does not.
+TEST(LinkGroupLimitTest, AnIdleGroupGivesWayAndABusyOneDoesNot) {
+  SimulatedClock clock;
+  FakeLinks links(clock);
+  const CompressedObject object = MakeTestObject({.layers = 3, .kv_heads = 4});
+  LinkSenderWorld sender(links, clock, {}, {.groups_max = 1});
+  KVTIER_CHECK_OK(sender.tier.Insert(TenantId(), object));
+  LinkWorkerWorld single(links, clock, sender.Connect(), object, {.group = "single"});
+  LinkWorkerWorld half(links, clock, sender.Connect(), object, {.group = "pair", .ranks = 2});
+  const auto fetch = [&object](LinkWorkerWorld& worker) {
+    CheckingSink sink(object, {0, 4});
+    KVTIER_EXPECT_OK(worker.transport->Fetch(WholeObject(object), absl::InfiniteFuture(), sink));
+    sink.ExpectWhole();
+  };
+  fetch(single);
+  EXPECT_EQ(single.counters.received, 1u);
+
+  std::thread waiting([&] { fetch(half); });  // In the place of the idle group.
+  clock.AwaitWaiters(1);                      // The sender waits for the other rank.
+  fetch(single);
+  EXPECT_EQ(single.counters.received, 1u);
+  EXPECT_EQ(single.counters.fallback_failures, 1u) << "refused; the store has it";
+  clock.AdvanceTime(absl::Minutes(3));
+  waiting.join();
+  EXPECT_EQ(half.counters.fallback_failures, 1u);
+
+  fetch(single);
+  EXPECT_EQ(single.counters.received, 2u);
+  EXPECT_EQ(links.groups_made(), 2) << "the group that gave way took its communicator along";
+  EXPECT_EQ(links.uses_after_failure(), 0);
+}
+
 }  // namespace
 }  // namespace kvtier

@@ -110,10 +110,11 @@ class CheckingSink final : public SegmentSink {
 // A compressor's end: objects in a tier of a fake GPU, served on a port.
 class LinkSenderWorld {
  public:
-  LinkSenderWorld(FakeLinks& links, Clock& clock, LinkService::Options options = {})
+  LinkSenderWorld(FakeLinks& links, Clock& clock, LinkService::Options options = {},
+                  const LinkSender::Options& sender_options = {})
       : communicators(links),
         tier({.bytes_max = uint64_t{256} << 20}, device),
-        sender({}, tier, communicators, counters, clock),
+        sender(sender_options, tier, communicators, counters, clock),
         service(options, sender, metrics, clock) {
     ServerOptions server_options;
     server_options.metrics_listen = "";
