@@ -1,0 +1,15 @@
+# Sources of the suites that backends pass, for the tests that make one: compiled into each, because
+# a library's tests would be left out by the linker.
+set(folder "${PROJECT_SOURCE_DIR}/tests/conformance")
+# Every backend.
+set(KVTIER_BACKEND_CONFORMANCE
+  ${folder}/backend_conformance.cc
+  ${folder}/backend_conformance_attention.cc
+  ${folder}/backend_conformance_dense.cc
+  ${folder}/backend_conformance_pack.cc
+  ${folder}/backend_conformance_rows.cc
+  ${folder}/backend_conformance_score.cc
+  ${folder}/backend_tensors.cc
+  ${folder}/backend_threads.cc)
+# Those that compute on a device, in bf16 too.
+set(KVTIER_DEVICE_CONFORMANCE ${KVTIER_BACKEND_CONFORMANCE} ${folder}/bf16_conformance.cc)
