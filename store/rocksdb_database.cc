@@ -182,8 +182,19 @@ absl::Status RocksDbDatabase::CheckMode() const {
              : absl::FailedPreconditionError(absl::StrCat(folder_, " was opened read-only"));
 }
 
+bool RocksDbDatabase::HasBackgroundError() {
+  const RocksDbHandle::Access access(&handle_);
+  uint64_t errors = 0;  // Since it was opened.
+  return access.writable().ok() &&
+         access->db->GetIntProperty(rocksdb::DB::Properties::kBackgroundErrors, &errors) &&
+         errors > 0;
+}
+
 absl::Status RocksDbDatabase::EnsureWritableLocked() {
   KVTIER_RETURN_IF_ERROR(CheckMode());
+  if (HasBackgroundError()) {
+    handle_.MarkFailed(absl::UnavailableError("a flush or a merge of records failed"));
+  }
   KVTIER_RETURN_IF_ERROR(handle_.EnsureWritable());
   if (undo_.empty()) return absl::OkStatus();
   const absl::Status undone = WriteBatch(undo_);
@@ -219,7 +230,7 @@ absl::Status RocksDbDatabase::WriteBatch(std::span<const RecordChange> changes) 
     options.sync = true;
     if (status.ok()) status = access->db->Write(options, &batch);
     // Its background threads fall behind on a busy machine. They are waited for here, where writers
-    // take turns; what a flush runs into, the next write is told.
+    // take turns; what a flush runs into, the next write clears up.
     uint64_t unflushed_bytes = 0;
     if (status.ok() &&
         access->db->GetAggregatedIntProperty(rocksdb::DB::Properties::kCurSizeAllMemTables,

@@ -132,6 +132,9 @@ class RocksDbDatabase {
   // Of all families together, before they are flushed.
   uint64_t UnflushedBytesMax() const;
   absl::StatusOr<std::unique_ptr<OpenRocksDb>> OpenFolder(bool read_only) const;
+  // RocksDB's own work has failed, and it refuses every write with that error, which may be long
+  // gone: a disk that was full.
+  bool HasBackgroundError();
   absl::Status EnsureWritableLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_);
   absl::Status WriteBatch(std::span<const RecordChange> changes);
   // What undoes them: the present values.
