@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/log.h"
 #include "base/status_macros.h"
 #include "compressor/rule_ranking.h"
 #include "kvcache/half_rounding.h"
@@ -57,8 +58,10 @@ HostRankedRows::HostRankedRows(Backend& backend, const ScoreTable& scores,
              .score_mass = assignment_->score_mass,
              .rows = {}};
   counts_.rows.resize(uint64_t{scores.layers} * scores.kv_heads * bands);
-  for (uint64_t i = 0; i < assignment_->band.size(); ++i) {
-    ++counts_.rows[i / scores.tokens * bands + assignment_->band[i]];
+  const uint8_t* band = assignment_->band.data();
+  for (uint64_t row = 0; row < uint64_t{scores.layers} * scores.kv_heads; ++row) {
+    uint32_t* const rows = counts_.rows.data() + row * bands;
+    for (uint64_t t = 0; t < scores.tokens; ++t) ++rows[*band++];
   }
 }
 
@@ -95,12 +98,23 @@ absl::Status HostRankedRows::FillSegment(const SegmentFill& fill, SegmentBuilder
 }
 
 absl::StatusOr<std::unique_ptr<RankedRows>> RankRows(Backend& backend, const RankRequest& request) {
-  if (Packer* packer = backend.packer(); packer != nullptr) return packer->Rank(request);
+  if (Packer* packer = backend.packer(); packer != nullptr) {
+    absl::StatusOr<std::unique_ptr<RankedRows>> ranked = packer->Rank(request);
+    if (!absl::IsResourceExhausted(ranked.status())) return ranked;
+    // Slower, but a context whose cache has been filled and scored is not thrown away.
+    KVTIER_LOG_EVERY_N_SEC(WARNING, 60)
+        << "ranking " << request.scores->pairs() << " pairs on the host: " << ranked.status();
+  }
   KVTIER_ASSIGN_OR_RETURN(
       BandAssignment assignment,
       AssignBandsByRule(*request.scores, *request.edges, request.rule, request.system_prompt));
   return std::make_unique<HostRankedRows>(
       backend, *request.scores, std::make_shared<const BandAssignment>(std::move(assignment)));
+}
+
+PairBytes PairBytesOf(Backend& backend) {
+  if (const Packer* packer = backend.packer(); packer != nullptr) return packer->pair_bytes();
+  return {.ranking = sizeof(uint8_t), .ranked = sizeof(uint8_t)};  // The band.
 }
 
 }  // namespace kvtier

@@ -74,6 +74,12 @@ class RankedRows {
   virtual absl::Status FillSegment(const SegmentFill& fill, SegmentBuilder& segment) = 0;
 };
 
+// Memory beside the table of scores, on the host or the device, of every pair.
+struct PairBytes {
+  uint64_t ranking = 0;  // At the peak of ranking.
+  uint64_t ranked = 0;   // From then on, by the RankedRows.
+};
+
 // A backend's own way. Thread-safe. The backend outlives it and every RankedRows.
 class Packer {
  public:
@@ -81,10 +87,15 @@ class Packer {
   // INVALID_ARGUMENT as AssignBandsByRule. RESOURCE_EXHAUSTED, INTERNAL: of the device.
   // REQUIRES: the scores and edges stay as they are while the result is used.
   virtual absl::StatusOr<std::unique_ptr<RankedRows>> Rank(const RankRequest& request) = 0;
+  virtual PairBytes pair_bytes() const = 0;
 };
 
-// By the backend's packer; on the host where it has none. As Packer::Rank.
+// By the backend's packer; on the host where it has none, and, with a warning in the log, where it
+// says RESOURCE_EXHAUSTED. Errors as Packer::Rank.
 absl::StatusOr<std::unique_ptr<RankedRows>> RankRows(Backend& backend, const RankRequest& request);
+
+// Of RankRows, for estimates.
+PairBytes PairBytesOf(Backend& backend);
 
 }  // namespace kvtier
 

@@ -146,10 +146,11 @@ uint64_t Pipeline::EstimateBytes(const CompressInput& input) const {
       ScratchRows(*model_, options_, recipe, system_tokens, context_tokens));
   const uint64_t scoring =
       EstimateScoringBytes(recipe, *model_, geometry, system_tokens, context_tokens);
-  // Ranking adds a byte to the four of each score.
-  const uint64_t ranking =
-      geometry.scored_pairs(RankedTokens(recipe.selection(), system_tokens, context_tokens)) *
-      (sizeof(float) + 1);
+  const uint64_t pairs =
+      geometry.scored_pairs(RankedTokens(recipe.selection(), system_tokens, context_tokens));
+  const PairBytes pair_bytes = PairBytesOf(model_->backend());
+  const uint64_t ranking = pairs * (sizeof(float) + pair_bytes.ranking);
+  const uint64_t ranked = pairs * (sizeof(float) + pair_bytes.ranked);
   const uint64_t packed =
       EstimatePackedBytes(geometry, system_tokens, context_tokens, options_.edges, recipe.row_codec,
                           model_->config().window);
@@ -157,7 +158,7 @@ uint64_t Pipeline::EstimateBytes(const CompressInput& input) const {
       input.fidelity_chunks == 0
           ? 0
           : EstimateFidelityBytes(*model_, context_tokens, options_.kv_dtype);
-  return cache + std::max(scratch + scoring, std::max(ranking, measuring) + packed);
+  return cache + std::max({scratch + scoring, ranking, std::max(ranked, measuring) + packed});
 }
 
 std::vector<uint32_t> Pipeline::PrefillIds(const CompressInput& input) const {

@@ -114,6 +114,8 @@ class RadixSelect {
   const bool first_token_first_;
 };
 
+}  // namespace
+
 absl::Status CheckRankEnds(std::span<const uint64_t> rank_ends, uint64_t pairs) {
   if (!rank_ends.empty() && rank_ends.size() <= limits::kBandsMax && rank_ends.back() == pairs &&
       std::is_sorted(rank_ends.begin(), rank_ends.end())) {
@@ -123,8 +125,6 @@ absl::Status CheckRankEnds(std::span<const uint64_t> rank_ends, uint64_t pairs) 
                                                  " do not ascend to ", pairs, " pairs in at most ",
                                                  limits::kBandsMax, " bands"));
 }
-
-}  // namespace
 
 absl::Status CheckScores(const ScoreTable& scores) {
   if (scores.pairs() != uint64_t{scores.layers} * scores.kv_heads * scores.tokens) {

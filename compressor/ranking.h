@@ -64,6 +64,9 @@ absl::StatusOr<BandAssignment> AssignBandsAt(const ScoreTable& scores,
                                              std::span<const uint64_t> rank_ends,
                                              bool first_token_first);
 
+// INVALID_ARGUMENT as AssignBandsAt says of rank_ends, for `pairs` pairs.
+absl::Status CheckRankEnds(std::span<const uint64_t> rank_ends, uint64_t pairs);
+
 // INVALID_ARGUMENT as AssignBands; also when the table's sizes do not fit each other.
 absl::Status CheckScores(const ScoreTable& scores);
 

@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "base/status_macros.h"
 #include "compressor/host_backend.h"
 #include "cuda/device_ranking.h"
@@ -41,8 +43,8 @@ class DeviceRankedRows final : public RankedRows {
     KVTIER_ASSIGN_OR_RETURN(const DeviceMemory on_device,
                             DeviceMemory::Of(device_, std::span<const PackBlock>(blocks)));
     KVTIER_ASSIGN_OR_RETURN(const DeviceMemory refused,
-                            DeviceMemory::Allocate(device_, sizeof(uint32_t)));
-    KVTIER_RETURN_IF_ERROR(device_->Zero(refused.as<void>(), sizeof(uint32_t)));
+                            DeviceMemory::Allocate(device_, sizeof(PackRefusals)));
+    KVTIER_RETURN_IF_ERROR(device_->Zero(refused.as<void>(), sizeof(PackRefusals)));
     // Room for a position code must be zero; elsewhere the kernel closes the gaps.
     if (!StoresPlainPositions(fill.codec)) {
       KVTIER_RETURN_IF_ERROR(device_->Zero(out.as<void>(), bytes.size()));
@@ -61,13 +63,13 @@ class DeviceRankedRows final : public RankedRows {
                         .block_count = static_cast<int64_t>(blocks.size()),
                         .rows = rows,
                         .out = out.as<std::byte>(),
-                        .refused = refused.as<uint32_t>()},
+                        .refused = refused.as<PackRefusals>()},
                        device_->stream()),
         "pack"));
     if (fill.codec != CodecId::kRaw) {
-      uint32_t first = 0;
+      PackRefusals first;
       KVTIER_RETURN_IF_ERROR(device_->CopyOut(refused.as<void>(), &first, sizeof(first)));
-      if (first != 0) return NameRefusedRow(fill, blocks, ~first);
+      if (first.key != 0 || first.value != 0) return NameRefusedRow(fill, blocks, first);
     }
     KVTIER_RETURN_IF_ERROR(device_->CopyOut(out.as<void>(), bytes.data(), bytes.size()));
     return StoresPlainPositions(fill.codec) ? absl::OkStatus()
@@ -100,60 +102,83 @@ class DeviceRankedRows final : public RankedRows {
     return block;
   }
 
+  // Into tokens_, unless they are there: the bands and heads of a layer share one copy.
+  absl::Status ReadTokens(uint32_t scored_layer) {
+    if (tokens_layer_ == scored_layer) return absl::OkStatus();
+    const uint64_t groups = uint64_t{counts().kv_heads} * counts().bands();
+    const uint64_t first = scored_layer * groups;
+    tokens_layer_.reset();
+    tokens_begin_ = ranking_.starts[first];
+    tokens_.resize(ranking_.starts[first + groups] - ranking_.starts[first]);
+    KVTIER_RETURN_IF_ERROR(device_->CopyOut(ranking_.tokens.as<uint32_t>() + tokens_begin_,
+                                            tokens_.data(), tokens_.size() * sizeof(uint32_t)));
+    tokens_layer_ = scored_layer;
+    return absl::OkStatus();
+  }
+
+  // Of row `i` of a block. REQUIRES: ReadTokens of its layer.
+  uint32_t PositionOf(const SegmentFill& fill, const PackBlock& block, int64_t i) const {
+    if (i < block.protected_rows) return static_cast<uint32_t>(i);
+    return static_cast<uint32_t>(fill.protected_tokens) +
+           tokens_[block.first_token - tokens_begin_ + i - block.protected_rows];
+  }
+
   // Positions that the builder encodes when it is sealed.
   absl::Status ReadPositions(const SegmentFill& fill, const std::vector<PackBlock>& blocks,
                              SegmentBuilder& segment) {
+    KVTIER_RETURN_IF_ERROR(ReadTokens(fill.scored_layer));
     for (const PackBlock& block : blocks) {
       const std::span<uint32_t> to = segment.head(static_cast<uint32_t>(block.head)).positions;
-      for (int64_t i = 0; i < block.protected_rows; ++i) to[i] = static_cast<uint32_t>(i);
-      const std::span<uint32_t> ranked = to.subspan(static_cast<size_t>(block.protected_rows));
-      KVTIER_RETURN_IF_ERROR(device_->CopyOut(ranking_.tokens.as<uint32_t>() + block.first_token,
-                                              ranked.data(), ranked.size_bytes()));
-      for (uint32_t& position : ranked) position += static_cast<uint32_t>(fill.protected_tokens);
+      for (int64_t i = 0; i < block.rows; ++i) to[i] = PositionOf(fill, block, i);
     }
     return absl::OkStatus();
   }
 
-  // Row `row` of a launch, coded again on the host, which says what is wrong with it.
+  // The row that packing on the host would name, the keys of a head before its values, coded again
+  // on the host, which says what is wrong with it.
   absl::Status NameRefusedRow(const SegmentFill& fill, const std::vector<PackBlock>& blocks,
-                              int64_t row) {
-    const PackBlock& block = *std::find_if(
-        blocks.rbegin(), blocks.rend(), [row](const PackBlock& b) { return b.first_row <= row; });
+                              const PackRefusals& refused) {
+    const auto block_of = [&](int64_t row) {
+      return std::find_if(blocks.rbegin(), blocks.rend(),
+                          [row](const PackBlock& b) { return b.first_row <= row; });
+    };
+    const bool of_key =
+        refused.key != 0 &&
+        (refused.value == 0 || block_of(~refused.key)->head <= block_of(~refused.value)->head);
+    const int64_t row = ~(of_key ? refused.key : refused.value);
+    const PackBlock& block = *block_of(row);
     const int64_t i = row - block.first_row;
-    uint32_t position = static_cast<uint32_t>(i);
-    if (i >= block.protected_rows) {
-      KVTIER_RETURN_IF_ERROR(device_->CopyOut(
-          ranking_.tokens.as<uint32_t>() + block.first_token + i - block.protected_rows, &position,
-          sizeof(position)));
-      position += static_cast<uint32_t>(fill.protected_tokens);
-    }
+    KVTIER_RETURN_IF_ERROR(ReadTokens(fill.scored_layer));
     const RowCodec* codec = FindRowCodec(fill.codec);
     const int64_t row_bytes = fill.layer.head_dim * DTypeBytes(fill.layer.dtype);
-    const int64_t at = (block.head * fill.layer.capacity + position) * row_bytes;
+    const int64_t at = (block.head * fill.layer.capacity + PositionOf(fill, block, i)) * row_bytes;
     std::vector<std::byte> stored(row_bytes);
     std::vector<float> elements(fill.layer.head_dim);
     std::vector<std::byte> codes(codec->code_bytes(fill.geometry->head_dim));
     std::vector<std::byte> scales(codec->scale_bytes());
-    for (const bool of_key : {true, false}) {
-      const void* from = of_key ? fill.layer.keys : fill.layer.values;
-      KVTIER_RETURN_IF_ERROR(
-          device_->CopyOut(static_cast<const std::byte*>(from) + at, stored.data(), stored.size()));
-      LoadFloats(stored.data(), fill.layer.dtype, elements);
-      const absl::Status status = codec->EncodeRow(elements, codes.data(), scales.data());
-      if (status.ok()) continue;
-      return absl::Status(
-          status.code(),
-          absl::StrCat("packing: codec ", CodecName(fill.codec), ": layer ", fill.model_layer,
-                       " head ", block.head, " band ", fill.band, ": ", of_key ? "keys" : "values",
-                       ": row ", i, ": ", status.message()));
+    const void* from = of_key ? fill.layer.keys : fill.layer.values;
+    KVTIER_RETURN_IF_ERROR(
+        device_->CopyOut(static_cast<const std::byte*>(from) + at, stored.data(), stored.size()));
+    LoadFloats(stored.data(), fill.layer.dtype, elements);
+    const absl::Status status = codec->EncodeRow(elements, codes.data(), scales.data());
+    const absl::string_view what = of_key ? "keys" : "values";
+    if (status.ok()) {
+      return absl::InternalError(absl::StrCat(device_->name(), ": pack: refuses ", what, " row ", i,
+                                              " of layer ", fill.model_layer, " head ", block.head,
+                                              " band ", fill.band, ", which the codec holds"));
     }
-    return absl::InternalError(absl::StrCat(device_->name(), ": pack: refuses row ", i,
-                                            " of layer ", fill.model_layer, " head ", block.head,
-                                            " band ", fill.band, ", which the codec holds"));
+    return absl::Status(status.code(),
+                        absl::StrCat("packing: codec ", CodecName(fill.codec), ": layer ",
+                                     fill.model_layer, " head ", block.head, " band ", fill.band,
+                                     ": ", what, ": row ", i, ": ", status.message()));
   }
 
   const std::shared_ptr<Device> device_;
   const DeviceRanking ranking_;
+  // What ReadTokens copied: `ranking_.tokens` of one scored layer, from tokens_begin_ on.
+  std::optional<uint32_t> tokens_layer_;
+  int64_t tokens_begin_ = 0;
+  std::vector<uint32_t> tokens_;
 };
 
 class DevicePacker final : public Packer {
@@ -164,6 +189,9 @@ class DevicePacker final : public Packer {
     KVTIER_RETURN_IF_ERROR(device_->Enter());
     KVTIER_ASSIGN_OR_RETURN(DeviceRanking ranking, RankOnDevice(request, device_));
     return std::make_unique<DeviceRankedRows>(device_, std::move(ranking));
+  }
+  PairBytes pair_bytes() const override {
+    return {.ranking = kRankingPairBytes, .ranked = kRankedPairBytes};
   }
 
  private:

@@ -2,8 +2,9 @@
 // sort of all pairs by their scores gives the bands, another by head and band the positions, and a
 // launch per segment writes its rows as the object stores them, which one copy brings to the host.
 //
-// While it ranks it takes about 25 bytes of device memory per pair; between that and the last
-// segment 8, and while a segment is filled its size. Whole heads (recipe head) are ranked on the
+// While it ranks it takes kRankingPairBytes (device_ranking.h) of device memory per pair and a
+// little; between that and the last segment kRankedPairBytes, and while a segment is filled its
+// size. Whole heads (recipe head) are ranked on the
 // host, which has one score per head to look at.
 #ifndef KVTIER_CUDA_DEVICE_PACKER_H_
 #define KVTIER_CUDA_DEVICE_PACKER_H_

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/limits.h"
 #include "base/status_macros.h"
+#include "compressor/ranking.h"
 #include "compressor/rule_ranking.h"
 #include "cuda/rank_bands.h"
 #include "cuda/sort_pairs.h"
@@ -30,7 +31,7 @@ int BitsBelow(int64_t count) {
   return std::max(1, static_cast<int>(std::bit_width(static_cast<uint64_t>(count - 1))));
 }
 
-// A ranking in the making: two pairs of arrays, between which each sort moves the pairs.
+// A ranking in the making: keys and values, and spare arrays that sorts need.
 class Ranker {
  public:
   Ranker(const RankRequest& request, const std::shared_ptr<Device>& device)
@@ -49,8 +50,8 @@ class Ranker {
                             DeviceMemory::Of(device_, std::span<const float>(scores_.log_scores)));
     KVTIER_ASSIGN_OR_RETURN(keys_, DeviceMemory::Allocate(device_, bytes));
     KVTIER_ASSIGN_OR_RETURN(values_, DeviceMemory::Allocate(device_, bytes));
-    KVTIER_ASSIGN_OR_RETURN(sorted_keys_, DeviceMemory::Allocate(device_, bytes));
-    KVTIER_ASSIGN_OR_RETURN(sorted_values_, DeviceMemory::Allocate(device_, bytes));
+    KVTIER_ASSIGN_OR_RETURN(spare_keys_, DeviceMemory::Allocate(device_, bytes));
+    KVTIER_ASSIGN_OR_RETURN(spare_values_, DeviceMemory::Allocate(device_, bytes));
     KVTIER_ASSIGN_OR_RETURN(band_, DeviceMemory::Allocate(device_, pairs_));
     uint64_t scratch = 0;
     KVTIER_RETURN_IF_ERROR(Check(SortPairsScratch(SortOf(kScoreKeyBits), scratch), "sort"));
@@ -64,12 +65,14 @@ class Ranker {
     const bool each_row = rule_ == SelectionRule::kPerHead;
     KVTIER_RETURN_IF_ERROR(SortScores(result.scores.as<float>()));
     if (each_row) KVTIER_RETURN_IF_ERROR(SortRows());
-    std::vector<int64_t> ends;
+    std::vector<uint64_t> rank_ends;
     for (const Ratio edge : edges_.edges()) {
-      ends.push_back(static_cast<int64_t>(
-          KeptPairs(rule_, edge, each_row ? 1 : static_cast<uint64_t>(rows_), scores_.tokens)));
+      rank_ends.push_back(
+          KeptPairs(rule_, edge, each_row ? 1 : static_cast<uint64_t>(rows_), scores_.tokens));
     }
     const int64_t period = each_row ? tokens_ : pairs_;
+    KVTIER_RETURN_IF_ERROR(CheckRankEnds(rank_ends, static_cast<uint64_t>(period)));
+    const std::vector<int64_t> ends(rank_ends.begin(), rank_ends.end());
     KVTIER_RETURN_IF_ERROR(Assign(ends, period, result));
     return SumMass(ends, period, result);
   }
@@ -97,7 +100,7 @@ class Ranker {
     KVTIER_ASSIGN_OR_RETURN(
         const DeviceMemory starts,
         DeviceMemory::Allocate(device_, result.starts.size() * sizeof(uint32_t)));
-    KVTIER_RETURN_IF_ERROR(Check(LaunchGroupStarts({.keys = sorted_keys_.as<uint32_t>(),
+    KVTIER_RETURN_IF_ERROR(Check(LaunchGroupStarts({.keys = keys_.as<uint32_t>(),
                                                     .starts = starts.as<uint32_t>(),
                                                     .pairs = pairs_,
                                                     .groups = groups},
@@ -105,7 +108,7 @@ class Ranker {
                                  "rank"));
     KVTIER_RETURN_IF_ERROR(device_->CopyOut(starts.as<void>(), result.starts.data(),
                                             result.starts.size() * sizeof(uint32_t)));
-    result.tokens = std::move(sorted_values_);
+    result.tokens = std::move(values_);
     for (size_t g = 0; g + 1 < result.starts.size(); ++g) {
       result.counts.rows.push_back(result.starts[g + 1] - result.starts[g]);
     }
@@ -120,14 +123,15 @@ class Ranker {
   SortPairsParams SortOf(int bits) const {
     return {.keys = keys_.as<uint32_t>(),
             .values = values_.as<uint32_t>(),
-            .keys_out = sorted_keys_.as<uint32_t>(),
-            .values_out = sorted_values_.as<uint32_t>(),
+            .spare_keys = spare_keys_.as<uint32_t>(),
+            .spare_values = spare_values_.as<uint32_t>(),
             .count = pairs_,
             .bits = bits,
             .scratch = scratch_.as<void>(),
             .scratch_bytes = scratch_bytes_};
   }
 
+  // keys_, and values_ with them.
   absl::Status Sort(int bits) {
     // What a sort needs depends on the bits little, but may.
     uint64_t bytes = 0;
@@ -136,7 +140,11 @@ class Ranker {
       KVTIER_ASSIGN_OR_RETURN(scratch_, DeviceMemory::Allocate(device_, bytes));
       scratch_bytes_ = bytes;
     }
-    return Check(LaunchSortPairs(SortOf(bits), device_->stream()), "sort");
+    SortPairsParams sort = SortOf(bits);
+    KVTIER_RETURN_IF_ERROR(Check(LaunchSortPairs(sort, device_->stream()), "sort"));
+    if (sort.keys != keys_.as<uint32_t>()) std::swap(keys_, spare_keys_);
+    if (sort.values != values_.as<uint32_t>()) std::swap(values_, spare_values_);
+    return absl::OkStatus();
   }
 
   // All pairs by (score falling, first tokens first, flat index).
@@ -165,7 +173,6 @@ class Ranker {
 
   // The pairs of each row together, in the order that they have.
   absl::Status SortRows() {
-    std::swap(values_, sorted_values_);
     KVTIER_RETURN_IF_ERROR(Check(LaunchRowKeys({.order = values_.as<uint32_t>(),
                                                 .keys = keys_.as<uint32_t>(),
                                                 .pairs = pairs_,
@@ -181,7 +188,7 @@ class Ranker {
     std::vector<float> thresholds(static_cast<size_t>(pairs_ / period) * bands, kInfinity);
     KVTIER_ASSIGN_OR_RETURN(const DeviceMemory on_device,
                             DeviceMemory::Of(device_, std::span<const float>(thresholds)));
-    AssignBandsParams params{.order = sorted_values_.as<uint32_t>(),
+    AssignBandsParams params{.order = values_.as<uint32_t>(),
                              .scores = result.scores.as<float>(),
                              .band = band_.as<uint8_t>(),
                              .thresholds = on_device.as<float>(),
@@ -217,7 +224,7 @@ class Ranker {
     std::vector<double> sums(items.size());
     KVTIER_ASSIGN_OR_RETURN(const DeviceMemory sums_on_device,
                             DeviceMemory::Allocate(device_, sums.size() * sizeof(double)));
-    KVTIER_RETURN_IF_ERROR(Check(LaunchScoreMass({.order = sorted_values_.as<uint32_t>(),
+    KVTIER_RETURN_IF_ERROR(Check(LaunchScoreMass({.order = values_.as<uint32_t>(),
                                                   .scores = result.scores.as<float>(),
                                                   .items = on_device.as<MassItem>(),
                                                   .sums = sums_on_device.as<double>(),
@@ -239,8 +246,8 @@ class Ranker {
   const int64_t pairs_;
   const int64_t tokens_;
   const int64_t rows_;
-  DeviceMemory keys_, values_, sorted_keys_, sorted_values_;  // uint32_t[pairs]
-  DeviceMemory band_;                                         // uint8_t[pairs]
+  DeviceMemory keys_, values_, spare_keys_, spare_values_;  // uint32_t[pairs]
+  DeviceMemory band_;                                       // uint8_t[pairs]
   DeviceMemory scratch_;
   uint64_t scratch_bytes_ = 0;
 };

@@ -12,6 +12,11 @@
 
 namespace kvtier {
 
+// Device memory of each pair, the scores' included: while it is ranked (scores, keys and values
+// twice, the band), and kept by a DeviceRanking.
+inline constexpr uint64_t kRankingPairBytes = 21;
+inline constexpr uint64_t kRankedPairBytes = 8;
+
 struct DeviceRanking {
   BandCounts counts;
   DeviceMemory scores;  // float[pairs]

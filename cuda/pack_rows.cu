@@ -144,8 +144,9 @@ KVTIER_KERNEL void PackRowsKernel(PackRowsParams p) {
     const int64_t scale_at = i * RowScaleBytes(p.code);
     const bool key_fits = EncodeRow(p, key, key_to, p.out + block.key_scales + scale_at);
     const bool value_fits = EncodeRow(p, value, value_to, p.out + block.value_scales + scale_at);
-    if (!(key_fits && value_fits) && Lane() == 0) {
-      AtomicMax(p.refused, ~static_cast<uint32_t>(row));
+    if (Lane() == 0) {
+      if (!key_fits) AtomicMax(&p.refused->key, ~static_cast<uint32_t>(row));
+      if (!value_fits) AtomicMax(&p.refused->value, ~static_cast<uint32_t>(row));
     }
   }
   if (Lane() == 0) {

@@ -35,6 +35,13 @@ struct PackBlock {
   int64_t value_scales = 0;
 };
 
+// What the codec cannot hold: ~r of the first row r of the launch whose key, and of the first one
+// whose value it is; 0: none.
+struct PackRefusals {
+  uint32_t key = 0;
+  uint32_t value = 0;
+};
+
 struct PackRowsParams {
   const void* keys = nullptr;
   const void* values = nullptr;
@@ -49,9 +56,7 @@ struct PackRowsParams {
   int64_t block_count = 0;
   int64_t rows = 0;  // Of all blocks.
   std::byte* out = nullptr;
-  // Not changed where all is well; ~r of the first row r that the codec cannot hold.
-  // REQUIRES: zero before.
-  uint32_t* refused = nullptr;
+  PackRefusals* refused = nullptr;  // REQUIRES: zero before.
 };
 DeviceError LaunchPackRows(const PackRowsParams& params, DeviceStream stream);
 

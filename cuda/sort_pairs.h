@@ -1,6 +1,9 @@
 // A stable sort of pairs by their keys, ascending: CUB's radix sort under nvcc, std::stable_sort
 // where kernels are emulated. Equal keys keep their order, so the result is the same everywhere.
 //
+// Each pass moves the pairs from one pair of arrays to the other, so that nothing but the two and a
+// little scratch memory is needed.
+//
 // Layout: keys and values [count]. Requirements: the arrays and the scratch memory do not overlap;
 // keys below 2^bits; count below 2^31. Launch: CUB's own kernels, in stream order; allocates
 // nothing.
@@ -14,10 +17,10 @@
 namespace kvtier {
 
 struct SortPairsParams {
-  const uint32_t* keys = nullptr;
-  const uint32_t* values = nullptr;
-  uint32_t* keys_out = nullptr;
-  uint32_t* values_out = nullptr;
+  uint32_t* keys = nullptr;
+  uint32_t* values = nullptr;
+  uint32_t* spare_keys = nullptr;
+  uint32_t* spare_values = nullptr;
   int64_t count = 0;
   int bits = 32;  // Of the keys; fewer cost fewer passes.
   void* scratch = nullptr;
@@ -27,8 +30,10 @@ struct SortPairsParams {
 // Scratch memory that LaunchSortPairs needs for `params.count` pairs; pointers are not read.
 DeviceError SortPairsScratch(const SortPairsParams& params, uint64_t& bytes);
 
+// Afterwards `keys` and `values` of `params` point to what is sorted: where they pointed before, or
+// to what was spare (the other way round for the spare ones). The spare arrays hold anything.
 // kInvalidConfiguration: more pairs than can be counted, less scratch memory than is needed.
-DeviceError LaunchSortPairs(const SortPairsParams& params, DeviceStream stream);
+DeviceError LaunchSortPairs(SortPairsParams& params, DeviceStream stream);
 
 }  // namespace kvtier
 

@@ -261,6 +261,49 @@ TEST_P(BackendConformanceTest, RankingNamesAScoreThatIsNone) {
       StatusIs(kInvalid));
 }
 
+// Of an object made from the lower bands of another.
+TEST_P(BackendConformanceTest, RankingRefusesEdgesThatDoNotEndAtOne) {
+  std::mt19937_64 random(TestSeed());
+  ScoreTable scores = ScoreTable::Create(2, 2, 40);
+  RandomScores(random, 0, scores);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const BandEdges edges, BandEdges::ParseTruncated("0.1,0.5"));
+  for (const SelectionRule rule : {SelectionRule::kExact, SelectionRule::kPerHead,
+                                   SelectionRule::kWholeHeads, SelectionRule::kKvpress}) {
+    SCOPED_TRACE(static_cast<int>(rule));
+    const absl::Status here =
+        RankRows(*backend_, {.scores = &scores, .edges = &edges, .rule = rule}).status();
+    EXPECT_THAT(here, StatusIs(kInvalid, HasSubstr("rank ends")));
+    EXPECT_EQ(here, AssignBandsByRule(scores, edges, rule, /*system_prompt=*/false).status());
+  }
+}
+
+// Heads in order, of each its keys first, wherever the rows lie. All rows here are of band 0.
+TEST_P(BackendConformanceTest, OfSeveralRowsThatTheCodecCannotHoldPackingNamesTheHosts) {
+  std::mt19937_64 random(TestSeed());
+  struct Case {
+    int64_t value_head, value_row, key_head, key_row;
+    const char* named;
+  };
+  const Case cases[] = {{1, 0, 1, 2, "head 1 band 0: keys: row 2"},
+                        {1, 2, 1, 0, "head 1 band 0: keys: row 0"},
+                        {0, 2, 1, 0, "head 0 band 0: values: row 2"},
+                        {1, 0, 0, 2, "head 0 band 0: keys: row 2"}};
+  for (const CodecId codec : {CodecId::kInt8, CodecId::kInt4}) {
+    for (const Case& c : cases) {
+      SCOPED_TRACE(absl::StrCat(CodecName(codec), " ", c.named));
+      const PackShape shape{.codec = codec, .dtype = DType::kF32};
+      ScoreTable scores = ScoresFor(IdentityOf(shape));
+      RandomScores(random, 0, scores);
+      std::vector<LayerRows> layers = RandomLayers(shape, random);
+      layers[2].values[(c.value_row * shape.kv_heads + c.value_head) * shape.head_dim] = kInfinity;
+      layers[2].keys[(c.key_row * shape.kv_heads + c.key_head) * shape.head_dim] = kInfinity;
+      const Packed packed = PackBoth(*backend_, *reference_, shape, layers, scores);
+      EXPECT_EQ(packed.here.status(), packed.expected.status());
+      EXPECT_THAT(packed.here.status().message(), HasSubstr(c.named));
+    }
+  }
+}
+
 TEST_P(BackendConformanceTest, PackingNamesARowThatTheCodecCannotHold) {
   std::mt19937_64 random(TestSeed());
   const float nan = std::numeric_limits<float>::quiet_NaN();

@@ -12,6 +12,7 @@
 #include "tests/conformance/backend_conformance.h"
 #include "tests/conformance/backend_tensors.h"
 #include "tests/conformance/bf16_conformance.h"
+#include "tests/conformance/device_ranking_conformance.h"
 
 namespace kvtier {
 namespace {
@@ -20,7 +21,10 @@ std::unique_ptr<Backend> MakeEmulatedBackend(DType activations) {
   std::shared_ptr<Device> device = MakeEmulatedDevice();
   auto backend = MakeDeviceBackend(device, MakePlainGemm(device), activations);
   KVTIER_EXPECT_OK(backend);
-  return backend.ok() ? *std::move(backend) : nullptr;
+  if (!backend.ok()) return nullptr;
+  // Without one everything would be ranked and packed on the host, and pass.
+  EXPECT_NE((*backend)->packer(), nullptr);
+  return *std::move(backend);
 }
 
 INSTANTIATE_TEST_SUITE_P(Emulated, BackendConformanceTest,
@@ -105,16 +109,55 @@ struct PackerOf {
       scores.log_scores[i] = -0.01f * static_cast<float>(i * 37 % 997);
     }
   }
-  absl::StatusOr<std::unique_ptr<RankedRows>> Rank() {
-    return RankRows(*backend, {.scores = &scores, .edges = &edges});
-  }
+  RankRequest request() const { return {.scores = &scores, .edges = &edges}; }
+  absl::StatusOr<std::unique_ptr<RankedRows>> Rank() { return backend->packer()->Rank(request()); }
 };
 
 TEST(DevicePackerTest, RankingSaysWhenMemoryIsShort) {
-  PackerOf packer(/*bytes_max=*/30'000);  // 2,000 pairs, about 25 bytes each.
+  PackerOf packer(/*bytes_max=*/30'000);  // 2,000 pairs of kRankingPairBytes.
   EXPECT_THAT(packer.Rank(), StatusIs(absl::StatusCode::kResourceExhausted));
   // Nothing of it is kept.
   KVTIER_EXPECT_OK(packer.backend->Allocate(DType::kF32, 1, 7'000));
+}
+
+TEST(DevicePackerTest, RankingTakesTheMemoryThatItStates) {
+  const PackerOf sizes(/*bytes_max=*/0);
+  const PairBytes stated = PairBytesOf(*sizes.backend);
+  const uint64_t pairs = sizes.scores.pairs();
+  PackerOf less(pairs * stated.ranking - 1);
+  EXPECT_THAT(less.Rank(), StatusIs(absl::StatusCode::kResourceExhausted));
+  const uint64_t little = 600;  // Bands, their thresholds and masses.
+  PackerOf enough(pairs * stated.ranking + little);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RankedRows> ranked, enough.Rank());
+  const auto left = static_cast<int64_t>(pairs * (stated.ranking - stated.ranked)) / 4;
+  KVTIER_EXPECT_OK(enough.backend->Allocate(DType::kF32, 1, left));
+  EXPECT_THAT(enough.backend->Allocate(DType::kF32, 1, left + little / 4 + 1),
+              StatusIs(absl::StatusCode::kResourceExhausted));
+}
+
+TEST(DevicePackerTest, WhereMemoryIsShortTheHostRanks) {
+  PackerOf wide(/*bytes_max=*/1 << 20);
+  PackerOf tight(/*bytes_max=*/30'000);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RankedRows> expected, wide.Rank());
+  KVTIER_ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RankedRows> ranked,
+                              RankRows(*tight.backend, tight.request()));
+  EXPECT_EQ(ranked->counts().rows, expected->counts().rows);
+  EXPECT_EQ(ranked->counts().thresholds, expected->counts().thresholds);
+  // Other errors stay what they are.
+  wide.scores.at(1, 0, 3) = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_THAT(RankRows(*wide.backend, wide.request()),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+TEST(DeviceRankingTest, SortsAsTheStandardLibrary) {
+  for (const int64_t count : {1, 4864, 4865}) {
+    for (const int bits : kSortBits) ExpectSortsStably(MakeEmulatedDevice(), count, bits);
+  }
+}
+
+// The last band has 9,600 ranks: more than one block sums up.
+TEST(DeviceRankingTest, BandsThatSeveralBlocksSumUp) {
+  ExpectRanksAsTheHost(MakeEmulatedDevice(), RandomScoreTable(1, 2, 12'000), SelectionRule::kExact);
 }
 
 TEST(DevicePackerTest, PackingSaysWhenMemoryIsShort) {

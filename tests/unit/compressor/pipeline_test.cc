@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_matchers.h"
 #include "compressor/head_scores.h"
+#include "compressor/packer.h"
 #include "compressor/packing.h"
 #include "compressor/reference_backend.h"
 #include "compressor/rule_ranking.h"
@@ -478,6 +479,41 @@ TEST(PipelineMemoryTest, EstimateIsWithinTenPercentOfWhatCompressTakes) {
       EXPECT_EQ(backend.live_bytes(), before);
     }
   }
+}
+
+// A device that takes so much for each pair; ranks nothing.
+class StatingBackend final : public ForwardingBackend, public Packer {
+ public:
+  explicit StatingBackend(PairBytes bytes)
+      : ForwardingBackend(MakeReferenceBackend()), bytes_(bytes) {}
+  Packer* packer() override { return this; }
+  absl::StatusOr<std::unique_ptr<RankedRows>> Rank(const RankRequest& /*request*/) override {
+    return absl::UnimplementedError("ranking");
+  }
+  PairBytes pair_bytes() const override { return bytes_; }
+
+ private:
+  const PairBytes bytes_;
+};
+
+TEST(PipelineMemoryTest, EstimateCountsWhatThePackerTakesForEachPair) {
+  const std::vector<uint32_t> context = RandomTokens(400, /*seed=*/5);
+  const auto estimate = [&](std::unique_ptr<Backend> backend) {
+    const TestModel tiny = MakeTestModel(TinyModelOptions(), std::move(backend));
+    return Pipeline(*tiny.model, PipelineOptions()).EstimateBytes(InputOf(context));
+  };
+  const auto stating = [&](uint64_t ranking, uint64_t ranked) {
+    return estimate(
+        std::make_unique<StatingBackend>(PairBytes{.ranking = ranking, .ranked = ranked}));
+  };
+  EXPECT_EQ(stating(1, 1), estimate(MakeReferenceBackend()));
+  const uint64_t much = 100'000;  // More than everything else.
+  const uint64_t while_ranking = stating(2 * much, 1) - stating(much, 1);
+  EXPECT_GT(while_ranking, 0);
+  EXPECT_EQ(while_ranking % much, 0);
+  EXPECT_EQ(stating(1, 2 * much) - stating(1, much), while_ranking);
+  // Packing has its segments beside what is kept.
+  EXPECT_GT(stating(1, much), stating(much, 1));
 }
 
 TEST_F(PipelineTest, PackingRefusesWhatDoesNotFitTogether) {

@@ -21,11 +21,11 @@ Pairs Sorted(const Pairs& pairs, int bits) {
     keys.push_back(key);
     values.push_back(value);
   }
-  std::vector<uint32_t> keys_out(pairs.size()), values_out(pairs.size());
+  std::vector<uint32_t> spare_keys(pairs.size()), spare_values(pairs.size());
   SortPairsParams params{.keys = keys.data(),
                          .values = values.data(),
-                         .keys_out = keys_out.data(),
-                         .values_out = values_out.data(),
+                         .spare_keys = spare_keys.data(),
+                         .spare_values = spare_values.data(),
                          .count = static_cast<int64_t>(pairs.size()),
                          .bits = bits};
   EXPECT_EQ(SortPairsScratch(params, params.scratch_bytes), 0);
@@ -33,7 +33,7 @@ Pairs Sorted(const Pairs& pairs, int bits) {
   params.scratch = scratch.data();
   EXPECT_EQ(LaunchSortPairs(params, nullptr), 0);
   Pairs result;
-  for (size_t i = 0; i < pairs.size(); ++i) result.emplace_back(keys_out[i], values_out[i]);
+  for (size_t i = 0; i < pairs.size(); ++i) result.emplace_back(params.keys[i], params.values[i]);
   return result;
 }
 
