@@ -11,5 +11,7 @@ set(KVTIER_BACKEND_CONFORMANCE
   ${folder}/backend_conformance_score.cc
   ${folder}/backend_tensors.cc
   ${folder}/backend_threads.cc)
-# Those that compute on a device, in bf16 too.
-set(KVTIER_DEVICE_CONFORMANCE ${KVTIER_BACKEND_CONFORMANCE} ${folder}/bf16_conformance.cc)
+# Those that compute on a device, in bf16 too, and rank there.
+set(KVTIER_DEVICE_CONFORMANCE ${KVTIER_BACKEND_CONFORMANCE}
+  ${folder}/bf16_conformance.cc
+  ${folder}/device_ranking_conformance.cc)

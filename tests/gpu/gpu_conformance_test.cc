@@ -14,7 +14,10 @@ namespace {
 std::unique_ptr<Backend> MakeBackend(DType activations) {
   auto backend = MakeCudaBackend(DeviceUnderTest(), activations);
   KVTIER_EXPECT_OK(backend);
-  return backend.ok() ? *std::move(backend) : nullptr;
+  if (!backend.ok()) return nullptr;
+  // Without one everything would be ranked and packed on the host, and pass.
+  EXPECT_NE((*backend)->packer(), nullptr);
+  return *std::move(backend);
 }
 
 INSTANTIATE_TEST_SUITE_P(Cuda, BackendConformanceTest,
