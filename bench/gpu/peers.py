@@ -9,19 +9,25 @@ Rows, in order of value: `sdpa/MODEL/TOKENS/BACKEND[-gqa]`, one query row per se
 cache, by each backend of PyTorch's scaled_dot_product_attention, with its own sharing of KV heads
 and with KV heads repeated beforehand; `kvpress/MODEL/TOKENS`, prefill alone and the whole
 compression. FILE gets a JSON object per line, as kvtier-gpu-check writes it, each as soon as it is
-measured; --resume measures what FILE does not hold yet. kvpress asks for a tokenizer: --tokenizer
+measured; --resume measures what FILE does not hold yet of this device, these versions and this
+script and number of runs. kvpress asks for a tokenizer: --tokenizer
 names a folder with one, else its rows are left out, by name.
 
-Exit status: 0 all measured, 1 something failed, 2 wrong arguments, 77 no PyTorch or no GPU.
+Exit status: 0 all measured, 1 something failed, 2 wrong arguments or no row that fits them, 77 no
+PyTorch or no GPU.
 Never run on a GPU yet.
 """
 
 import argparse
+import importlib.metadata
 import json
+import math
+import os
 import pathlib
 import statistics
 import sys
 import time
+import zlib
 
 SKIPPED = 77
 SEED = 20260101
@@ -48,35 +54,58 @@ def row_names(models, contexts, with_kvpress):
     return names
 
 
+def build_of(torch, runs):
+    """What is measured: a row of another build is measured again."""
+    def version(package):
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return "none"
+
+    return (f"torch {torch.__version__}, transformers {version('transformers')}, "
+            f"kvpress {version('kvpress')}, {runs} runs, "
+            f"peers.py 0x{zlib.crc32(pathlib.Path(__file__).read_bytes()):08X}")
+
+
 class Results:
     """The rows of a file; refuses to write over an old one."""
 
-    def __init__(self, path, resume, device):
+    def __init__(self, path, resume, device, build):
         self.path = pathlib.Path(path) if path else None
         self.device = device
+        self.build = build
         self.measured = set()
         if self.path is None or not self.path.exists():
             return
         if not resume:
             raise FileExistsError(f"{path} is there: --resume it, or name another file")
-        text = self.path.read_text(encoding="utf-8")
-        whole = text[:text.rfind("\n") + 1]  # Without a line that was cut off.
-        if whole != text:
-            self.path.write_text(whole, encoding="utf-8")
+        data = self.path.read_bytes()
+        whole = data[:data.rfind(b"\n") + 1]  # Without a line that was cut off.
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 row = json.loads(line)
-                if row["device"] == device and "figures" in row:
+                if (row["device"] == device and row.get("build") == build
+                        and "figures" in row):
                     self.measured.add(row["name"])
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path} line {number} is no row of a benchmark") from error
+        if len(whole) < len(data):  # Cut, not written anew: it is the only copy.
+            os.truncate(self.path, len(whole))
 
     def add(self, name, outcome):
-        row = {"device": self.device, "name": name, **outcome}
+        row = {"build": self.build, "device": self.device, "name": name, **outcome}
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, sort_keys=True) + "\n")
         print(json.dumps(row, sort_keys=True), flush=True)
+
+
+def check_figures(figures):
+    """The same; JSON has no number for what is not finite."""
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}")
+    return figures
 
 
 def run_rows(names, results, measure):
@@ -86,7 +115,7 @@ def run_rows(names, results, measure):
         if name in results.measured:
             continue
         try:
-            results.add(name, {"figures": measure(name)})
+            results.add(name, {"figures": check_figures(measure(name))})
         except Exception as error:  # noqa: BLE001: a peer's failure is a row, not the end of the run.
             failed += 1
             results.add(name, {"error": f"{type(error).__name__}: {error}"})
@@ -223,6 +252,11 @@ def main(arguments=None):
     options = parse(arguments)
     names = [name for name in row_names(options.models, options.contexts, bool(options.tokenizer))
              if name.startswith(tuple(options.rows))]
+    if not names:
+        print(f"no row starts with {' or '.join(options.rows)}"
+              + ("" if options.tokenizer else "; without --tokenizer there are none of kvpress"),
+              file=sys.stderr)
+        return 2
     if options.list:
         print("\n".join(names))
         return 0
@@ -233,7 +267,7 @@ def main(arguments=None):
     if not options.tokenizer:
         print("without --tokenizer: no rows of kvpress", file=sys.stderr)
     try:
-        results = Results(options.json, options.resume, device)
+        results = Results(options.json, options.resume, device, build_of(torch, options.runs))
     except (FileExistsError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

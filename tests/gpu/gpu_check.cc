@@ -5,7 +5,7 @@
 //   kvtier-gpu-check --bench [--device N] [--json FILE] [--resume]
 //
 // With --bench it measures instead (tests/gpu/bench_cases.h): a row per line of FILE, written as
-// soon as it is there; --resume measures what FILE does not hold yet.
+// soon as it is there; --resume measures what FILE does not hold yet of this build and device.
 //
 // Exit status: 0 all passed or measured, 1 something failed or nothing ran, 2 wrong arguments, 77
 // no device, or one that is too old. A device that is there and does not answer is a failure.
@@ -163,14 +163,16 @@ absl::StatusOr<BenchReport> Bench(const CudaDeviceInfo& info, const Arguments& a
   KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<Gemm> gemm, MakeCudaGemm(device));
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
                           MakeDeviceBackend(device, std::move(gemm), DType::kBf16));
+  KVTIER_ASSIGN_OR_RETURN(const std::string build, BuildOf("/proc/self/exe"));
   BenchTarget target;
   target.device = device;
   target.backend = backend.get();
   target.clock = Now;
   target.models = {Llama31With8B(), Qwen25With14B()};
   target.contexts = {131072, 32768, 8192};
-  return RunBench(MakeBenchRows(target),
-                  {.device = info.model, .file = arguments.json, .resume = arguments.resume});
+  return RunBench(
+      MakeBenchRows(target),
+      {.build = build, .device = info.model, .file = arguments.json, .resume = arguments.resume});
 }
 
 int RunBenchmarks(const CudaDeviceInfo& info, const Arguments& arguments) {

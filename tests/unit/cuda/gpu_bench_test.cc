@@ -1,9 +1,8 @@
 // kvtier-gpu-check --bench without a GPU: what it writes and resumes, and its rows by the emulator
 // with a clock of the test's.
 #include <cstdint>
-#include <filesystem>
 #include <fstream>
-#include <iterator>
+#include <limits>
 #include <memory>
 #include <set>
 #include <string>
@@ -17,6 +16,8 @@
 #include "gtest/gtest.h"
 #include "tests/gpu/bench_cases.h"
 #include "tests/gpu/bench_run.h"
+#include "tests/testing/files.h"
+#include "tests/testing/temp_dir.h"
 
 namespace kvtier {
 namespace {
@@ -26,13 +27,6 @@ using ::testing::HasSubstr;
 
 class BenchRunTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    const auto& info = *::testing::UnitTest::GetInstance()->current_test_info();
-    file_ = ::testing::TempDir() + "/kvtier_bench_" + info.name() + ".jsonl";
-    std::filesystem::remove(file_);
-  }
-  void TearDown() override { std::filesystem::remove(file_); }
-
   // Rows that note their name when they are measured.
   std::vector<BenchRow> Rows(const std::vector<std::string>& names) {
     std::vector<BenchRow> rows;
@@ -40,30 +34,32 @@ class BenchRunTest : public ::testing::Test {
       rows.push_back({name, [this, name]() -> absl::StatusOr<Figures> {
                         measured_.push_back(name);
                         if (name == fails_) return absl::ResourceExhaustedError("no memory");
-                        return Figures{{"seconds", 0.5}};
+                        return Figures{{"seconds", seconds_}};
                       }});
     }
     return rows;
   }
   absl::StatusOr<BenchReport> Run(const std::vector<std::string>& names, bool resume,
-                                  const std::string& device = "GPU one") {
+                                  const std::string& device = "GPU one",
+                                  const std::string& build = "one") {
     measured_.clear();
-    return RunBench(Rows(names), {.device = device, .file = file_, .resume = resume});
+    return RunBench(Rows(names),
+                    {.build = build, .device = device, .file = file_, .resume = resume});
   }
-  std::string Content() const {
-    std::ifstream from(file_);
-    return {std::istreambuf_iterator<char>(from), {}};
-  }
+  std::string Content() const { return ReadFile(file_); }
 
-  std::string file_;
+  const TempDir dir_;
+  const std::string file_ = dir_.File("bench.jsonl");
   std::string fails_;
+  double seconds_ = 0.5;
   std::vector<std::string> measured_;
 };
 
 TEST_F(BenchRunTest, GoesOnBehindTheLastRow) {
   KVTIER_ASSERT_OK_AND_ASSIGN(BenchReport report, Run({"a", "b"}, false));
   EXPECT_EQ(report.measured, 2);
-  EXPECT_THAT(Content(), HasSubstr(R"({"device":"GPU one","figures":{"seconds":0.5},"name":"a"})"));
+  EXPECT_THAT(Content(), HasSubstr(R"({"build":"one","device":"GPU one",)"
+                                   R"("figures":{"seconds":0.5},"name":"a"})"));
   KVTIER_ASSERT_OK_AND_ASSIGN(report, Run({"a", "b", "c"}, true));
   EXPECT_THAT(measured_, ElementsAre("c"));
   EXPECT_EQ(report.skipped, 2);
@@ -82,15 +78,56 @@ TEST_F(BenchRunTest, RowsOfAnotherDeviceAndFailedOnesAreMeasuredAgain) {
   EXPECT_THAT(measured_, ElementsAre("a", "b"));
 }
 
+TEST_F(BenchRunTest, RowsOfAnotherBuildAreMeasuredAgain) {
+  KVTIER_ASSERT_OK(Run({"a", "b"}, false).status());
+  KVTIER_ASSERT_OK(Run({"a", "b"}, true, "GPU one", "two").status());
+  EXPECT_THAT(measured_, ElementsAre("a", "b"));
+  KVTIER_ASSERT_OK(Run({"a", "b"}, true, "GPU one", "two").status());
+  EXPECT_THAT(measured_, ElementsAre());
+  // Who did not say its build is another one.
+  WriteFile(file_, R"({"device":"GPU one","figures":{"seconds":1},"name":"a"})"
+                   "\n");
+  KVTIER_ASSERT_OK(Run({"a"}, true).status());
+  EXPECT_THAT(measured_, ElementsAre("a"));
+}
+
+TEST(BuildOfTest, TellsProgramsOfOtherBytesApart) {
+  const TempDir dir;
+  const std::string program = dir.File("program");
+  EXPECT_THAT(BuildOf(program), StatusIs(absl::StatusCode::kUnknown, HasSubstr(program)));
+  WriteFile(program, "123456789");
+  EXPECT_THAT(BuildOf(program), IsOkAndHolds("crc32c 0xE3069283"));
+  FlipBit(program, 8);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const std::string other, BuildOf(program));
+  EXPECT_NE(other, "crc32c 0xE3069283");
+  KVTIER_EXPECT_OK(BuildOf("/proc/self/exe").status());
+}
+
+TEST_F(BenchRunTest, AFigureThatIsNoNumberIsAFailure) {
+  seconds_ = std::numeric_limits<double>::quiet_NaN();
+  KVTIER_ASSERT_OK_AND_ASSIGN(BenchReport report, Run({"a"}, false));
+  EXPECT_EQ(report.failed, 1);
+  EXPECT_THAT(Content(), HasSubstr(R"("error":"INTERNAL: seconds is nan")"));
+  seconds_ = std::numeric_limits<double>::infinity();
+  KVTIER_ASSERT_OK_AND_ASSIGN(report, Run({"a"}, true));
+  EXPECT_EQ(report.failed, 1);
+  EXPECT_THAT(Content(), HasSubstr(R"("error":"INTERNAL: seconds is inf")"));
+  seconds_ = 1;
+  KVTIER_ASSERT_OK_AND_ASSIGN(report, Run({"a"}, true));
+  EXPECT_EQ(report.measured, 1);
+}
+
 TEST_F(BenchRunTest, ALineThatWasCutOffIsMeasuredAgain) {
   KVTIER_ASSERT_OK(Run({"a", "b"}, false).status());
   const std::string whole = Content();
-  std::ofstream(file_, std::ios::trunc) << whole.substr(0, whole.size() - 7);
+  // What a run keeps of a file keeps its bytes, also where they are spaced as nobody here would.
+  const std::string spaced = "{ \"device\": \"GPU two\",  \"name\": \"a\", \"error\": \"\" }\n";
+  WriteFile(file_, spaced + whole.substr(0, whole.size() - 7));
   KVTIER_ASSERT_OK(Run({"a", "b"}, true).status());
   EXPECT_THAT(measured_, ElementsAre("b"));
-  EXPECT_EQ(Content(), whole);
+  EXPECT_EQ(Content(), spaced + whole);
   // Whole but for its end of line.
-  std::ofstream(file_, std::ios::trunc) << whole.substr(0, whole.size() - 1);
+  WriteFile(file_, whole.substr(0, whole.size() - 1));
   KVTIER_ASSERT_OK(Run({"a", "b"}, true).status());
   EXPECT_EQ(Content(), whole);
 }
@@ -101,11 +138,12 @@ TEST_F(BenchRunTest, RefusesWhatItWouldSpoil) {
   EXPECT_THAT(Run({"a", "a"}, true), StatusIs(absl::StatusCode::kInvalidArgument));
   std::ofstream(file_, std::ios::app) << "{\"name\": \"no row\"}\n";
   EXPECT_THAT(Run({"a"}, true), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("line 2")));
-  EXPECT_THAT(RunBench({}, {.device = "GPU one", .file = "", .resume = true}),
+  EXPECT_THAT(RunBench({}, {.build = "one", .device = "GPU one", .file = "", .resume = true}),
               StatusIs(absl::StatusCode::kInvalidArgument));
-  EXPECT_THAT(RunBench(Rows({"a"}), {.device = "GPU one", .file = "/nowhere/to/be/written"}),
+  EXPECT_THAT(RunBench(Rows({"a"}),
+                       {.build = "one", .device = "GPU one", .file = "/nowhere/to/be/written"}),
               StatusIs(absl::StatusCode::kUnknown));
-  EXPECT_THAT(ReadMeasured("/nowhere/at/all", ""), StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_THAT(ReadMeasured("/nowhere/at/all", "", ""), StatusIs(absl::StatusCode::kNotFound));
 }
 
 TEST(BenchCasesTest, EveryRowMeasures) {

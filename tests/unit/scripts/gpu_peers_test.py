@@ -4,10 +4,12 @@
 import contextlib
 import io
 import json
+import math
 import pathlib
 import subprocess
 import sys
 import tempfile
+import types
 import unittest
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[3] / "bench" / "gpu" / "peers.py"
@@ -22,7 +24,7 @@ def run(*arguments):
     return done.returncode, done.stdout, done.stderr
 
 
-def measured(names, path, resume=False, device="GPU one", fails=()):
+def measured(names, path, resume=False, device="GPU one", build="one", fails=(), seconds=0.5):
     """Names that were measured, and how many failed."""
     seen = []
 
@@ -30,10 +32,10 @@ def measured(names, path, resume=False, device="GPU one", fails=()):
         seen.append(name)
         if name in fails:
             raise RuntimeError("no memory")
-        return {"seconds": 0.5}
+        return {"seconds": seconds}
 
     with contextlib.redirect_stdout(io.StringIO()):
-        failed = peers.run_rows(names, peers.Results(path, resume, device), measure)
+        failed = peers.run_rows(names, peers.Results(path, resume, device, build), measure)
     return seen, failed
 
 
@@ -59,8 +61,14 @@ class PeersTest(unittest.TestCase):
         self.assertEqual(rows[0], "sdpa/llama-3.1-8b/131072/flash_attention-gqa")
         self.assertEqual(rows[-2:], ["kvpress/llama-3.1-8b/131072", "kvpress/llama-3.1-8b/8192"])
         self.assertEqual(len(rows), 2 * 4 * 2 + 2)
-        _, out, _ = run("--list", "--rows", "kvpress")
-        self.assertEqual(out.split(), [])  # No tokenizer.
+
+    def test_no_row_is_a_wrong_argument(self):
+        status, out, why = run("--list", "--rows", "kvpress")
+        self.assertEqual((status, out), (2, ""))
+        self.assertIn("--tokenizer", why)
+        status, _, why = run("--rows", "sdqa,other", "--tokenizer", "somewhere")
+        self.assertEqual(status, 2)
+        self.assertIn("sdqa or other", why)
 
     def test_the_shapes_are_the_models(self):
         for model, token_bytes in (("llama-3.1-8b", 131072), ("qwen2.5-14b", 196608)):
@@ -75,8 +83,31 @@ class PeersTest(unittest.TestCase):
         self.assertEqual(measured(["a", "b", "c"], self.path, resume=True), (["b", "c"], 0))
         self.assertEqual(measured(["a"], self.path, resume=True, device="two")[0], ["a"])
         rows = [json.loads(line) for line in self.path.read_text().splitlines()]
-        self.assertEqual(rows[0], {"device": "GPU one", "name": "a", "figures": {"seconds": 0.5}})
+        self.assertEqual(rows[0], {"build": "one", "device": "GPU one", "name": "a",
+                                   "figures": {"seconds": 0.5}})
         self.assertIn("no memory", rows[1]["error"])
+
+    def test_rows_of_another_build_are_measured_again(self):
+        measured(["a"], self.path)
+        self.assertEqual(measured(["a"], self.path, resume=True, build="two")[0], ["a"])
+        self.assertEqual(measured(["a"], self.path, resume=True, build="two")[0], [])
+        self.path.write_text('{"device": "GPU one", "name": "a", "figures": {}}\n')
+        self.assertEqual(measured(["a"], self.path, resume=True)[0], ["a"])
+
+    def test_the_build_is_versions_and_runs(self):
+        torch = types.SimpleNamespace(__version__="9.8.7")
+        build = peers.build_of(torch, 5)
+        self.assertIn("torch 9.8.7", build)
+        self.assertIn("kvpress", build)
+        self.assertEqual(build, peers.build_of(torch, 5))
+        self.assertNotEqual(build, peers.build_of(torch, 6))
+
+    def test_a_figure_that_is_no_number_is_a_failure(self):
+        for seconds in (math.nan, math.inf):
+            self.assertEqual(measured(["a"], self.path, resume=True, seconds=seconds), (["a"], 1))
+        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
+        self.assertEqual([row["error"] for row in rows],
+                         ["ValueError: seconds is nan", "ValueError: seconds is inf"])
 
     def test_a_line_that_was_cut_off_is_measured_again(self):
         measured(["a", "b"], self.path)
