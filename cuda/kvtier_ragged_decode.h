@@ -8,6 +8,12 @@
 // stream and does nothing else: no allocation, no copy, no waiting, so that it can be captured into
 // a CUDA graph. Memory is the caller's throughout.
 //
+// A captured decode is valid for the bytes of its plan alone: its launches were taken from them.
+// New queries in the same place are fine; when rows, their number or their place change, there is a
+// new plan, and the decode is captured again or the graph updated from such a capture. Before the
+// first capture, one decode of each shape runs outside of one: the first use of a kernel sets an
+// attribute of it and may load its module, which a capture may refuse.
+//
 //   kvtier_ragged_sizes sizes = {sizeof sizes, KVTIER_RAGGED_VERSION, 0, 0};
 //   kvtier_ragged_plan(&shape, NULL, 0, &sizes);                      // how much memory
 //   kvtier_ragged_plan(&shape, plan, sizes.plan_bytes, &sizes);       // host; pinned is best

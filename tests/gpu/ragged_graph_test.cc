@@ -1,5 +1,6 @@
-// The C interface of ragged attention on a device: the bits of the backend's attention, launched
-// and replayed as a CUDA graph of several layers, which is what a decode step of an engine is.
+// The C interface of ragged attention on a device: the bits of the backend's attention over several
+// layers, launched one by one and replayed as a CUDA graph with new queries. Rows stay as they were
+// when the graph was captured, as they must; an engine's steps, which append rows, are not here.
 #include <cstdint>
 #include <memory>
 #include <random>
@@ -8,6 +9,7 @@
 #include <cuda_runtime_api.h>
 
 #include "base/status_matchers.h"
+#include "compressor/activations.h"
 #include "cuda/cuda_device.h"
 #include "cuda/cuda_gemm.h"
 #include "cuda/device_backend.h"
@@ -33,6 +35,8 @@ constexpr float kScale = 0.0883883f;
 struct DecodeLayer {
   Layer kept;
   Layer tail;
+  std::vector<RowSpan> spans;  // Of the kept rows, head by head.
+  HeadSpans lists;             // Into spans.
   Tensor q;
   Tensor expected;
   Tensor out;
@@ -73,32 +77,39 @@ class RaggedGraphTest : public ::testing::Test {
     layer.kept = RandomLayer(random, kCapacity);
     layer.tail = RandomLayer(random, 1);
     const int64_t columns = kHeads * kGroup * kDim;
-    layer.q = MakeActivations(*backend_, RandomFloats(random, columns), 1, columns);
+    layer.q = MakeActivations(*backend_, Floats(columns), 1, columns);
     layer.expected = MakeActivations(*backend_, Floats(columns), 1, columns);
     layer.out = MakeActivations(*backend_, Floats(columns), 1, columns);
-    std::vector<RowSpan> spans(kHeads);
-    HeadSpans lists;
+    layer.spans.resize(kHeads);
     std::vector<kvtier_ragged_span> c_spans;
     std::vector<int64_t> begin = {0};
     for (int64_t head = 0; head < kHeads; ++head) {
       const int64_t at = head * kCapacity * kDim * 2;
-      spans[head].keys = static_cast<const std::byte*>(layer.kept.view.keys) + at;
-      spans[head].values = static_cast<const std::byte*>(layer.kept.view.values) + at;
-      spans[head].rows = static_cast<uint32_t>(kRows[head]);
-      lists.push_back(std::span(&spans[head], 1));
+      RowSpan& span = layer.spans[head];
+      span.keys = static_cast<const std::byte*>(layer.kept.view.keys) + at;
+      span.values = static_cast<const std::byte*>(layer.kept.view.values) + at;
+      span.rows = static_cast<uint32_t>(kRows[head]);
+      layer.lists.push_back(std::span(&span, 1));
       const int64_t tail_at = head * kDim * 2;
-      c_spans.push_back(Raw(spans[head].keys, spans[head].values, kRows[head]));
+      c_spans.push_back(Raw(span.keys, span.values, kRows[head]));
       c_spans.push_back(Raw(static_cast<const std::byte*>(layer.tail.view.keys) + tail_at,
                             static_cast<const std::byte*>(layer.tail.view.values) + tail_at, 1));
       begin.push_back(static_cast<int64_t>(c_spans.size()));
     }
-    AttentionArgs args{.q = layer.q, .spans = &lists, .span_dtype = DType::kBf16};
+    Plan(c_spans, begin, layer);
+    Ask(random, layer);
+  }
+
+  // New queries in the place of the old ones, and what the backend answers them.
+  void Ask(std::mt19937_64& random, DecodeLayer& layer) {
+    KVTIER_ASSERT_OK(
+        UploadFloats(*backend_, RandomFloats(random, kHeads * kGroup * kDim), layer.q));
+    AttentionArgs args{.q = layer.q, .spans = &layer.lists, .span_dtype = DType::kBf16};
     args.tail = layer.tail.view;
     args.tail_rows = 1;
     args.scale = kScale;
     args.out = layer.expected;
     KVTIER_ASSERT_OK(backend_->Attention(args));
-    Plan(c_spans, begin, layer);
   }
 
   static kvtier_ragged_span Raw(const void* keys, const void* values, int64_t rows) {
@@ -162,7 +173,7 @@ TEST_F(RaggedGraphTest, DecodesTheBackendsBitsLaunchedAndReplayed) {
   std::mt19937_64 random(TestSeed());
   std::vector<DecodeLayer> layers(kLayers);
   for (DecodeLayer& layer : layers) ASSERT_NO_FATAL_FAILURE(Fill(random, layer));
-  ASSERT_NO_FATAL_FAILURE(Decode(layers));
+  ASSERT_NO_FATAL_FAILURE(Decode(layers));  // Also what must come before a capture.
   ExpectOutputs(layers);
 
   const auto stream = static_cast<cudaStream_t>(device_->stream());
@@ -173,6 +184,7 @@ TEST_F(RaggedGraphTest, DecodesTheBackendsBitsLaunchedAndReplayed) {
   cudaGraphExec_t step = nullptr;
   ASSERT_EQ(cudaGraphInstantiate(&step, graph, 0), cudaSuccess);
   for (int run = 0; run < 3; ++run) {
+    for (DecodeLayer& layer : layers) ASSERT_NO_FATAL_FAILURE(Ask(random, layer));
     ASSERT_EQ(cudaGraphLaunch(step, stream), cudaSuccess);
     KVTIER_ASSERT_OK(device_->Synchronize());
     ExpectOutputs(layers);
