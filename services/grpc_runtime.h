@@ -9,7 +9,9 @@
 //
 // Abseil does not look for deadlocks among gRPC's mutexes. Debian builds it with that check, meant
 // for debugging, on: every lock is then entered in a graph that all threads share. Mutexes of ours
-// (base/mutex.h) are not abseil's.
+// (base/mutex.h) are not abseil's. The switch reaches the whole process: a program that embeds the
+// client library has that check on none of its own abseil mutexes either, from its first channel
+// on, unless it switches it on again (absl::SetMutexDeadlockDetectionMode).
 //
 // Thread-safe.
 #ifndef KVTIER_SERVICES_GRPC_RUNTIME_H_
