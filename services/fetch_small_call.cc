@@ -30,6 +30,8 @@ class FetchSmall : public std::enable_shared_from_this<FetchSmall> {
                                                   " bytes, more than small_fetch_bytes_max ",
                                                   limits::kSmallFetchBytesMax, ": use Fetch"));
     }
+    // Whoever hears that asks with Fetch, which counts; also of a range past the end.
+    if (absl::IsOutOfRange(status)) source_.LeaveUncounted();
     if (status.ok()) {
       *response_.mutable_header() = source_.Header();
       if (!source_.AddFramesFromMemory(*response_.mutable_header())) {

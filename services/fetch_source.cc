@@ -105,6 +105,10 @@ absl::Status FetchSource::AddFrames(v1::FetchHeader& header) {
   return absl::OkStatus();
 }
 
+void FetchSource::LeaveUncounted() {
+  if (pinned_ != nullptr) pinned_->LeaveUncounted();
+}
+
 bool FetchSource::TryRelease() {
   // What a lease held may be the last of a band.
   if (held_ != nullptr || (pinned_ != nullptr && !pinned_->TryRelease())) return false;

@@ -62,6 +62,9 @@ class FetchSource {
   // The same from wherever they are; on the pool.
   absl::Status AddFrames(v1::FetchHeader& header);
 
+  // Counts no request of the store's: the caller asks again with another method.
+  void LeaveUncounted();
+
   // Lets go of everything if that cannot wait for a disk. False: Release, on the pool.
   bool TryRelease();
   void Release();

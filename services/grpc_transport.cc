@@ -1,4 +1,5 @@
 // MakeGrpcTransport and FetchRaggedCache of services/client.h.
+#include <atomic>
 #include <utility>
 
 #include <grpcpp/client_context.h>
@@ -150,7 +151,7 @@ class GrpcTransport final : public Transport {
         check_(options.verify ? SegmentFiller::Check::kVerify : SegmentFiller::Check::kTrust) {}
 
   absl::Status Fetch(const FetchRequest& request, absl::Time deadline, SegmentSink& sink) override {
-    if (request.expected_bytes.has_value() &&
+    if (!store_is_older_ && request.expected_bytes.has_value() &&
         *request.expected_bytes <= limits::kSmallFetchBytesMax) {
       std::optional<absl::Status> status = FetchSmall(request, deadline, sink);
       if (status.has_value()) return *std::move(status);
@@ -190,8 +191,12 @@ class GrpcTransport final : public Transport {
     *message.mutable_fetch() = FetchRequestToProto(request);
     v1::FetchSmallResponse response;
     const absl::Status status = FromGrpcStatus(stub_->FetchSmall(&context, message, &response));
+    if (absl::IsUnimplemented(status)) {
+      store_is_older_ = true;
+      return std::nullopt;
+    }
     // A range that lies past the end is found so by Fetch, too.
-    if (absl::IsOutOfRange(status) || absl::IsUnimplemented(status)) return std::nullopt;
+    if (absl::IsOutOfRange(status)) return std::nullopt;
     KVTIER_RETURN_IF_ERROR(status);
     return FetchStream(request, check_, sink).Take(std::move(*response.mutable_header()));
   }
@@ -199,6 +204,9 @@ class GrpcTransport final : public Transport {
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<v1::StoreService::Stub> stub_;
   const SegmentFiller::Check check_;
+  // Does not know FetchSmall. Found once per transport: a store that is upgraded behind its channel
+  // is asked with Fetch until the client connects anew, which is right, if slower.
+  std::atomic<bool> store_is_older_{false};
 };
 
 // Puts segments, which come layer by layer, where a RaggedCache wants them.

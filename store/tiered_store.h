@@ -118,6 +118,9 @@ class PinnedObject {
   //   RESOURCE_EXHAUSTED  no room for it in host memory, or no file for kFile
   virtual absl::StatusOr<std::shared_ptr<const BandMemory>> Hold(BandIndex band,
                                                                  BandPlacement placement) = 0;
+  // Counts no request when the pin goes, whatever was read: the caller was sent elsewhere, and the
+  // same request is counted there.
+  virtual void LeaveUncounted() = 0;
 };
 
 struct TieredStoreOptions {

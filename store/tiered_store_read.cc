@@ -29,6 +29,10 @@ class PinnedObjectImpl final : public PinnedObject {
   absl::StatusOr<SegmentRef> Read(BandIndex band, LayerIndex layer) override;
   std::optional<SegmentRef> ReadFromMemory(BandIndex band, LayerIndex layer) override;
   bool TryRelease() override;
+  void LeaveUncounted() override {
+    MutexLock lock(&mutex_);
+    is_counted_ = false;
+  }
   absl::StatusOr<std::shared_ptr<const BandMemory>> Hold(BandIndex band,
                                                          BandPlacement placement) override;
 
@@ -55,9 +59,9 @@ class PinnedObjectImpl final : public PinnedObject {
   TieredStoreImpl& store_;
   const TieredStoreImpl::ObjectPtr object_;
   const uint32_t resident_bands_;
-  const bool is_counted_;
 
   Mutex mutex_;
+  bool is_counted_ ABSL_GUARDED_BY(mutex_);
   bool has_read_ ABSL_GUARDED_BY(mutex_) = false;
   bool has_read_disk_ ABSL_GUARDED_BY(mutex_) = false;
   Failed failed_ ABSL_GUARDED_BY(mutex_);
@@ -85,8 +89,8 @@ bool PinnedObjectImpl::TryRelease() {
 }
 
 void PinnedObjectImpl::Count() {
-  if (!is_counted_) return;
   MutexLock lock(&mutex_);
+  if (!is_counted_) return;
   StoreCounters& counters = store_.counters_;
   ++(!failed_.empty() ? counters.failures
      : has_read_disk_ ? counters.disk_hits

@@ -1,9 +1,9 @@
 // FetchSmall through real gRPC: what is answered at once, what is refused and how the client goes
 // on, and what it makes of answers that do not follow the protocol.
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include <prometheus/collectable.h>
@@ -21,6 +21,7 @@
 #include "services/status_grpc.h"
 #include "services/store_service.h"
 #include "store/lease_table.h"
+#include "tests/testing/eventually.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/testing/test_object.h"
@@ -42,17 +43,20 @@ std::unique_ptr<Server> Serve(grpc::Service& service, Metrics& metrics) {
 }
 
 // Fetches all of `object` with this hint, and verifies it.
-absl::Status FetchHinted(const std::shared_ptr<grpc::Channel>& channel,
-                         const CompressedObject& object, uint64_t expected_bytes) {
+absl::Status FetchHinted(Transport& transport, const CompressedObject& object,
+                         uint64_t expected_bytes) {
   FetchRequest request;
   request.key = object.manifest->key;
   request.expected_bytes = expected_bytes;
-  const auto transport = MakeGrpcTransport(channel);
   absl::StatusOr<std::shared_ptr<const RaggedCache>> cache =
-      FetchRaggedCache(*transport, request, Soon());
+      FetchRaggedCache(transport, request, Soon());
   if (!cache.ok()) return cache.status();
   EXPECT_EQ((*cache)->bytes(), object.manifest->total_bytes());
   return absl::OkStatus();
+}
+absl::Status FetchHinted(const std::shared_ptr<grpc::Channel>& channel,
+                         const CompressedObject& object, uint64_t expected_bytes) {
+  return FetchHinted(*MakeGrpcTransport(channel), object, expected_bytes);
 }
 
 class FetchSmallTest : public testing::Test {
@@ -150,6 +154,7 @@ TEST_F(FetchSmallTest, WhatIsLargerIsOutOfRangeByNameAndTheClientGoesOnWithFetch
   KVTIER_ASSERT_OK(store_->Put(TenantId(), object, Durability::kHost));
   EXPECT_THAT(Call(RequestOf(object)),
               StatusIs(absl::StatusCode::kOutOfRange, HasSubstr("small_fetch_bytes_max 32768")));
+  EXPECT_EQ(store_->counters().requests, 0u);  // It is to be asked again, and counted then.
   // A part of it may be small.
   v1::FetchSmallRequest request = RequestOf(object);
   request.mutable_fetch()->mutable_extent()->set_bytes_max(object.manifest->PrefixBytes(1));
@@ -161,6 +166,9 @@ TEST_F(FetchSmallTest, WhatIsLargerIsOutOfRangeByNameAndTheClientGoesOnWithFetch
   KVTIER_EXPECT_OK(FetchHinted(channel_, object, /*expected_bytes=*/1));
   EXPECT_EQ(RpcCount("FetchSmall", "OUT_OF_RANGE"), 2);
   EXPECT_EQ(RpcCount("Fetch", "OK"), 1);
+  EXPECT_EQ(store_->counters().requests, 2u);  // The part, and this.
+  EXPECT_EQ(store_->counters().host_hits, 2u);
+  EXPECT_EQ(store_->counters().misses, 0u);
   // Who does not expect little asks once.
   KVTIER_EXPECT_OK(FetchHinted(channel_, object, object.manifest->total_bytes()));
   EXPECT_EQ(RpcCount("FetchSmall", "OUT_OF_RANGE"), 2);
@@ -213,12 +221,19 @@ TEST_F(FetchSmallTest, TakesACallsPlace) {
   stub_ = v1::StoreService::NewStub(channel_);
   const CompressedObject object = Small(1);
   KVTIER_ASSERT_OK(store_->Put(TenantId(), object, Durability::kHost));
+  // A Put that says no more than its header has the only place until it ends.
+  const CompressedObject other = Small(2);
   grpc::ClientContext context;
-  // A Put that says nothing has the only one as soon as it has arrived.
   v1::PutResponse response;
   const auto put = stub_->Put(&context, &response);
-  absl::Status refused;
-  while ((refused = Call(RequestOf(object)).status()).ok()) std::this_thread::yield();
+  v1::PutRequest header;
+  header.mutable_header()->set_manifest(EncodeManifest(*other.manifest));
+  header.mutable_header()->set_durability(v1::DURABILITY_HOST);
+  ASSERT_TRUE(put->Write(header));
+  // Asked of the store itself: a call would take the place that the Put is to have.
+  ASSERT_TRUE(Eventually(
+      [&] { return store_->UploadedBytes(TenantId(), other.manifest->upload_id).ok(); }));
+  const absl::Status refused = Call(RequestOf(object)).status();
   EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted));
   EXPECT_TRUE(RetryAfter(refused).has_value());
   context.TryCancel();
@@ -230,6 +245,7 @@ class ScriptedService final : public v1::StoreService::Service {
  public:
   grpc::Status FetchSmall(grpc::ServerContext*, const v1::FetchSmallRequest*,
                           v1::FetchSmallResponse* response) override {
+    ++small_calls;
     if (is_older) return {grpc::StatusCode::UNIMPLEMENTED, ""};
     *response = answer;
     return grpc::Status::OK;
@@ -242,6 +258,7 @@ class ScriptedService final : public v1::StoreService::Service {
     return grpc::Status::OK;
   }
   bool is_older = false;
+  std::atomic<int> small_calls{0};
   v1::FetchSmallResponse answer;
 };
 
@@ -263,9 +280,10 @@ class FetchSmallAnswerTest : public testing::Test {
     }
   }
   v1::FetchHeader& header() { return *service_.answer.mutable_header(); }
-  absl::Status Fetch() {
-    return FetchHinted(MakeChannel("127.0.0.1:" + std::to_string(server_->port())), object_, 1);
+  std::unique_ptr<Transport> Connect() {
+    return MakeGrpcTransport(MakeChannel("127.0.0.1:" + std::to_string(server_->port())));
   }
+  absl::Status Fetch() { return FetchHinted(*Connect(), object_, 1); }
 
   const CompressedObject object_ = MakeTestObject({.layers = 1, .edges = "0.5,1"});
   ScriptedService service_;
@@ -275,10 +293,16 @@ class FetchSmallAnswerTest : public testing::Test {
   const std::unique_ptr<Server> server_;
 };
 
-TEST_F(FetchSmallAnswerTest, AnOlderStoreIsAskedWithFetch) {
-  KVTIER_EXPECT_OK(Fetch());
+TEST_F(FetchSmallAnswerTest, AnOlderStoreIsAskedOnceAndThenWithFetch) {
+  const std::unique_ptr<Transport> transport = Connect();
+  for (int i = 0; i < 2; ++i) KVTIER_EXPECT_OK(FetchHinted(*transport, object_, 1));
+  EXPECT_EQ(service_.small_calls, 2);
   service_.is_older = true;
+  for (int i = 0; i < 3; ++i) KVTIER_EXPECT_OK(FetchHinted(*transport, object_, 1));
+  EXPECT_EQ(service_.small_calls, 3);
+  // Another transport does not know yet.
   KVTIER_EXPECT_OK(Fetch());
+  EXPECT_EQ(service_.small_calls, 4);
 }
 
 TEST_F(FetchSmallAnswerTest, WhatDoesNotFollowThePlanIsDataLoss) {
