@@ -51,9 +51,8 @@ function(kvtier_test name)
   _kvtier_check_arguments(${name})
   add_executable(${name} ${arg_SOURCES})
   target_include_directories(${name} PRIVATE "${PROJECT_SOURCE_DIR}")
-  target_link_libraries(${name} PRIVATE kvtier_options ${arg_DEPS} GTest::gmock_main)
-  target_compile_definitions(${name} PRIVATE
-    KVTIER_SOURCE_DIR="${PROJECT_SOURCE_DIR}" KVTIER_BIN_DIR="${KVTIER_BIN_DIR}")
+  target_link_libraries(${name} PRIVATE
+    kvtier_options ${arg_DEPS} kvtier_testing GTest::gmock_main)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${KVTIER_TEST_DIR}")
   if(arg_USES_BINARIES)
     add_dependencies(${name} ${arg_USES_BINARIES})

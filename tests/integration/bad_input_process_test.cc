@@ -7,6 +7,7 @@
 #include "services/status_grpc.h"
 #include "tests/integration/pipeline_fixture.h"
 #include "tests/testing/files.h"
+#include "tests/testing/paths.h"
 
 namespace kvtier {
 namespace {
@@ -281,9 +282,8 @@ TEST_F(PipelineTest, ProgramsThatCannotStartSayWhy) {
   for (const auto& [program, flags, exit_code, words] : cases) {
     SCOPED_TRACE(testing::Message() << program << " " << testing::PrintToString(flags));
     const std::string output = dir_.File("output");
-    KVTIER_ASSERT_OK_AND_ASSIGN(
-        const auto process, ChildProcess::Start(absl::StrCat(KVTIER_BIN_DIR, "/", program), flags,
-                                                {.output_file = output}));
+    KVTIER_ASSERT_OK_AND_ASSIGN(const auto process, ChildProcess::Start(ProgramPath(program), flags,
+                                                                        {.output_file = output}));
     KVTIER_ASSERT_OK_AND_ASSIGN(const ExitStatus exit, process->Wait(absl::Seconds(50)));
     EXPECT_EQ(exit.exit_code, exit_code);
     const std::string text = ReadFile(output);

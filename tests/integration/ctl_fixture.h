@@ -62,7 +62,7 @@ class CtlTest : public PipelineTest {
     std::vector<std::string> args = {"-c",
                                      absl::StrCat("exec \"$0\" \"$@\" > ", dir_.File(name + "out"),
                                                   " 2> ", dir_.File(name + "err")),
-                                     absl::StrCat(KVTIER_BIN_DIR, "/kvtierctl")};
+                                     ProgramPath("kvtierctl")};
     args.insert(args.end(), words.begin(), words.end());
     auto process = ChildProcess::Start("/bin/sh", args);
     KVTIER_CHECK_OK(process);

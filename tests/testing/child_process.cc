@@ -26,6 +26,7 @@
 #include "absl/strings/str_split.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "tests/testing/paths.h"
 
 extern char** environ;
 
@@ -169,7 +170,7 @@ absl::StatusOr<std::unique_ptr<ServerProcess>> ServerProcess::Start(
                                    "--port_file=" + port_file};
   args.insert(args.end(), flags.begin(), flags.end());
   KVTIER_ASSIGN_OR_RETURN(server->process_,
-                          ChildProcess::Start(absl::StrCat(KVTIER_BIN_DIR, "/", binary), args,
+                          ChildProcess::Start(ProgramPath(binary), args,
                                               {.environment = environment,
                                                .output_file = server->dir_.File("output")}));
 

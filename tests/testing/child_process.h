@@ -64,7 +64,7 @@ class ChildProcess {
 // A server of ours (services/server.h): started on free ports, ready when Start returns.
 class ServerProcess {
  public:
-  // Runs KVTIER_BIN_DIR/<binary> with --listen and --metrics_listen on 127.0.0.1:0, --port_file,
+  // Runs ProgramPath(binary) with --listen and --metrics_listen on 127.0.0.1:0, --port_file,
   // and `flags` after them. UNAVAILABLE with the end of its output if it ends, or says nothing in
   // time.
   static absl::StatusOr<std::unique_ptr<ServerProcess>> Start(

@@ -10,6 +10,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/testing/files.h"
+#include "tests/testing/paths.h"
 
 namespace kvtier {
 namespace {
@@ -19,7 +20,7 @@ constexpr int kThreads = 2;
 class QualityTest : public ::testing::Test {
  protected:
   static std::string Fixture(absl::string_view path) {
-    return std::filesystem::path(KVTIER_SOURCE_DIR) / "tests/fixtures" / std::string(path);
+    return std::filesystem::path(SourcePath("tests/fixtures")) / std::string(path);
   }
 
   void SetUp() override {

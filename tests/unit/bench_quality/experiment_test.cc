@@ -17,12 +17,13 @@
 #include "compressor/sampler.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/testing/paths.h"
 
 namespace kvtier {
 namespace {
 
 std::string Fixture(absl::string_view path) {
-  return std::filesystem::path(KVTIER_SOURCE_DIR) / "tests/fixtures" / std::string(path);
+  return std::filesystem::path(SourcePath("tests/fixtures")) / std::string(path);
 }
 
 const Task& TaskNamed(absl::string_view name) {

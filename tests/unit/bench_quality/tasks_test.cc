@@ -14,6 +14,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kvcache/sha256.h"
+#include "tests/testing/paths.h"
 #include "tests/testing/temp_dir.h"
 
 namespace kvtier {
@@ -22,8 +23,8 @@ namespace {
 using ::testing::HasSubstr;
 
 TextSource Fixtures() {
-  const absl::StatusOr<TextSource> source = TextSource::Load(
-      {std::string(KVTIER_SOURCE_DIR) + "/tests/fixtures/documents"}, /*held_out=*/false);
+  const absl::StatusOr<TextSource> source =
+      TextSource::Load({SourcePath("tests/fixtures/documents")}, /*held_out=*/false);
   KVTIER_CHECK_OK(source);
   return *source;
 }

@@ -21,6 +21,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/testing/files.h"
+#include "tests/testing/paths.h"
 #include "tests/testing/temp_dir.h"
 
 namespace kvtier {
@@ -42,7 +43,7 @@ constexpr char kBothShapes[] =
     "tensor \"[^\"]+\" (has shape \\[[0-9, ]+\\], not|is missing, its shape would be) "
     "\\[[0-9, ]+\\]";
 
-const fs::path kFamilies = fs::path(KVTIER_SOURCE_DIR) / "tests/golden/families";
+const fs::path kFamilies = SourcePath("tests/golden/families");
 
 std::vector<std::string> Families() {
   std::vector<std::string> names;

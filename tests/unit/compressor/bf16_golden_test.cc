@@ -18,12 +18,11 @@
 #include "compressor/scoring.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/testing/paths.h"
 #include "tests/unit/compressor/golden_tensors.h"
 
 namespace kvtier {
 namespace {
-
-const std::string kRoot = KVTIER_SOURCE_DIR;
 
 // Ours against transformers in bf16 with its default attention.
 constexpr double kErrorRatioMax = 1.25;
@@ -42,12 +41,12 @@ class Bf16GoldenTest : public ::testing::Test {
  protected:
   void SetUp() override {
     KVTIER_ASSERT_OK_AND_ASSIGN(golden_,
-                                SafetensorsFile::Open(kRoot + "/tests/golden/bf16.safetensors"));
+                                SafetensorsFile::Open(SourcePath("tests/golden/bf16.safetensors")));
     KVTIER_ASSERT_OK_AND_ASSIGN(
         scores_,
-        SafetensorsFile::Open(kRoot + "/tests/golden/scores/definition_fixture.safetensors"));
+        SafetensorsFile::Open(SourcePath("tests/golden/scores/definition_fixture.safetensors")));
     backend_ = MakeCpuBackend({.threads = 2});
-    KVTIER_ASSERT_OK_AND_ASSIGN(model_, Model::Load(kRoot + "/tests/fixtures/model", *backend_));
+    KVTIER_ASSERT_OK_AND_ASSIGN(model_, Model::Load(SourcePath("tests/fixtures/model"), *backend_));
     ids_ = GoldenTensor<uint32_t>(*golden_, "ids");
     KVTIER_ASSERT_OK_AND_ASSIGN(
         DenseCache cache, DenseCache::Create(*backend_, model_->config().MakeGeometry(DType::kBf16),

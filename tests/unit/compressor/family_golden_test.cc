@@ -20,12 +20,13 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kvcache/segment.h"
+#include "tests/testing/paths.h"
 #include "tests/unit/compressor/golden_tensors.h"
 
 namespace kvtier {
 namespace {
 
-constexpr char kFolder[] = KVTIER_SOURCE_DIR "/tests/golden/families";
+const std::string kFolder = SourcePath("tests/golden/families");
 
 // Maximum absolute error, times max(1, rms of the golden tensor).
 constexpr double kTolerance = 1e-4;
@@ -67,7 +68,7 @@ void ExpectClose(const std::vector<float>& got, const std::vector<float>& want,
 class FamilyGoldenTest : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
-    const std::string folder = std::string(kFolder) + "/" + GetParam().name;
+    const std::string folder = kFolder + "/" + GetParam().name;
     KVTIER_ASSERT_OK_AND_ASSIGN(golden_, SafetensorsFile::Open(folder + "/expected.safetensors"));
     backend_ = GetParam().reference ? MakeReferenceBackend()
                                     : MakeCpuBackend({.threads = 2, .compute = CpuCompute::kF32});
@@ -213,8 +214,7 @@ TEST(FamilyGoldenListTest, HasEveryFamilyTwice) {
   const auto backend = MakeReferenceBackend();
   for (const Case& c : Cases()) {
     if (!c.reference) continue;
-    KVTIER_ASSERT_OK_AND_ASSIGN(const auto model,
-                                Model::Load(std::string(kFolder) + "/" + c.name, *backend));
+    KVTIER_ASSERT_OK_AND_ASSIGN(const auto model, Model::Load(kFolder + "/" + c.name, *backend));
     ++count[model->config().family];
   }
   for (ModelFamily family :

@@ -14,14 +14,14 @@
 #include "compressor/safetensors.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/testing/paths.h"
 #include "tests/unit/compressor/golden_tensors.h"
 
 namespace kvtier {
 namespace {
 
-const std::string kModel = std::string(KVTIER_SOURCE_DIR) + "/tests/fixtures/model";
-const std::string kGolden =
-    std::string(KVTIER_SOURCE_DIR) + "/tests/golden/fixture_logits.safetensors";
+const std::string kModel = SourcePath("tests/fixtures/model");
+const std::string kGolden = SourcePath("tests/golden/fixture_logits.safetensors");
 
 // Largest error over root mean square: fp32 sums in another order than PyTorch's.
 constexpr double kTolerance = 1e-4;

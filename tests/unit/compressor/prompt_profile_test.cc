@@ -8,6 +8,7 @@
 #include "base/status_matchers.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/testing/paths.h"
 #include "tests/testing/temp_dir.h"
 
 namespace kvtier {
@@ -158,7 +159,7 @@ TEST(PromptProfileTest, LoadsWhatTheScriptMakes) {
   };
   for (const Case& c : {Case{"llama-3.json", 2000, 43}, Case{"kvpress.json", 2048, 42}}) {
     SCOPED_TRACE(c.file);
-    const auto profile = PromptProfile::Load(KVTIER_SOURCE_DIR "/tests/golden/profiles/" + c.file);
+    const auto profile = PromptProfile::Load(SourcePath("tests/golden/profiles/") + c.file);
     ASSERT_THAT(profile, IsOk());
     EXPECT_THAT(profile->Validate(325), IsOk());
     EXPECT_EQ(profile->prefix.front(), profile->special_tokens.at("<|begin_of_text|>"));

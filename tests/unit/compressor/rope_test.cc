@@ -19,6 +19,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/testing/files.h"
+#include "tests/testing/paths.h"
 
 namespace kvtier {
 namespace {
@@ -31,7 +32,7 @@ float FromHex(const std::string& bits) {
 
 // The settings of rope.json, which transformers computed.
 json ReadGolden() {
-  std::ifstream in(KVTIER_SOURCE_DIR "/tests/golden/rope.json");
+  std::ifstream in(SourcePath("tests/golden/rope.json"));
   return json::parse(in);
 }
 

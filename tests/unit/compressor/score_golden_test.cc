@@ -25,13 +25,14 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/testing/files.h"
+#include "tests/testing/paths.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/unit/compressor/golden_tensors.h"
 
 namespace kvtier {
 namespace {
 
-const std::string kTests = std::string(KVTIER_SOURCE_DIR) + "/tests";
+const std::string kTests = SourcePath("tests");
 
 // Of log scores; and how far from the cut a pair may lie that the two sides decide differently.
 constexpr double kTolerance = 1e-4;

@@ -12,13 +12,14 @@
 #include "compressor/reference_backend.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/testing/paths.h"
 #include "tests/unit/compressor/compress_testing.h"
 
 namespace kvtier {
 namespace {
 
 // Layers 0 and 2 of three slide, by a window of 9; the prefix has 3 tokens.
-const char kFolder[] = KVTIER_SOURCE_DIR "/tests/golden/families/gemma3_text";
+const std::string kFolder = SourcePath("tests/golden/families/gemma3_text");
 constexpr uint64_t kPrefix = 3;
 constexpr uint64_t kWindow = 9;
 

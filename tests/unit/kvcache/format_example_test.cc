@@ -20,6 +20,7 @@
 #include "kvcache/segment.h"
 #include "kvcache/sha256.h"
 #include "tests/testing/files.h"
+#include "tests/testing/paths.h"
 
 namespace kvtier {
 namespace {
@@ -35,7 +36,7 @@ uint64_t ParseHex(absl::string_view text) {
 // The bytes of the fenced block ```hex <name>: lines `offset  bytes | note`, where `00*N` is N zero
 // bytes. Every offset must be right.
 std::string HexBlock(absl::string_view name) {
-  const std::string doc = ReadFile(KVTIER_SOURCE_DIR "/docs/object_format.md");
+  const std::string doc = ReadFile(SourcePath("docs/object_format.md"));
   const std::string fence = absl::StrCat("```hex ", name, "\n");
   const size_t begin = doc.find(fence);
   KVTIER_CHECK(begin != std::string::npos) << fence;

@@ -12,12 +12,13 @@
 #include "kvcache/key_descriptor.h"
 #include "kvcache/token_block_hash.h"
 #include "tests/testing/files.h"
+#include "tests/testing/paths.h"
 
 namespace kvtier {
 namespace {
 
 nlohmann::json ReadVectors() {
-  return nlohmann::json::parse(ReadFile(KVTIER_SOURCE_DIR "/tests/golden/key_vectors.json"));
+  return nlohmann::json::parse(ReadFile(SourcePath("tests/golden/key_vectors.json")));
 }
 
 KeyDescriptor FromJson(const nlohmann::json& v) {

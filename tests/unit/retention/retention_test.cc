@@ -16,6 +16,7 @@
 #include "bench/retention/sweep.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/testing/paths.h"
 #include "tests/testing/random.h"
 
 namespace kvtier::bench {
@@ -237,7 +238,7 @@ TEST(SweepTest, NamesCapacities) {
 }
 
 TEST(SweepTest, TheFixtureTraceHasEveryRowOnceAndReachesItsTargets) {
-  std::ifstream file(KVTIER_SOURCE_DIR "/tests/fixtures/traces/chat.jsonl");
+  std::ifstream file(SourcePath("tests/fixtures/traces/chat.jsonl"));
   std::stringstream text;
   text << file.rdbuf();
   KVTIER_ASSERT_OK_AND_ASSIGN(const RequestTrace trace, ParseRequestTrace(text.str()));

@@ -24,6 +24,7 @@
 #include "store/scrubber.h"
 #include "store/tiered_store.h"
 #include "tests/testing/fake_device_backend.h"
+#include "tests/testing/paths.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/test_object.h"
 
@@ -59,7 +60,7 @@ void PrintTo(const Described& d, std::ostream* os) {
 
 std::map<std::string, Described> ReadPage() {
   std::map<std::string, Described> page;
-  std::ifstream file(KVTIER_SOURCE_DIR "/docs/metrics.md");
+  std::ifstream file(SourcePath("docs/metrics.md"));
   for (std::string line; std::getline(file, line);) {
     if (!absl::StartsWith(line, "| `kvtier_")) continue;
     const std::vector<std::string> cells = absl::StrSplit(line, '|');
