@@ -47,8 +47,6 @@ inline constexpr uint64_t kManifestBytesMax = 64 * kMiB;
 inline constexpr uint64_t kSegmentBytesMax = 8 * kGiB;
 // Sum over an object's segments; 1M tokens of a 70B model is 320 GiB dense.
 inline constexpr uint64_t kObjectBytesMax = 1024 * kGiB;
-// Rows of one (layer, head): a row per token at most.
-inline constexpr uint32_t kRowsPerHeadMax = kContextTokensMax;
 // Re-banding takes up to 9 bytes per pair: 18 GiB. 1M tokens of a 70B model: 671 million pairs.
 inline constexpr uint64_t kRebandPairsMax = uint64_t{1} << 31;
 // A canonical descriptor is its token ids (4 bytes each) plus a page of typed fields.
@@ -66,7 +64,6 @@ inline constexpr uint32_t kCheckpointTensorsMax = 100'000;
 inline constexpr uint32_t kCheckpointShardsMax = 4096;
 inline constexpr uint32_t kTensorRankMax = 8;
 inline constexpr uint64_t kConfigJsonBytesMax = 1 * kMiB;
-inline constexpr uint64_t kTokenizerJsonBytesMax = 64 * kMiB;
 // Nesting of a JSON document: its parser recurses.
 inline constexpr uint32_t kJsonDepthMax = 64;
 
@@ -126,8 +123,6 @@ inline constexpr uint32_t kLeasesMax = 4096;
 inline constexpr uint32_t kFetchesMax = 1024;
 // Objects in the index of one node: about 2 KiB each beside their manifests.
 inline constexpr uint32_t kObjectsMax = 1u << 20;
-// Nodes in a membership: rendezvous hashing looks at each.
-inline constexpr uint32_t kNodesMax = 1024;
 
 // --- Compressor and worker
 // ------------------------------------------------------------------------
@@ -139,7 +134,6 @@ inline constexpr uint32_t kCompressWaitersPerKeyMax = 256;
 inline constexpr uint32_t kAttachedObjectsMax = 256;
 // Questions that decode together over one object.
 inline constexpr uint32_t kConcurrentAsksPerObjectMax = 64;
-inline constexpr uint32_t kQuestionTokensMax = 16384;
 inline constexpr uint32_t kAnswerTokensMax = 4096;
 inline constexpr uint32_t kStopIdsMax = 16;
 
@@ -163,7 +157,6 @@ inline constexpr uint64_t kCommunicatorIdBytesMax = 4096;
 // --- Retries
 // --------------------------------------------------------------------------------------
 
-inline constexpr uint32_t kRetryAttemptsMax = 5;
 inline constexpr absl::Duration kRetryBackoffMax = absl::Seconds(10);
 
 }  // namespace kvtier::limits

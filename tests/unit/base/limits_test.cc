@@ -12,7 +12,8 @@ namespace {
 TEST(LimitsTest, ProductsOfFieldsStayInside64Bits) {
   // The largest object that the single bounds allow, counted in bytes of fp32 keys and values.
   const uint64_t row_bytes = 2 * uint64_t{kHeadDimMax} * 4;
-  const uint64_t rows = uint64_t{kRowsPerHeadMax} * kKvHeadsMax * kLayersMax;
+  // A head has a row per token at most.
+  const uint64_t rows = uint64_t{kContextTokensMax} * kKvHeadsMax * kLayersMax;
   EXPECT_LT(rows, std::numeric_limits<uint64_t>::max() / row_bytes);
 }
 
