@@ -1,5 +1,5 @@
 // Moves segments of one sealed object from where they live into the caller's memory. Implemented
-// by a gRPC stream (services/grpc_transport.h); shared memory and NCCL are further implementations.
+// by a gRPC stream (services/client.h); shared memory and NCCL are further implementations.
 // One conformance suite (tests/conformance) runs against all of them.
 #ifndef KVTIER_KVCACHE_TRANSPORT_H_
 #define KVTIER_KVCACHE_TRANSPORT_H_
