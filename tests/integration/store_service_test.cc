@@ -18,6 +18,7 @@
 #include "services/metrics.h"
 #include "services/server.h"
 #include "services/status_grpc.h"
+#include "tests/testing/eventually.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/testing/test_object.h"
@@ -271,10 +272,10 @@ TEST_F(StoreServiceTest, TooManyCallsAtOnceAreRefused) {
   const auto stream = stub_->Put(&context, &response);
   const CompressedObject object = MakeTestObject({});
   ASSERT_TRUE(stream->Write(Header(object)));
-  absl::Status refused;
-  do {  // Until the server has seen it.
-    refused = client_->Stats(Soon()).status();
-  } while (refused.ok());
+  // Asked of the store itself: a call would take the place that the Put is to have.
+  ASSERT_TRUE(Eventually(
+      [&] { return store_->UploadedBytes(TenantId(), object.manifest->upload_id).ok(); }));
+  absl::Status refused = client_->Stats(Soon()).status();
   EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("1 calls")));
   EXPECT_TRUE(RetryAfter(refused).has_value());
   context.TryCancel();
