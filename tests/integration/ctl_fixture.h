@@ -19,6 +19,7 @@
 #include "absl/time/time.h"
 #include "tests/integration/pipeline_fixture.h"
 #include "tests/testing/files.h"
+#include "tests/testing/paths.h"
 
 namespace kvtier {
 
