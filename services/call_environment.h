@@ -33,9 +33,9 @@ class CallEnvironment {
         store_(store),
         metrics_(metrics),
         clock_(clock),
-        slots_(options.calls_max, kBusyRetryDelay, metrics),
+        slots_(options.calls_max, kBusyRetryDelay, metrics, {}, options.drain),
         lease_slots_(options.lease_streams_max, kFullRetryDelay, metrics,
-                     {.calls = "Lease streams", .limit = "lease_streams_max"}),
+                     {.calls = "Lease streams", .limit = "lease_streams_max"}, options.drain),
         pool_(options.pool_threads, size_t{options.calls_max} + options.lease_streams_max) {}
 
   // Every call takes one first, and has it until it is over: a Lease stream one of lease_slots,

@@ -16,6 +16,9 @@ absl::StatusOr<CallSlots::Slot> CallSlots::Admit(const grpc::ServerContextBase& 
 }
 
 absl::StatusOr<CallSlots::Slot> CallSlots::Take(TenantId tenant) {
+  if (drain_ != nullptr && !drain_->Enter()) {
+    return absl::UnavailableError("the server is stopping");
+  }
   uint32_t own = 0;
   SlotAnswer answer = SlotAnswer::kYes;
   {
@@ -28,6 +31,7 @@ absl::StatusOr<CallSlots::Slot> CallSlots::Take(TenantId tenant) {
       ++own_[tenant];
     }
   }
+  if (answer != SlotAnswer::kYes && drain_ != nullptr) drain_->Leave();
   switch (answer) {
     case SlotAnswer::kYes:
       return Slot(this, std::move(tenant));
@@ -50,11 +54,14 @@ absl::StatusOr<CallSlots::Slot> CallSlots::Take(TenantId tenant) {
 }
 
 void CallSlots::Release(const TenantId& tenant) {
-  MutexLock lock(&mutex_);
-  const auto found = own_.find(tenant);
-  KVTIER_CHECK(found != own_.end() && taken_ > 0);
-  --taken_;
-  if (--found->second == 0) own_.erase(found);
+  {
+    MutexLock lock(&mutex_);
+    const auto found = own_.find(tenant);
+    KVTIER_CHECK(found != own_.end() && taken_ > 0);
+    --taken_;
+    if (--found->second == 0) own_.erase(found);
+  }
+  if (drain_ != nullptr) drain_->Leave();  // Last: the server may go then.
 }
 
 uint32_t CallSlots::running() const {

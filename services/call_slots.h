@@ -16,6 +16,7 @@
 #include "absl/time/time.h"
 #include "base/mutex.h"
 #include "kvcache/ids.h"
+#include "services/drain_signal.h"
 #include "services/metrics.h"
 
 namespace kvtier {
@@ -29,11 +30,15 @@ struct CallKind {
 // Thread-safe. Must outlive its slots.
 class CallSlots {
  public:
-  // `retry_after`: what a refused caller is told to wait. Counts refusals into `metrics`, which
-  // must outlive it.
+  // `retry_after`: what a refused caller is told to wait. Counts refusals into `metrics`. Calls
+  // begin and end with `drain`, if there is one. Both must outlive it.
   CallSlots(uint32_t calls_max, absl::Duration retry_after, Metrics& metrics,
-            const CallKind& kind = {})
-      : calls_max_(calls_max), retry_after_(retry_after), metrics_(metrics), kind_(kind) {}
+            const CallKind& kind = {}, DrainSignal* drain = nullptr)
+      : calls_max_(calls_max),
+        retry_after_(retry_after),
+        metrics_(metrics),
+        kind_(kind),
+        drain_(drain) {}
 
   class Slot {
    public:
@@ -60,6 +65,7 @@ class CallSlots {
   // For a call that has arrived, on behalf of the tenant that it names (services/tenant.h).
   //   INVALID_ARGUMENT    no tenant can have that name
   //   RESOURCE_EXHAUSTED  with a retry delay: all slots are taken, or the tenant's share
+  //   UNAVAILABLE         the server is stopping
   absl::StatusOr<Slot> Admit(const grpc::ServerContextBase& context);
   absl::StatusOr<Slot> Take(TenantId tenant) ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -72,6 +78,7 @@ class CallSlots {
   const absl::Duration retry_after_;
   Metrics& metrics_;
   const CallKind kind_;
+  DrainSignal* const drain_;  // May be null.
   mutable Mutex mutex_;
   uint32_t taken_ ABSL_GUARDED_BY(mutex_) = 0;
   // Calls of each tenant that has any: at most calls_max_ entries.

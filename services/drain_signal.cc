@@ -2,6 +2,9 @@
 
 #include <utility>
 
+#include "absl/time/clock.h"
+#include "base/log.h"
+
 namespace kvtier {
 
 std::unique_ptr<DrainSignal::Listener> DrainSignal::Listen(std::function<void()> on_fire) {
@@ -29,6 +32,30 @@ void DrainSignal::Fire() {
     running_ = 0;
     called_.SignalAll();
   }
+}
+
+bool DrainSignal::Enter() {
+  MutexLock lock(&mutex_);
+  if (has_fired_) return false;
+  ++calls_;
+  return true;
+}
+
+void DrainSignal::Leave() {
+  MutexLock lock(&mutex_);
+  KVTIER_CHECK(calls_ > 0);
+  if (--calls_ == 0) idle_.SignalAll();
+}
+
+bool DrainSignal::AwaitCalls(absl::Duration at_most) {
+  const absl::Time end = absl::Now() + at_most;
+  MutexLock lock(&mutex_);
+  while (calls_ > 0) {
+    const absl::Duration left = end - absl::Now();
+    if (left <= absl::ZeroDuration()) return false;
+    idle_.WaitWithTimeout(&mutex_, left);
+  }
+  return true;
 }
 
 void DrainSignal::Forget(uint64_t id) {

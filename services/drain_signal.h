@@ -1,5 +1,10 @@
-// Tells calls that would otherwise go on for as long as their caller likes (Lease) that the server
-// is about to stop, so that they end at once and the drain need not wait for them.
+// The end of a server: no call begins any more, those that would go on for as long as their caller
+// likes (Lease) end at once, and the others are waited for.
+//
+// gRPC has a way to drain of its own, which comes after this one: it closes a connection as soon as
+// its last call is over, whether or not the client has read everything. If the client happens to
+// say something in that moment, the kernel throws away what it had not sent yet, and a call that
+// had succeeded fails. Connections without calls it asks first (a GOAWAY with a ping).
 #ifndef KVTIER_SERVICES_DRAIN_SIGNAL_H_
 #define KVTIER_SERVICES_DRAIN_SIGNAL_H_
 
@@ -9,6 +14,7 @@
 #include <memory>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/time/time.h"
 #include "base/mutex.h"
 
 namespace kvtier {
@@ -32,15 +38,24 @@ class DrainSignal {
   // `on_fire` is called at most once, by the thread that fires; it must not block or destroy its
   // listener. Null: it was fired before, and nothing will be called.
   std::unique_ptr<Listener> Listen(std::function<void()> on_fire) ABSL_LOCKS_EXCLUDED(mutex_);
-  // For good. Returns when every listener has been called.
+  // For good: no call begins after it. Returns when every listener has been called.
   void Fire() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // A call begins (services/call_slots.h does this for it). False: it may not, since Fire. True:
+  // Leave() once it is over.
+  bool Enter() ABSL_LOCKS_EXCLUDED(mutex_);
+  void Leave() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Blocks until the calls that had begun are over, or for `at_most`. True if they are.
+  bool AwaitCalls(absl::Duration at_most) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   void Forget(uint64_t id) ABSL_LOCKS_EXCLUDED(mutex_);
 
   Mutex mutex_;
   CondVar called_;  // running_ has changed.
+  CondVar idle_;    // calls_ is 0.
   bool has_fired_ ABSL_GUARDED_BY(mutex_) = false;
+  uint64_t calls_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t next_id_ ABSL_GUARDED_BY(mutex_) = 1;
   uint64_t running_ ABSL_GUARDED_BY(mutex_) = 0;  // Whose callback runs now; 0: nobody's.
   std::map<uint64_t, std::function<void()>> listeners_ ABSL_GUARDED_BY(mutex_);

@@ -188,17 +188,19 @@ absl::Status Run(const ServerOptions& server_options) {
   const std::unique_ptr<grpc::Service> service =
       MakeStoreService(service_options, *store, metrics, Clock::Real());
   const std::unique_ptr<grpc::Service> page_service =
-      MakePageService(PageServiceOptions(), *pages, metrics, Clock::Real());
+      MakePageService({.drain = &drain}, *pages, metrics, Clock::Real());
+  ServerOptions draining_options = server_options;
+  draining_options.drain = &drain;
   KVTIER_ASSIGN_OR_RETURN(
       const std::unique_ptr<Server> server,
-      Server::Start(server_options, {service.get(), page_service.get()}, metrics));
+      Server::Start(draining_options, {service.get(), page_service.get()}, metrics));
   KVTIER_LOG(INFO) << "serving " << store->object_count() << " objects on port " << server->port()
                    << (data_dir.empty() ? std::string(", host memory only")
                                         : absl::StrCat(", folder ", data_dir));
-  // Neither watches nor leases end by themselves. What was mapped stays readable.
+  // Neither watches nor leases end by themselves (gRPC's leases: `drain`). What was mapped stays
+  // readable.
   server->WaitForSignalAndDrain([&] {
     store->StopWatches();
-    drain.Fire();
     shm_server.reset();
   });
   return absl::OkStatus();

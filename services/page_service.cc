@@ -44,7 +44,7 @@ class PageServiceImpl final : public RawPageService {
       : store_(store),
         metrics_(metrics),
         clock_(clock),
-        slots_(options.calls_max, kBusyRetryDelay, metrics),
+        slots_(options.calls_max, kBusyRetryDelay, metrics, {}, options.drain),
         pool_(options.pool_threads, options.calls_max) {}
 
   // The request is ours until the call ends: its pages move into the store.

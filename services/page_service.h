@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "base/limits.h"
+#include "services/drain_signal.h"
 #include "services/metrics.h"
 #include "store/page_store.h"
 
@@ -23,6 +24,8 @@ struct PageServiceOptions {
   uint32_t calls_max = 256;
   // Calls that wait for the disk at once; the others queue.
   size_t pool_threads = 8;
+  // When it fires, calls that come are refused with UNAVAILABLE. Not owned; may be null.
+  DrainSignal* drain = nullptr;
 };
 
 // Everything must outlive the service; the service must outlive the server that runs it.

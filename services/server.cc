@@ -156,7 +156,12 @@ class ServerImpl final : public Server {
     if (grpc::HealthCheckServiceInterface* health = server_->GetHealthCheckService()) {
       health->SetServingStatus(false);
     }
-    server_->Shutdown(absl::ToChronoTime(absl::Now() + options_.drain_timeout));
+    const absl::Time end = absl::Now() + options_.drain_timeout;
+    if (options_.drain != nullptr) {
+      options_.drain->Fire();
+      options_.drain->AwaitCalls(options_.drain_timeout);
+    }
+    server_->Shutdown(absl::ToChronoTime(end));
     server_->Wait();
     exposer_.reset();  // After the calls, so that a last scrape sees them.
     collectables_.clear();

@@ -22,6 +22,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "base/limits.h"
+#include "services/drain_signal.h"
 #include "services/metrics.h"
 
 namespace kvtier {
@@ -46,6 +47,9 @@ struct ServerOptions {
   // how long to wait, and are meant to be met before.
   uint64_t buffer_bytes_max = kServerBufferBytes;  // Messages, connections.
   uint32_t threads_max = limits::kFetchesMax;      // For calls that wait.
+  // Fired when the server stops, which then waits for the calls that it counts. Not owned; null:
+  // gRPC alone refuses new calls and waits, and may cut the end of an answer off (drain_signal.h).
+  DrainSignal* drain = nullptr;
 };
 
 class Server {

@@ -37,8 +37,8 @@ struct StoreServiceOptions {
   double prefill_tokens_per_second = 0;
   // For Lease, and Fetch under one. Not owned; null: Lease is UNIMPLEMENTED.
   LeaseTable* leases = nullptr;
-  // When it fires, Lease streams end with UNAVAILABLE. Not owned; null: they last until their
-  // clients end them.
+  // When it fires, Lease streams end with UNAVAILABLE, and calls that come are refused with it.
+  // Not owned; null: Lease streams last until their clients end them.
   DrainSignal* drain = nullptr;
 };
 

@@ -76,5 +76,20 @@ TEST_F(CallSlotsTest, ASlotIsFreeOnceItsHolderIsGone) {
   EXPECT_EQ(again.size(), 4u);
 }
 
+TEST_F(CallSlotsTest, ADrainEndsWithTheCallsThatItRefusesAndWaitsForTheOthers) {
+  DrainSignal drain;
+  CallSlots slots(2, absl::Milliseconds(20), metrics_, {}, &drain);
+  std::optional<CallSlots::Slot> one = *slots.Take(greedy_);
+  // Refused for another reason: it is not waited for.
+  EXPECT_THAT(slots.Take(greedy_).status(), StatusIs(absl::StatusCode::kResourceExhausted));
+  drain.Fire();
+  EXPECT_THAT(slots.Take(modest_).status(),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("stopping")));
+  EXPECT_EQ(slots.running(), 1u);
+  EXPECT_FALSE(drain.AwaitCalls(absl::ZeroDuration()));
+  one.reset();
+  EXPECT_TRUE(drain.AwaitCalls(absl::ZeroDuration()));
+}
+
 }  // namespace
 }  // namespace kvtier

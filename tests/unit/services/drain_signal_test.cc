@@ -32,6 +32,20 @@ TEST(DrainSignalTest, WhoHasStoppedListeningHearsNothing) {
   EXPECT_EQ(calls, 0);
 }
 
+TEST(DrainSignalTest, NoCallBeginsAfterItAndThoseBeforeAreWaitedFor) {
+  DrainSignal signal;
+  EXPECT_TRUE(signal.Enter());
+  EXPECT_TRUE(signal.Enter());
+  signal.Fire();
+  EXPECT_FALSE(signal.Enter());
+  signal.Leave();
+  EXPECT_FALSE(signal.AwaitCalls(absl::Milliseconds(1)));
+  std::thread last([&] { signal.Leave(); });
+  EXPECT_TRUE(signal.AwaitCalls(absl::Seconds(60)));
+  last.join();
+  EXPECT_TRUE(signal.AwaitCalls(absl::ZeroDuration()));
+}
+
 // Callbacks touch what dies right after their listener: for the thread sanitizer and ASan.
 TEST(DrainSignalTest, AListenerThatIsGoneIsNotCalledAnyMore) {
   for (int round = 0; round < 200; ++round) {
