@@ -2,23 +2,14 @@
 #include <cstdint>
 
 #include "cuda/elementwise.h"
+#include "cuda/grid_stride.h"
 #include "cuda/math/activation.h"
 #include "cuda/vector.h"
 
 namespace kvtier {
 namespace {
 
-constexpr int kThreads = 256;
-// Enough blocks for any device; each thread then takes several elements.
-constexpr int64_t kBlocksMax = 4096;
-
-Grid GridFor(int64_t count) {
-  const int64_t blocks = (count + kThreads - 1) / kThreads;
-  return {.x = blocks < kBlocksMax ? blocks : kBlocksMax};
-}
-
-KVTIER_DEVICE int64_t FirstIndex() { return int64_t{BlockX()} * ThreadCount() + ThreadIndex(); }
-KVTIER_DEVICE int64_t IndexStep() { return int64_t{GridX()} * ThreadCount(); }
+constexpr int kThreads = kStrideThreads;
 
 KVTIER_KERNEL void EmbedKernel(EmbedParams p) {
   for (int64_t i = FirstIndex(); i < p.rows * p.cols; i += IndexStep()) {
@@ -126,7 +117,7 @@ bool IsMultiple(const GatherRowsParams& p, uintptr_t bytes) {
 }  // namespace
 
 DeviceError LaunchEmbed(const EmbedParams& p, DeviceStream stream) {
-  return LaunchKernel(EmbedKernel, GridFor(p.rows * p.cols), kThreads, 0, stream, p);
+  return LaunchKernel(EmbedKernel, StrideGrid(p.rows * p.cols), kThreads, 0, stream, p);
 }
 
 DeviceError LaunchRmsNorm(const RmsNormParams& p, DeviceStream stream) {
@@ -135,33 +126,33 @@ DeviceError LaunchRmsNorm(const RmsNormParams& p, DeviceStream stream) {
 }
 
 DeviceError LaunchAdd(const AddParams& p, DeviceStream stream) {
-  return LaunchKernel(AddKernel, GridFor(p.rows * p.cols), kThreads, 0, stream, p);
+  return LaunchKernel(AddKernel, StrideGrid(p.rows * p.cols), kThreads, 0, stream, p);
 }
 
 DeviceError LaunchGateMul(const GateMulParams& p, DeviceStream stream) {
-  return LaunchKernel(GateMulKernel, GridFor(p.count), kThreads, 0, stream, p);
+  return LaunchKernel(GateMulKernel, StrideGrid(p.count), kThreads, 0, stream, p);
 }
 
 DeviceError LaunchRope(const RopeParams& p, DeviceStream stream) {
-  return LaunchKernel(RopeKernel, GridFor(p.rows * p.heads * p.pairs), kThreads, 0, stream, p);
+  return LaunchKernel(RopeKernel, StrideGrid(p.rows * p.heads * p.pairs), kThreads, 0, stream, p);
 }
 
 DeviceError LaunchAppendKv(const AppendKvParams& p, DeviceStream stream) {
-  return LaunchKernel(AppendKvKernel, GridFor(p.rows * p.kv_heads * p.head_dim), kThreads, 0,
+  return LaunchKernel(AppendKvKernel, StrideGrid(p.rows * p.kv_heads * p.head_dim), kThreads, 0,
                       stream, p);
 }
 
 DeviceError LaunchGatherRows(const GatherRowsParams& p, DeviceStream stream) {
   if (IsMultiple(p, 16)) {
-    return LaunchKernel(GatherRowsKernel<Vector>, GridFor(p.rows * p.row_bytes / 16), kThreads, 0,
-                        stream, p);
+    return LaunchKernel(GatherRowsKernel<Vector>, StrideGrid(p.rows * p.row_bytes / 16), kThreads,
+                        0, stream, p);
   }
-  return LaunchKernel(GatherRowsKernel<uint16_t>, GridFor(p.rows * p.row_bytes / 2), kThreads, 0,
+  return LaunchKernel(GatherRowsKernel<uint16_t>, StrideGrid(p.rows * p.row_bytes / 2), kThreads, 0,
                       stream, p);
 }
 
 DeviceError LaunchConvert(const ConvertParams& p, DeviceStream stream) {
-  return LaunchKernel(ConvertKernel, GridFor(p.count), kThreads, 0, stream, p);
+  return LaunchKernel(ConvertKernel, StrideGrid(p.count), kThreads, 0, stream, p);
 }
 
 }  // namespace kvtier

@@ -1,24 +1,15 @@
 #include <cmath>
 #include <cstdint>
 
+#include "cuda/grid_stride.h"
 #include "cuda/math/order_key.h"
 #include "cuda/rank_bands.h"
 
 namespace kvtier {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = kStrideThreads;
 constexpr int kWarps = kThreads / kWarpThreads;
-// Enough blocks for any device; each thread then takes several pairs.
-constexpr int64_t kBlocksMax = 4096;
-
-Grid GridFor(int64_t count) {
-  const int64_t blocks = (count + kThreads - 1) / kThreads;
-  return {.x = blocks < kBlocksMax ? blocks : kBlocksMax};
-}
-
-KVTIER_DEVICE int64_t FirstIndex() { return int64_t{BlockX()} * ThreadCount() + ThreadIndex(); }
-KVTIER_DEVICE int64_t IndexStep() { return int64_t{GridX()} * ThreadCount(); }
 
 KVTIER_KERNEL void ScoreKeysKernel(ScoreKeysParams p) {
   // Above the key of every score that is not refused; their complements are below it.
@@ -96,16 +87,16 @@ KVTIER_KERNEL void GroupStartsKernel(GroupStartsParams p) {
 }  // namespace
 
 DeviceError LaunchScoreKeys(const ScoreKeysParams& p, DeviceStream stream) {
-  return LaunchKernel(ScoreKeysKernel, GridFor(p.pairs), kThreads, 0, stream, p);
+  return LaunchKernel(ScoreKeysKernel, StrideGrid(p.pairs), kThreads, 0, stream, p);
 }
 
 DeviceError LaunchRowKeys(const RowKeysParams& p, DeviceStream stream) {
-  return LaunchKernel(RowKeysKernel, GridFor(p.pairs), kThreads, 0, stream, p);
+  return LaunchKernel(RowKeysKernel, StrideGrid(p.pairs), kThreads, 0, stream, p);
 }
 
 DeviceError LaunchAssignBands(const AssignBandsParams& p, DeviceStream stream) {
   if (p.bands < 1 || p.bands > kRankBandsMax) return kInvalidConfiguration;
-  return LaunchKernel(AssignBandsKernel, GridFor(p.pairs), kThreads, 0, stream, p);
+  return LaunchKernel(AssignBandsKernel, StrideGrid(p.pairs), kThreads, 0, stream, p);
 }
 
 DeviceError LaunchScoreMass(const ScoreMassParams& p, DeviceStream stream) {
@@ -114,11 +105,11 @@ DeviceError LaunchScoreMass(const ScoreMassParams& p, DeviceStream stream) {
 }
 
 DeviceError LaunchGroupKeys(const GroupKeysParams& p, DeviceStream stream) {
-  return LaunchKernel(GroupKeysKernel, GridFor(p.pairs), kThreads, 0, stream, p);
+  return LaunchKernel(GroupKeysKernel, StrideGrid(p.pairs), kThreads, 0, stream, p);
 }
 
 DeviceError LaunchGroupStarts(const GroupStartsParams& p, DeviceStream stream) {
-  return LaunchKernel(GroupStartsKernel, GridFor(p.groups + 1), kThreads, 0, stream, p);
+  return LaunchKernel(GroupStartsKernel, StrideGrid(p.groups + 1), kThreads, 0, stream, p);
 }
 
 }  // namespace kvtier
