@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "absl/time/clock.h"
 #include "base/log.h"
 
 namespace kvtier {
@@ -47,13 +46,10 @@ void DrainSignal::Leave() {
   if (--calls_ == 0) idle_.SignalAll();
 }
 
-bool DrainSignal::AwaitCalls(absl::Duration at_most) {
-  const absl::Time end = absl::Now() + at_most;
+bool DrainSignal::AwaitCalls(absl::Time end, Clock& clock) {
   MutexLock lock(&mutex_);
   while (calls_ > 0) {
-    const absl::Duration left = end - absl::Now();
-    if (left <= absl::ZeroDuration()) return false;
-    idle_.WaitWithTimeout(&mutex_, left);
+    if (clock.WaitWithDeadline(&mutex_, &idle_, end)) return calls_ == 0;
   }
   return true;
 }

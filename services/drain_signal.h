@@ -5,6 +5,7 @@
 // its last call is over, whether or not the client has read everything. If the client happens to
 // say something in that moment, the kernel throws away what it had not sent yet, and a call that
 // had succeeded fails. Connections without calls it asks first (a GOAWAY with a ping).
+// Answers to calls that are refused meanwhile are not waited for.
 #ifndef KVTIER_SERVICES_DRAIN_SIGNAL_H_
 #define KVTIER_SERVICES_DRAIN_SIGNAL_H_
 
@@ -15,6 +16,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
+#include "base/clock.h"
 #include "base/mutex.h"
 
 namespace kvtier {
@@ -45,8 +47,8 @@ class DrainSignal {
   // Leave() once it is over.
   bool Enter() ABSL_LOCKS_EXCLUDED(mutex_);
   void Leave() ABSL_LOCKS_EXCLUDED(mutex_);
-  // Blocks until the calls that had begun are over, or for `at_most`. True if they are.
-  bool AwaitCalls(absl::Duration at_most) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Blocks until the calls that had begun are over, or until `end`. True if they are.
+  bool AwaitCalls(absl::Time end, Clock& clock) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   void Forget(uint64_t id) ABSL_LOCKS_EXCLUDED(mutex_);

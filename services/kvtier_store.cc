@@ -197,9 +197,9 @@ absl::Status Run(const ServerOptions& server_options) {
   KVTIER_LOG(INFO) << "serving " << store->object_count() << " objects on port " << server->port()
                    << (data_dir.empty() ? std::string(", host memory only")
                                         : absl::StrCat(", folder ", data_dir));
-  // Neither watches nor leases end by themselves (gRPC's leases: `drain`). What was mapped stays
-  // readable.
+  // Neither watches nor leases end by themselves. What was mapped stays readable.
   server->WaitForSignalAndDrain([&] {
+    drain.Fire();  // First: the end of shared memory may wait for the disk.
     store->StopWatches();
     shm_server.reset();
   });

@@ -20,6 +20,7 @@
 #include <prometheus/exposer.h>
 
 #include "absl/strings/str_cat.h"
+#include "base/clock.h"
 #include "base/limits.h"
 #include "base/log.h"
 #include "services/grpc_runtime.h"
@@ -159,7 +160,10 @@ class ServerImpl final : public Server {
     const absl::Time end = absl::Now() + options_.drain_timeout;
     if (options_.drain != nullptr) {
       options_.drain->Fire();
-      options_.drain->AwaitCalls(options_.drain_timeout);
+      if (!options_.drain->AwaitCalls(end, Clock::Real())) {
+        KVTIER_LOG(WARNING) << "calls still run after "
+                            << absl::FormatDuration(options_.drain_timeout) << ": cancelled";
+      }
     }
     server_->Shutdown(absl::ToChronoTime(end));
     server_->Wait();

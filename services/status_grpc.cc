@@ -89,7 +89,11 @@ absl::Status StatusFromRpcStatusBytes(const std::string& bytes) {
 
 absl::Status FromGrpcStatus(const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
-  absl::Status result(CodeFromGrpc(status), status.error_message());
+  const absl::StatusCode code = CodeFromGrpc(status);
+  const bool was_cancelled = status.error_code() == grpc::StatusCode::CANCELLED;
+  absl::Status result(code, was_cancelled && code == absl::StatusCode::kUnavailable
+                                ? "the server ended the call"
+                                : status.error_message());
   v1::RpcStatus details;
   // Details are an addition: a peer that sends unreadable ones still gets its code through.
   if (!status.error_details().empty() && details.ParseFromString(status.error_details())) {

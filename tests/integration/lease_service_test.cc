@@ -325,7 +325,8 @@ TEST_F(LeaseServiceTest, LeasesThatPinTheBudgetMakeNewWorkBackOff) {
 }
 
 TEST_F(LeaseServiceTest, ADrainEndsLeasesInsteadOfWaitingForThem) {
-  Serve({.drain_timeout = absl::Hours(1)});  // Far beyond this test's time.
+  // Far beyond this test's time.
+  Serve({.drain_timeout = absl::Hours(1), .drain = &drain_});
   grpc::ClientContext context;
   const auto stream = stub_->Lease(&context);
   v1::LeaseResponse response = Exchange(*stream, AcquireOf(object_));
@@ -333,7 +334,6 @@ TEST_F(LeaseServiceTest, ADrainEndsLeasesInsteadOfWaitingForThem) {
       const std::shared_ptr<const HeldObject> reading,
       leases_->Find(TenantId(), {response.granted().lease().id(), store_->incarnation()}));
 
-  drain_.Fire();
   server_->Shutdown();
   EXPECT_FALSE(stream->Read(&response));
   EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
@@ -342,6 +342,23 @@ TEST_F(LeaseServiceTest, ADrainEndsLeasesInsteadOfWaitingForThem) {
   EXPECT_TRUE(std::ranges::equal(reading->Segment(BandIndex(0), LayerIndex(0)).bytes(),
                                  object_.segment(BandIndex(0), LayerIndex(0)).bytes()));
   EXPECT_EQ(drain_.Listen([] {}), nullptr);
+}
+
+// A call that never ends has the drain's time-out, and no more.
+TEST_F(LeaseServiceTest, ADrainCancelsWhatOutlastsIt) {
+  Serve({.drain_timeout = absl::Milliseconds(50), .drain = &drain_});
+  const CompressedObject other = MakeTestObject({.seed = 7});
+  grpc::ClientContext context;
+  v1::PutResponse response;
+  const auto put = stub_->Put(&context, &response);
+  v1::PutRequest header;
+  header.mutable_header()->set_manifest(EncodeManifest(*other.manifest));
+  header.mutable_header()->set_durability(v1::DURABILITY_HOST);
+  ASSERT_TRUE(put->Write(header));
+  ASSERT_TRUE(Eventually(
+      [&] { return store_->UploadedBytes(TenantId(), other.manifest->upload_id).ok(); }));
+  server_->Shutdown();
+  EXPECT_THAT(FromGrpcStatus(put->Finish()), StatusIs(absl::StatusCode::kUnavailable));
 }
 
 // The host of a client is gone without a word: no one closes its connection.

@@ -239,6 +239,16 @@ TEST_F(PagesTest, RefusesWhatLimitsForbid) {
   EXPECT_EQ(response.codes(0), static_cast<uint32_t>(Code::kInvalidArgument));
 }
 
+TEST_F(PagesTest, ADrainRefusesWhatComes) {
+  DrainSignal drain;
+  Open(16 << 20, /*with_disk=*/false, {.drain = &drain});
+  EXPECT_THAT(*PutRange(*client_, 0, 1, v1::DURABILITY_HOST), Each(IsOk()));
+  drain.Fire();
+  EXPECT_THAT(client_->Stats(Soon()), StatusIs(Code::kUnavailable, testing::HasSubstr("stopping")));
+  server_.reset();
+  service_.reset();  // Before the signal.
+}
+
 TEST_F(PagesTest, TenantsDoNotSeeEachOther) {
   Open(16 << 20, /*with_disk=*/false);
   ASSERT_THAT(*PutRange(*client_, 0, 1, v1::DURABILITY_HOST), Each(IsOk()));

@@ -86,9 +86,9 @@ TEST_F(CallSlotsTest, ADrainEndsWithTheCallsThatItRefusesAndWaitsForTheOthers) {
   EXPECT_THAT(slots.Take(modest_).status(),
               StatusIs(absl::StatusCode::kUnavailable, HasSubstr("stopping")));
   EXPECT_EQ(slots.running(), 1u);
-  EXPECT_FALSE(drain.AwaitCalls(absl::ZeroDuration()));
+  EXPECT_FALSE(drain.AwaitCalls(absl::InfinitePast(), Clock::Real()));
   one.reset();
-  EXPECT_TRUE(drain.AwaitCalls(absl::ZeroDuration()));
+  EXPECT_TRUE(drain.AwaitCalls(absl::InfinitePast(), Clock::Real()));
 }
 
 }  // namespace

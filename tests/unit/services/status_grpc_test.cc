@@ -86,7 +86,7 @@ TEST(StatusGrpcTest, ADeadConnectionIsUnavailable) {
 
 TEST(StatusGrpcTest, ACallThatTheServerCancelsIsUnavailable) {
   EXPECT_THAT(FromGrpcStatus(grpc::Status(grpc::StatusCode::CANCELLED, "CANCELLED")),
-              StatusIs(absl::StatusCode::kUnavailable));
+              StatusIs(absl::StatusCode::kUnavailable, "the server ended the call"));
   // A service's own words stay what they are.
   EXPECT_THAT(FromGrpcStatus(ToGrpcStatus(absl::CancelledError("the last caller left"))),
               StatusIs(absl::StatusCode::kCancelled, "the last caller left"));
