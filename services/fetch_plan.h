@@ -42,8 +42,7 @@ absl::StatusOr<FetchPlan> PlanBands(std::shared_ptr<const Manifest> manifest, ui
 // The manifest that the other end announced, encoded, in answer to `request`. `where` begins the
 // message of DATA_LOSS: "fetch stream".
 //   FAILED_PRECONDITION  an object of a version that this build does not read
-//   DATA_LOSS            not a manifest; that of another object, or of another upload than asked
-//   for
+//   DATA_LOSS            not a manifest; of another object, or another upload than was asked for
 absl::StatusOr<std::shared_ptr<const Manifest>> ReadAnnouncedManifest(ByteSpan encoded,
                                                                       const FetchRequest& request,
                                                                       absl::string_view where);
