@@ -43,10 +43,11 @@ endfunction()
 # One GoogleTest binary; every TEST becomes a ctest with the given LABELS.
 # USES_BINARIES names product binaries that the test starts from KVTIER_BIN_DIR.
 # A test is `below_services` unless it starts binaries, links kvtier_services or kvtier_proto, or
-# lies in a folder called services or integration. TIMEOUT (60 s) is per TEST and is multiplied
+# lies in a folder called services or integration; SINGLE_THREADED ones, which tsan has nothing to
+# say about, are not `below_services` either. TIMEOUT (60 s) is per TEST and is multiplied
 # under sanitizers.
 function(kvtier_test name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "TIMEOUT;PROCESSORS"
+  cmake_parse_arguments(PARSE_ARGV 1 arg "SINGLE_THREADED" "TIMEOUT;PROCESSORS"
     "SOURCES;DEPS;LABELS;USES_BINARIES;ENVIRONMENT")
   _kvtier_check_arguments(${name})
   add_executable(${name} ${arg_SOURCES})
@@ -151,7 +152,7 @@ macro(_kvtier_check_arguments name)
   endif()
 endmacro()
 
-# Reads arg_LABELS, arg_DEPS, arg_USES_BINARIES of the caller; adds the target to the aggregates.
+# Reads arg_LABELS, arg_DEPS, arg_USES_BINARIES, arg_SINGLE_THREADED of the caller; adds the target to the aggregates.
 function(_kvtier_test_labels name out)
   set(labels ${arg_LABELS})
   if(NOT labels)
@@ -163,7 +164,7 @@ function(_kvtier_test_labels name out)
     endif()
   endforeach()
   file(RELATIVE_PATH folder "${PROJECT_SOURCE_DIR}" "${CMAKE_CURRENT_SOURCE_DIR}")
-  if(NOT arg_USES_BINARIES AND NOT folder MATCHES "(^|/)(services|integration)(/|$)"
+  if(NOT arg_SINGLE_THREADED AND NOT arg_USES_BINARIES AND NOT folder MATCHES "(^|/)(services|integration)(/|$)"
      AND NOT arg_DEPS MATCHES "kvtier_(services|proto)")
     list(APPEND labels below_services)
     add_dependencies(kvtier_below_services_tests ${name})
