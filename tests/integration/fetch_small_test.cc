@@ -22,6 +22,7 @@
 #include "services/store_service.h"
 #include "store/lease_table.h"
 #include "tests/testing/eventually.h"
+#include "tests/testing/local_server.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/testing/test_object.h"
@@ -32,15 +33,6 @@ namespace {
 using ::testing::HasSubstr;
 
 absl::Time Soon() { return absl::Now() + absl::Seconds(50); }
-
-std::unique_ptr<Server> Serve(grpc::Service& service, Metrics& metrics) {
-  ServerOptions options;
-  options.metrics_listen = "";
-  options.drain_timeout = absl::Seconds(1);
-  auto server = Server::Start(options, {&service}, metrics);
-  KVTIER_EXPECT_OK(server);
-  return *std::move(server);
-}
 
 // Fetches all of `object` with this hint, and verifies it.
 absl::Status FetchHinted(Transport& transport, const CompressedObject& object,
@@ -73,8 +65,8 @@ class FetchSmallTest : public testing::Test {
     leases_ = std::make_unique<LeaseTable>(
         LeaseTable::Options{.leases_max = 4, .bytes_max = uint64_t{32} << 20}, *store_);
     service_ = MakeStoreService({.leases = leases_.get()}, *store_, metrics_, Clock::Real());
-    server_ = Serve(*service_, metrics_);
-    channel_ = MakeChannel("127.0.0.1:" + std::to_string(server_->port()));
+    server_ = StartLocalServer({service_.get()}, metrics_);
+    channel_ = ChannelTo(*server_);
     stub_ = v1::StoreService::NewStub(channel_);
   }
 
@@ -216,8 +208,8 @@ TEST_F(FetchSmallTest, ReadsUnderALease) {
 TEST_F(FetchSmallTest, TakesACallsPlace) {
   server_.reset();
   service_ = MakeStoreService({.calls_max = 1}, *store_, metrics_, Clock::Real());
-  server_ = Serve(*service_, metrics_);
-  channel_ = MakeChannel("127.0.0.1:" + std::to_string(server_->port()));
+  server_ = StartLocalServer({service_.get()}, metrics_);
+  channel_ = ChannelTo(*server_);
   stub_ = v1::StoreService::NewStub(channel_);
   const CompressedObject object = Small(1);
   KVTIER_ASSERT_OK(store_->Put(TenantId(), object, Durability::kHost));
@@ -264,7 +256,7 @@ class ScriptedService final : public v1::StoreService::Service {
 
 class FetchSmallAnswerTest : public testing::Test {
  protected:
-  FetchSmallAnswerTest() : server_(Serve(service_, metrics_)) { Fill(); }
+  FetchSmallAnswerTest() : server_(StartLocalServer({&service_}, metrics_)) { Fill(); }
 
   void Fill() {
     v1::FetchHeader& header = *service_.answer.mutable_header();
@@ -280,9 +272,7 @@ class FetchSmallAnswerTest : public testing::Test {
     }
   }
   v1::FetchHeader& header() { return *service_.answer.mutable_header(); }
-  std::unique_ptr<Transport> Connect() {
-    return MakeGrpcTransport(MakeChannel("127.0.0.1:" + std::to_string(server_->port())));
-  }
+  std::unique_ptr<Transport> Connect() { return MakeGrpcTransport(ChannelTo(*server_)); }
   absl::Status Fetch() { return FetchHinted(*Connect(), object_, 1); }
 
   const CompressedObject object_ = MakeTestObject({.layers = 1, .edges = "0.5,1"});

@@ -22,6 +22,7 @@
 #include "services/status_grpc.h"
 #include "services/store_service.h"
 #include "store/rocksdb_tier.h"
+#include "tests/testing/local_server.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/testing/test_object.h"
@@ -165,11 +166,8 @@ class FetchTest : public testing::Test {
                                     std::make_unique<ControlledTier>(std::move(disk), control_),
                                     Clock::Real()));
     service_ = MakeStoreService(options, *store_, metrics_, Clock::Real());
-    ServerOptions server_options;
-    server_options.metrics_listen = "";
-    server_options.drain_timeout = absl::Seconds(20);
-    KVTIER_ASSERT_OK_AND_ASSIGN(server_, Server::Start(server_options, {service_.get()}, metrics_));
-    channel_ = MakeChannel("127.0.0.1:" + std::to_string(server_->port()));
+    server_ = StartLocalServer({service_.get()}, metrics_, {.drain_timeout = absl::Seconds(20)});
+    channel_ = ChannelTo(*server_);
     stub_ = v1::StoreService::NewStub(channel_);
   }
 
@@ -382,22 +380,14 @@ class FetchStreamTest : public testing::Test {
     return frames;
   }
   absl::Status Fetch() {
-    const auto transport =
-        MakeGrpcTransport(MakeChannel("127.0.0.1:" + std::to_string(server_->port())));
+    const auto transport = MakeGrpcTransport(ChannelTo(*server_));
     FetchRequest request;
     request.key = object_.manifest->key;
     return FetchRaggedCache(*transport, request, Soon()).status();
   }
 
  private:
-  std::unique_ptr<Server> Serve() {
-    ServerOptions options;
-    options.metrics_listen = "";
-    options.drain_timeout = absl::Seconds(1);
-    auto server = Server::Start(options, {&service_}, metrics_);
-    KVTIER_EXPECT_OK(server);
-    return *std::move(server);
-  }
+  std::unique_ptr<Server> Serve() { return StartLocalServer({&service_}, metrics_); }
 
  protected:
   CompressedObject object_;

@@ -26,6 +26,7 @@
 #include "services/store_service.h"
 #include "store/lease_table.h"
 #include "tests/testing/eventually.h"
+#include "tests/testing/local_server.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/test_object.h"
 
@@ -122,8 +123,7 @@ class LeaseServiceTest : public testing::Test {
 
   void Serve(ServerOptions options) {
     server_.reset();
-    options.metrics_listen = "";
-    server_ = *Server::Start(options, {service_.get()}, metrics_);
+    server_ = StartLocalServer({service_.get()}, metrics_, std::move(options));
     stub_ = StubOf(server_->port());
   }
   static std::unique_ptr<v1::StoreService::Stub> StubOf(int port) {
@@ -301,7 +301,7 @@ TEST_F(LeaseServiceTest, LeasesThatPinTheBudgetMakeNewWorkBackOff) {
   leases_ = std::make_unique<LeaseTable>(LeaseTable::Options(), *store_);
   service_ = MakeStoreService({.leases = leases_.get()}, *store_, metrics_, Clock::Real());
   Serve({.drain_timeout = absl::Seconds(1)});
-  StoreClient client(MakeChannel("127.0.0.1:" + std::to_string(server_->port())));
+  StoreClient client(ChannelTo(*server_));
   const auto put = [&](const CompressedObject& object) {
     return client.Put(object, v1::DURABILITY_HOST, nullptr, CancelToken(), Soon()).status();
   };

@@ -23,25 +23,13 @@
 #include "services/store_service.h"
 #include "tests/testing/fake_communicator.h"
 #include "tests/testing/fake_device_backend.h"
+#include "tests/testing/local_server.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/testing/tiny_model.h"
 
 namespace kvtier {
 namespace {
-
-std::unique_ptr<Server> Serve(const std::vector<grpc::Service*>& services, Metrics& metrics) {
-  ServerOptions options;
-  options.metrics_listen = "";
-  options.drain_timeout = absl::Seconds(1);
-  auto server = Server::Start(options, services, metrics);
-  KVTIER_CHECK_OK(server);
-  return *std::move(server);
-}
-
-std::shared_ptr<grpc::Channel> Connect(const Server& server) {
-  return MakeChannel("127.0.0.1:" + std::to_string(server.port()));
-}
 
 // Everything that a fetch brings.
 class KeepingSink final : public SegmentSink {
@@ -65,7 +53,7 @@ TEST(LinkPipelineTest, WhatWasCompressedOnADeviceComesOverTheLink) {
   Metrics metrics;
   const std::unique_ptr<TieredStore> store = *OpenTestStore("", uint64_t{256} << 20, Clock::Real());
   const auto store_service = MakeStoreService({}, *store, metrics, Clock::Real());
-  const auto store_server = Serve({store_service.get()}, metrics);
+  const auto store_server = StartLocalServer({store_service.get()}, metrics);
 
   // The compressor: a device, a model on it, a tier and the link's sending end.
   FakeDeviceBackend device("cuda:0");
@@ -77,16 +65,16 @@ TEST(LinkPipelineTest, WhatWasCompressedOnADeviceComesOverTheLink) {
   DeviceTier tier({.bytes_max = uint64_t{64} << 20}, device);
   LinkSender sender({}, tier, sender_links, sent, Clock::Real());
   LinkService link_service({}, sender, metrics, Clock::Real());
-  StoreClient store_client(Connect(*store_server));
+  StoreClient store_client(ChannelTo(*store_server));
   CompressorService::Options options;
   options.queue.memory_bytes_max = uint64_t{1} << 30;
   options.on_stored = [&](const CompressedObject& object) {
     KVTIER_EXPECT_OK(tier.Insert(TenantId(), object));
   };
   CompressorService compressor(options, {model.get()}, store_client, metrics, Clock::Real());
-  const auto compressor_server = Serve({&compressor, &link_service}, metrics);
+  const auto compressor_server = StartLocalServer({&compressor, &link_service}, metrics);
 
-  CompressorClient client(Connect(*compressor_server));
+  CompressorClient client(ChannelTo(*compressor_server));
   v1::CompressRequest request;
   request.set_model(model->name());
   for (uint32_t i = 0; i < 200; ++i) request.add_token_ids(i * 7 % 250);
@@ -98,7 +86,7 @@ TEST(LinkPipelineTest, WhatWasCompressedOnADeviceComesOverTheLink) {
 
   // A worker with a device of its own, and nowhere to fall back to.
   FakeDeviceBackend worker_device("cuda:1");
-  const auto link = MakeLinkTransport(Connect(*compressor_server), worker_device, worker_links,
+  const auto link = MakeLinkTransport(ChannelTo(*compressor_server), worker_device, worker_links,
                                       /*fallback=*/nullptr, received, Clock::Real(), {});
   FetchRequest fetch;
   fetch.key = *Key::FromBytes(absl::string_view(result.object().name().key()));
@@ -108,7 +96,7 @@ TEST(LinkPipelineTest, WhatWasCompressedOnADeviceComesOverTheLink) {
     fetch.ratio = fetch.min_ratio = *Ratio::FromDouble(ratio);
     KeepingSink by_link, by_store;
     KVTIER_ASSERT_OK(link->Fetch(fetch, soon, by_link));
-    KVTIER_ASSERT_OK(MakeGrpcTransport(Connect(*store_server))->Fetch(fetch, soon, by_store));
+    KVTIER_ASSERT_OK(MakeGrpcTransport(ChannelTo(*store_server))->Fetch(fetch, soon, by_store));
     EXPECT_EQ(by_link.upload, by_store.upload);
     EXPECT_EQ(by_link.bands, by_store.bands);
     EXPECT_EQ(by_link.segments, by_store.segments);
@@ -124,9 +112,9 @@ TEST(LinkPipelineTest, WhatWasCompressedOnADeviceComesOverTheLink) {
   EXPECT_EQ(tier.usage().inserted, 1u);
 
   // With the store to ask, the link brings what that has, and not what was deleted there.
-  const auto store_transport = MakeGrpcTransport(Connect(*store_server));
+  const auto store_transport = MakeGrpcTransport(ChannelTo(*store_server));
   const auto with_store =
-      MakeLinkTransport(Connect(*compressor_server), worker_device, worker_links,
+      MakeLinkTransport(ChannelTo(*compressor_server), worker_device, worker_links,
                         store_transport.get(), received, Clock::Real(), {});
   fetch.upload_id = std::nullopt;
   KeepingSink there, deleted;

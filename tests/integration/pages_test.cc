@@ -32,6 +32,7 @@
 #include "store/page_store.h"
 #include "store/rocksdb_page_tier.h"
 #include "tests/testing/child_process.h"
+#include "tests/testing/local_server.h"
 #include "tests/testing/random.h"
 #include "tests/testing/temp_dir.h"
 
@@ -99,11 +100,8 @@ class PagesTest : public testing::Test {
                                std::move(disk));
     metrics_ = std::make_unique<Metrics>();
     service_ = MakePageService(options, *store_, *metrics_, Clock::Real());
-    ServerOptions server_options;
-    server_options.metrics_listen = "";
-    server_options.drain_timeout = absl::Seconds(1);
-    server_ = *Server::Start(server_options, {service_.get()}, *metrics_);
-    channel_ = MakeChannel(absl::StrCat("127.0.0.1:", server_->port()));
+    server_ = StartLocalServer({service_.get()}, *metrics_);
+    channel_ = ChannelTo(*server_);
     client_ = std::make_unique<PageClient>(channel_);
     stub_ = v1::PageService::NewStub(channel_);
   }

@@ -19,6 +19,7 @@
 #include "services/server.h"
 #include "services/status_grpc.h"
 #include "tests/testing/eventually.h"
+#include "tests/testing/local_server.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/testing/test_object.h"
@@ -38,11 +39,8 @@ class StoreServiceTest : public testing::Test {
     store_ = *OpenTestStore(folder, host_budget_bytes, Clock::Real());
     metrics_ = std::make_unique<Metrics>();
     service_ = MakeStoreService(options, *store_, *metrics_, Clock::Real());
-    ServerOptions server_options;
-    server_options.metrics_listen = "";
-    server_options.drain_timeout = absl::Seconds(1);
-    server_ = *Server::Start(server_options, {service_.get()}, *metrics_);
-    channel_ = MakeChannel("127.0.0.1:" + std::to_string(server_->port()));
+    server_ = StartLocalServer({service_.get()}, *metrics_);
+    channel_ = ChannelTo(*server_);
     client_ = std::make_unique<StoreClient>(channel_);
     stub_ = v1::StoreService::NewStub(channel_);
   }

@@ -20,6 +20,7 @@
 #include "services/server.h"
 #include "services/status_grpc.h"
 #include "services/store_service.h"
+#include "tests/testing/local_server.h"
 #include "tests/testing/test_object.h"
 
 namespace kvtier {
@@ -35,11 +36,8 @@ class TenantsServiceTest : public testing::Test {
     store_ = *TieredStore::Create(options, nullptr, Clock::Real());
     metrics_ = std::make_unique<Metrics>();
     service_ = MakeStoreService(service, *store_, *metrics_, Clock::Real());
-    ServerOptions server_options;
-    server_options.metrics_listen = "";
-    server_options.drain_timeout = absl::Seconds(1);
-    server_ = *Server::Start(server_options, {service_.get()}, *metrics_);
-    channel_ = MakeChannel("127.0.0.1:" + std::to_string(server_->port()));
+    server_ = StartLocalServer({service_.get()}, *metrics_);
+    channel_ = ChannelTo(*server_);
     client_ = std::make_unique<StoreClient>(channel_);
     other_ = std::make_unique<StoreClient>(channel_, *TenantId::FromString("other"));
   }

@@ -12,6 +12,7 @@
 #include "services/server.h"
 #include "services/store_service.h"
 #include "tests/conformance/transport_conformance.h"
+#include "tests/testing/local_server.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/temp_dir.h"
 
@@ -86,17 +87,6 @@ class HopefulTransport final : public Transport {
   const std::unique_ptr<Transport> transport_;
 };
 
-// One server at `listen`, without /metrics.
-std::unique_ptr<Server> Serve(const std::string& listen, grpc::Service& service, Metrics& metrics) {
-  ServerOptions options;
-  options.listen = listen;
-  options.metrics_listen = "";
-  options.drain_timeout = absl::Seconds(1);
-  auto server = Server::Start(options, {&service}, metrics);
-  KVTIER_CHECK_OK(server);
-  return *std::move(server);
-}
-
 class GrpcWorld final : public TransportWorld {
  public:
   enum class Socket { kTcp, kUnix };
@@ -106,7 +96,9 @@ class GrpcWorld final : public TransportWorld {
         hint_(hint),
         store_(*OpenTestStore("", uint64_t{256} << 20, Clock::Real())),
         service_(MakeStoreService({}, *store_, metrics_, Clock::Real())),
-        server_(Serve(AddressOf("store"), *service_, metrics_)),
+        server_(
+            StartLocalServer({service_.get()}, metrics_,
+                             {.listen = AddressOf("store"), .drain_timeout = absl::Seconds(1)})),
         transport_(TransportTo("store", *server_)) {}
 
   TieredStore& store() override { return *store_; }
@@ -121,7 +113,9 @@ class GrpcWorld final : public TransportWorld {
  private:
   void GoThroughTheMiddle() {
     middle_ = std::make_unique<MiddleService>(Connect("store", *server_));
-    middle_server_ = Serve(AddressOf("middle"), *middle_, metrics_);
+    middle_server_ =
+        StartLocalServer({middle_.get()}, metrics_,
+                         {.listen = AddressOf("middle"), .drain_timeout = absl::Seconds(1)});
     transport_ = TransportTo("middle", *middle_server_);
   }
   std::unique_ptr<Transport> TransportTo(const std::string& name, const Server& server) const {

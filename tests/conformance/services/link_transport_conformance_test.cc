@@ -16,6 +16,7 @@
 #include "tests/conformance/transport_conformance.h"
 #include "tests/testing/fake_communicator.h"
 #include "tests/testing/fake_device_backend.h"
+#include "tests/testing/local_server.h"
 #include "tests/testing/store_checks.h"
 
 namespace kvtier {
@@ -75,15 +76,10 @@ class LinkWorld final : public TransportWorld {
   explicit LinkWorld(std::unique_ptr<Backend> worker_device)
       : store_(*OpenTestStore("", uint64_t{256} << 20, Clock::Real())),
         worker_device_(std::move(worker_device)) {
-    ServerOptions options;
-    options.metrics_listen = "";
-    options.drain_timeout = absl::Seconds(1);
-    auto started = Server::Start(options, {&service_}, metrics_);
-    KVTIER_CHECK_OK(started);
-    server_ = *std::move(started);
-    transport_ = MakeLinkTransport(MakeChannel("127.0.0.1:" + std::to_string(server_->port())),
-                                   *worker_device_, worker_links_, /*fallback=*/nullptr, counters_,
-                                   Clock::Real(), {.timeout = absl::Minutes(1)});
+    server_ = StartLocalServer({&service_}, metrics_);
+    transport_ =
+        MakeLinkTransport(ChannelTo(*server_), *worker_device_, worker_links_, /*fallback=*/nullptr,
+                          counters_, Clock::Real(), {.timeout = absl::Minutes(1)});
   }
   ~LinkWorld() override { EXPECT_EQ(links_.uses_after_failure(), 0); }
 

@@ -442,12 +442,7 @@ class ScriptedSender final : public v1::LinkService::Service {
 class ScriptedSenderTest : public testing::Test {
  protected:
   ScriptedSenderTest() {
-    ServerOptions options;
-    options.metrics_listen = "";
-    options.drain_timeout = absl::Seconds(1);
-    auto started = Server::Start(options, {&sender_}, metrics_);
-    KVTIER_CHECK_OK(started);
-    server_ = *std::move(started);
+    server_ = StartLocalServer({&sender_}, metrics_);
     v1::LinkHeader& header = *header_.mutable_header();
     header.set_manifest(EncodeManifest(*object_.manifest));
     header.set_band_count(6);
@@ -458,8 +453,7 @@ class ScriptedSenderTest : public testing::Test {
   }
   // Whatever the sender does, the worker has its bytes from the store, once.
   void ExpectFallsBack() {
-    LinkWorkerWorld worker(links_, clock_, MakeChannel(absl::StrCat("127.0.0.1:", server_->port())),
-                           object_, {.timeout = timeout_});
+    LinkWorkerWorld worker(links_, clock_, ChannelTo(*server_), object_, {.timeout = timeout_});
     CheckingSink sink(object_, {0, 4});
     KVTIER_EXPECT_OK(worker.transport->Fetch(WholeObject(object_), absl::InfiniteFuture(), sink));
     sink.ExpectWhole();

@@ -25,6 +25,7 @@
 #include "services/server.h"
 #include "tests/testing/fake_communicator.h"
 #include "tests/testing/fake_device_backend.h"
+#include "tests/testing/local_server.h"
 #include "tests/testing/test_object.h"
 
 namespace kvtier {
@@ -116,17 +117,10 @@ class LinkSenderWorld {
         tier({.bytes_max = uint64_t{256} << 20}, device),
         sender(sender_options, tier, communicators, counters, clock),
         service(options, sender, metrics, clock) {
-    ServerOptions server_options;
-    server_options.metrics_listen = "";
-    server_options.drain_timeout = absl::Seconds(1);
-    auto started = Server::Start(server_options, {&service}, metrics);
-    KVTIER_CHECK_OK(started);
-    server = *std::move(started);
+    server = StartLocalServer({&service}, metrics);
   }
 
-  std::shared_ptr<grpc::Channel> Connect() const {
-    return MakeChannel("127.0.0.1:" + std::to_string(server->port()));
-  }
+  std::shared_ptr<grpc::Channel> Connect() const { return ChannelTo(*server); }
 
   FakeCommunicatorFactory communicators;
   FakeDeviceBackend device{"sender:0"};
