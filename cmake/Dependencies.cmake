@@ -19,5 +19,4 @@ find_package(RocksDB CONFIG REQUIRED)              # RocksDB::rocksdb-shared; ::
 find_package(dnnl CONFIG REQUIRED)                 # DNNL::dnnl; its config asks for OpenCL's loader
 pkg_check_modules(isal REQUIRED IMPORTED_TARGET libisal)  # PkgConfig::isal
 find_package(GTest CONFIG REQUIRED)
-find_package(benchmark CONFIG REQUIRED)
 find_package(Python3 REQUIRED COMPONENTS Interpreter)      # lint tests only

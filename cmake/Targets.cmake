@@ -11,7 +11,7 @@
 
 set(KVTIER_BIN_DIR "${PROJECT_BINARY_DIR}/bin")
 set(KVTIER_TEST_DIR "${PROJECT_BINARY_DIR}/test_bin")
-set(KVTIER_TEST_LABELS unit conformance fault sim integration gpu fuzz slow regression)
+set(KVTIER_TEST_LABELS unit conformance fault integration gpu fuzz slow)
 
 # Aggregates for the sanitizer stages of .ci/run, so that they build nothing they do not run.
 add_custom_target(kvtier_sanitizer_tests)       # labels unit, conformance, fault, fuzz

@@ -117,7 +117,7 @@ struct AttentionArgs {
 // What gates an MLP.
 enum class Activation : uint8_t { kSilu, kGeluTanh };
 
-// KVzip's score of one (layer, chunk), kvzip.md section 3: softmax of each query row over {sink
+// KVzip's score of one (layer, chunk) (docs/recipes.md): softmax of each query row over {sink
 // keys, chunk keys, causal repeat keys}, then the maximum over the query group and all rows.
 // Written as log scores, natural log, fp32, clamped to <= 0. With offsets (recipe kvzip+) it is
 //   max over query head g of the group and row i of

@@ -1,4 +1,4 @@
-// Static scores of whole heads (recipe head, kvzip.md section 7): how much any context of a model
+// Static scores of whole heads (docs/recipes.md, "Head scores"): how much any context of a model
 // has been seen to need a head, measured once on reference contexts. A file of them replaces the
 // repeat pass when a context is compressed; the file's digest is part of the recipe, so of the key.
 //

@@ -1,4 +1,4 @@
-// The token ids around a context (kvzip.md section 1). Data, not code: produced once per tokenizer,
+// The token ids around a context (docs/checkpoints.md). Data, not code: made once per tokenizer,
 // its digest is part of every key. The compressor never tokenises.
 //
 // kvtier_prompt_profile.json is one object: version 1 and the fields of PromptProfile by name.

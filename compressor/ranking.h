@@ -1,4 +1,4 @@
-// Selection (kvzip.md section 5): one total order over all scored pairs, (score descending, layer,
+// Selection (docs/recipes.md): one total order over all scored pairs, (score descending, layer,
 // head, position ascending), cut at exact counts. Identical on every backend given equal scores.
 // Plain functions of their arguments: any thread may call.
 //
@@ -52,7 +52,7 @@ struct BandAssignment {
 // nothing larger than the result is allocated.
 // INVALID_ARGUMENT for a NaN or +inf score (naming layer, head, token); -inf ranks last.
 // `first_token_first`: where there is no system prompt, the first token of each head ranks before
-// all others and counts in the budget (design.md section 1). Its score stays what it was, also in
+// all others and counts in the budget (docs/recipes.md). Its score stays what it was, also in
 // thresholds and score_mass.
 absl::StatusOr<BandAssignment> AssignBands(const ScoreTable& scores, const BandEdges& edges,
                                            bool first_token_first);

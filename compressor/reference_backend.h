@@ -1,5 +1,5 @@
-// The plain twin of every backend: loops that a reader can check against kvzip.md, sums in double.
-// Slow on purpose; tests compare the others with it.
+// The plain twin of every backend: loops that a reader can check against the definitions in
+// docs/recipes.md, sums in double. Slow on purpose; tests compare the others with it.
 #ifndef KVTIER_COMPRESSOR_REFERENCE_BACKEND_H_
 #define KVTIER_COMPRESSOR_REFERENCE_BACKEND_H_
 

@@ -1,6 +1,6 @@
 // KVzip's scoring pass: the model repeats the context chunk by chunk against its own cache, and
-// each KV pair's score is the largest attention it receives (kvzip.md sections 2 and 3). Recipes
-// and the scores that come from elsewhere: recipe_scores.h.
+// each KV pair's score is the largest attention it receives (docs/recipes.md, "The definitions").
+// Recipes and the scores that come from elsewhere: recipe_scores.h.
 #ifndef KVTIER_COMPRESSOR_SCORING_H_
 #define KVTIER_COMPRESSOR_SCORING_H_
 

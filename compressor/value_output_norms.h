@@ -1,6 +1,6 @@
 // How much a cached value writes into the residual stream: ||W_O^(h,g) v||, the factor that recipe
 // kvzip+ gives each (query head, key). W_O^(h,g) is the [hidden, head_dim] part of the output
-// projection that belongs to query head h * group + g (kvzip.md section 4).
+// projection of query head h * group + g (docs/recipes.md, "The definitions": kvzip+).
 //
 // Projecting every value costs hidden * head_dim per query head; with M = W^T W, made once per
 // model, ||W v|| = sqrt(v^T M v) costs head_dim^2. M is kept in fp32: layers * q_heads *

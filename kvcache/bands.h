@@ -1,6 +1,6 @@
-// Ratios, band edges, and the arithmetic between ranks and bands (design.md section 1,
-// kvzip.md section 5). All counting is in integers: r*N in floating point can fall just below
-// an integer and lose a pair.
+// Ratios, band edges, and the arithmetic between ranks and bands (docs/recipes.md;
+// docs/adr/0003-bands-not-ratios.md). All counting is in integers: r*N in floating point can fall
+// just below an integer and lose a pair.
 //
 //   BandEdges edges = BandEdges::Default();             // 0.1 0.2 0.3 0.4 0.6 1.0
 //   edges.edge(BandIndex(2)).Of(1000)                   // 300: bands 0..2 hold ranks [0, 300)

@@ -27,8 +27,8 @@ enum class SelectionRule {
 constexpr bool ProtectsSystemPrompt(SelectionRule rule) { return rule != SelectionRule::kKvpress; }
 
 // Whether, where there is no system prompt, the first token of each head ranks before all others
-// and counts in the budget (design.md section 1). Whole heads are never cut, and kvpress protects
-// by score alone.
+// and counts in the budget (docs/recipes.md). Whole heads are never cut, and kvpress protects by
+// score alone.
 constexpr bool PutsFirstTokenFirst(SelectionRule rule) {
   return rule == SelectionRule::kExact || rule == SelectionRule::kPerHead ||
          rule == SelectionRule::kPerLayer;

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Checks that the commands in our documents exist.
 
-Every ```bash block of README.md, CONTRIBUTING.md, CHANGELOG.md, docs/, cuda/ and deploy/ is read.
+Every ```bash block of README.md, CONTRIBUTING.md, CHANGELOG.md, docs/, cuda/, clients/ and
+deploy/ is read.
 In each command the program must be a script of this repository, a program that our CMake files build
 (build/<preset>/bin/NAME, or NAME alone), or an ordinary tool listed below; further words that look
 like a path of ours must exist.
@@ -113,7 +114,7 @@ def main():
     if sys.argv[1:] == ["--self-test"]:
         return 1 if self_test() else 0
     files = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-    for folder in ("docs", "cuda", "deploy"):
+    for folder in ("docs", "cuda", "clients", "deploy"):
         files += sorted((ROOT / folder).rglob("*.md"))
     build = sys.argv[1] if len(sys.argv) > 1 else ROOT / "build" / "dev"
     known_programs = programs(build)

@@ -22,7 +22,7 @@ packages=(
   # base/ and kvcache/
   libabsl-dev libspdlog-dev libssl-dev libisal-dev libzstd-dev
   # tests/ and bench/
-  libgtest-dev libgmock-dev libbenchmark-dev
+  libgtest-dev libgmock-dev
 )
 
 say() { printf 'install-deps: %s\n' "$*"; }

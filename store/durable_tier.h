@@ -1,8 +1,8 @@
 // A tier that outlives the process: besides segments it keeps the sealed objects' records.
 //
-// Order on disk (design.md section 2): segments first, manifest last, so a crash leaves a whole
-// object or none. Shrinking is the reverse: the residency record is lowered first (synced), then
-// bytes go, highest band first. Recover() deletes whatever no record names.
+// Order on disk (docs/adr/0010-degrade.md): segments first, manifest last, so a crash leaves a
+// whole object or none. Shrinking is the reverse: the residency record is lowered first (synced),
+// then bytes go, highest band first. Recover() deletes whatever no record names.
 #ifndef KVTIER_STORE_DURABLE_TIER_H_
 #define KVTIER_STORE_DURABLE_TIER_H_
 

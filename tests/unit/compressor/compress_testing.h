@@ -44,7 +44,8 @@ std::vector<std::byte> CacheBytes(const DenseCache& cache);
 DenseCache PrefillForTest(const Model& model, std::span<const uint32_t> ids, DType dtype,
                           int64_t extra_rows = 0);
 
-// KVzip's score of one KV head and one chunk (kvzip.md section 3), in double and term by term.
+// KVzip's score of one KV head and one chunk (docs/recipes.md, "The definitions"), in double and
+// term by term.
 struct PlainScoreInput {
   int group = 0;          // G
   int head_dim = 0;       // D

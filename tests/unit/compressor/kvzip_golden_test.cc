@@ -1,5 +1,5 @@
-// The closed-form example of kvzip.md section 14, from keys and queries to bands and segments, on
-// the plain formulas and on both CPU backends.
+// A closed-form example of the definitions in docs/recipes.md, from keys and queries to bands and
+// segments, on the plain formulas and on both CPU backends.
 #include <cmath>
 #include <memory>
 

@@ -65,7 +65,7 @@ void ExpectSame(const BandAssignment& fast, const BandAssignment& plain) {
   }
 }
 
-// kvzip.md section 14: the scores of the golden example.
+// The scores of kvzip_golden_test.cc's example.
 TEST(RankingTest, GivesTheBandsOfTheGoldenExample) {
   const ScoreTable scores =
       MakeTable(1, 2,

@@ -95,7 +95,7 @@ TEST(RuleRankingTest, KeptSetsAreNestedAndABandDoesNotDependOnOtherEdges) {
   }
 }
 
-// kvzip.md section 14.
+// The example of kvzip_golden_test.cc.
 TEST(RuleRankingTest, GivesTheSelectionsOfTheGoldenExample) {
   const ScoreTable scores = {1,
                              2,

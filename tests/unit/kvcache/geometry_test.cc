@@ -24,7 +24,7 @@ TEST(GeometryTest, CountsBytesAndPairs) {
   const Geometry geometry = Llama8B();
   KVTIER_EXPECT_OK(geometry.Validate());
   EXPECT_EQ(geometry.row_bytes(), 256u);
-  EXPECT_EQ(geometry.dense_token_bytes(), 131072u);  // design.md, first page
+  EXPECT_EQ(geometry.dense_token_bytes(), 131072u);
   EXPECT_EQ(geometry.scored_pairs(1000), 32u * 8 * 1000);
 }
 
