@@ -154,7 +154,8 @@ class Backend {
   virtual absl::string_view name() const = 0;  // "reference", "cpu", "cuda:0"
   virtual DType activation_dtype() const = 0;
 
-  // Memory. Contents of a new tensor are unspecified.
+  // Memory. Contents of a new tensor are unspecified; it starts at a multiple of 64 bytes. The
+  // host's side of an upload may change or go as soon as Upload() returns.
   virtual absl::StatusOr<Tensor> Allocate(DType dtype, int64_t rows, int64_t cols) = 0;
   virtual absl::Status Upload(std::span<const std::byte> host, TensorView to) = 0;
   virtual absl::Status Download(TensorView from, std::span<std::byte> host) = 0;

@@ -14,8 +14,7 @@ constexpr int64_t kPieceRowsMax = 128;
 
 int64_t ScratchRows(int64_t tail_tokens) { return std::min(tail_tokens, kPieceRowsMax); }
 
-absl::Status CheckSameModel(const Model& model, const RaggedCache& cache) {
-  const Manifest& manifest = cache.manifest();
+absl::Status CheckSameModel(const Model& model, const Manifest& manifest, HeadRange heads) {
   if (manifest.model_digest != model.digest()) {
     return absl::FailedPreconditionError(absl::StrCat(
         "the object was made by model ", manifest.model_name, " (", manifest.model_digest.ToHex(),
@@ -29,10 +28,10 @@ absl::Status CheckSameModel(const Model& model, const RaggedCache& cache) {
                      ", model ", model.name(), " has ", expected.layer_count(), " x ",
                      expected.kv_heads, " x ", expected.head_dim));
   }
-  if (cache.heads() != HeadRange{0, expected.kv_heads}) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("decoding needs all ", expected.kv_heads, " KV heads, the cache holds [",
-                     cache.heads().begin, ", ", cache.heads().end, ")"));
+  if (heads != HeadRange{0, expected.kv_heads}) {
+    return absl::FailedPreconditionError(absl::StrCat("decoding needs all ", expected.kv_heads,
+                                                      " KV heads, the cache holds [", heads.begin,
+                                                      ", ", heads.end, ")"));
   }
   return absl::OkStatus();
 }
@@ -40,12 +39,13 @@ absl::Status CheckSameModel(const Model& model, const RaggedCache& cache) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const Model& model,
-                                                         std::shared_ptr<const RaggedCache> cache,
+                                                         std::shared_ptr<const ResidentCache> cache,
                                                          int64_t tail_tokens) {
-  KVTIER_RETURN_IF_ERROR(CheckSameModel(model, *cache));
-  if (!model.backend().host_addressable()) {
-    return absl::UnimplementedError(absl::StrCat("backend ", model.backend().name(),
-                                                 " cannot decode from segments in host memory"));
+  KVTIER_RETURN_IF_ERROR(CheckSameModel(model, cache->manifest(), cache->heads()));
+  if (!cache->IsReadableBy(model.backend())) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the object lies in other memory than that of ", model.backend().name(),
+                     ", which model ", model.name(), " computes on"));
   }
   if (tail_tokens < 1) {
     return absl::InvalidArgumentError(absl::StrCat("a tail of ", tail_tokens, " tokens"));
@@ -58,21 +58,23 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const Model& model,
       new Decoder(model, std::move(cache), std::move(tail), std::move(scratch)));
 }
 
-Decoder::Decoder(const Model& model, std::shared_ptr<const RaggedCache> cache, DenseCache tail,
+absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const Model& model,
+                                                         std::shared_ptr<const RaggedCache> cache,
+                                                         int64_t tail_tokens) {
+  // Before its bytes go anywhere.
+  KVTIER_RETURN_IF_ERROR(CheckSameModel(model, cache->manifest(), cache->heads()));
+  KVTIER_ASSIGN_OR_RETURN(std::shared_ptr<const ResidentCache> resident,
+                          ResidentCache::Create(model.backend(), std::move(cache)));
+  return Create(model, std::move(resident), tail_tokens);
+}
+
+Decoder::Decoder(const Model& model, std::shared_ptr<const ResidentCache> cache, DenseCache tail,
                  ForwardScratch scratch)
     : model_(&model),
       cache_(std::move(cache)),
       tail_(std::move(tail)),
       scratch_(std::move(scratch)),
-      logits_(model.config().vocabulary) {
-  const Geometry& geometry = cache_->geometry();
-  spans_.resize(geometry.layer_count());
-  for (uint32_t l = 0; l < geometry.layer_count(); ++l) {
-    for (uint32_t h = 0; h < geometry.kv_heads; ++h) {
-      spans_[l].push_back(cache_->spans(LayerIndex(l), h));
-    }
-  }
-}
+      logits_(model.config().vocabulary) {}
 
 uint64_t Decoder::EstimateBytes(const Model& model, int64_t tail_tokens, DType kv_dtype) {
   return DenseCache::EstimateBytes(model.config().MakeGeometry(kv_dtype), tail_tokens) +
@@ -108,7 +110,7 @@ absl::Status Decoder::Run(std::span<const uint32_t> ids, std::vector<float>* all
   KVTIER_RETURN_IF_ERROR(CheckFits(ids));
   const int64_t length_before = tail_.length();
   ForwardPlan plan;
-  plan.spans = [this](int64_t layer) { return &spans_[layer]; };  // Small enough: no allocation.
+  plan.spans = [this](int64_t layer) { return &cache_->spans(layer); };  // Small: no allocation.
   plan.tail = &tail_;
   for (size_t begin = 0; begin < ids.size();) {
     const size_t rows = std::min<size_t>(ids.size() - begin, scratch_.rows_max());

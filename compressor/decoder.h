@@ -1,6 +1,6 @@
 // Answers one question over a shared, immutable cache: attention over the object's bands and a tail
-// of its own. Questions on one object share nothing but the RaggedCache.
-//   KVTIER_ASSIGN_OR_RETURN(auto decoder, Decoder::Create(model, cache, /*tail_tokens=*/256));
+// of its own. Questions on one object share nothing but the ResidentCache.
+//   KVTIER_ASSIGN_OR_RETURN(auto decoder, Decoder::Create(model, object, /*tail_tokens=*/256));
 //   KVTIER_ASSIGN_OR_RETURN(auto logits, decoder->Append(profile.WrapQuery(question_ids)));
 //   uint32_t next = sampler.Next(logits);
 //   KVTIER_ASSIGN_OR_RETURN(logits, decoder->Append({&next, 1}));
@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "compressor/forward.h"
 #include "compressor/model.h"
+#include "compressor/resident_cache.h"
 #include "kvcache/ragged_view.h"
 
 namespace kvtier {
@@ -25,9 +26,14 @@ namespace kvtier {
 // and move no retained row: attention reads the object's segments where they lie.
 class Decoder {
  public:
-  // FAILED_PRECONDITION: the cache is of another model, geometry or dtype, or holds only some heads
-  // (named). RESOURCE_EXHAUSTED: the tail's memory cannot be had. INVALID_ARGUMENT: tail_tokens
-  // < 1. UNIMPLEMENTED: a backend that cannot read segments in host memory.
+  // FAILED_PRECONDITION: the cache is of another model, geometry or dtype, holds only some heads
+  // (named), or lies where the model's backend cannot read it. RESOURCE_EXHAUSTED: the tail's
+  // memory cannot be had. INVALID_ARGUMENT: tail_tokens < 1.
+  static absl::StatusOr<std::unique_ptr<Decoder>> Create(const Model& model,
+                                                         std::shared_ptr<const ResidentCache> cache,
+                                                         int64_t tail_tokens);
+  // The same over a cache in host memory, made resident for this decoder alone; errors also those
+  // of ResidentCache::Create.
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(const Model& model,
                                                          std::shared_ptr<const RaggedCache> cache,
                                                          int64_t tail_tokens);
@@ -45,20 +51,20 @@ class Decoder {
   int64_t tail_length() const { return tail_.length(); }
   int64_t tail_capacity() const { return tail_.capacity(); }
 
-  // Bytes that Create allocates on the backend. `kv_dtype` is that of the cache.
+  // Bytes that Create allocates on the backend, beside a resident cache. `kv_dtype` is that of the
+  // cache.
   static uint64_t EstimateBytes(const Model& model, int64_t tail_tokens,
                                 DType kv_dtype = DType::kBf16);
 
  private:
-  Decoder(const Model& model, std::shared_ptr<const RaggedCache> cache, DenseCache tail,
+  Decoder(const Model& model, std::shared_ptr<const ResidentCache> cache, DenseCache tail,
           ForwardScratch scratch);
   absl::Status CheckFits(std::span<const uint32_t> ids) const;
   // Appends in pieces that fit the scratch; writes logits_, and all rows' if `all` is not null.
   absl::Status Run(std::span<const uint32_t> ids, std::vector<float>* all);
 
   const Model* model_;
-  std::shared_ptr<const RaggedCache> cache_;
-  std::vector<HeadSpans> spans_;  // [layers][kv_heads]
+  std::shared_ptr<const ResidentCache> cache_;
   DenseCache tail_;
   ForwardScratch scratch_;
   std::vector<float> logits_;      // [vocabulary]

@@ -41,7 +41,8 @@ absl::StatusOr<Fidelity> MeasureFidelity(const Model& model, const CompressedObj
 // Tokens that are predicted for each band.
 uint64_t FidelityTokens(const PromptProfile& profile, uint64_t context_tokens, uint32_t chunks_max);
 
-// What MeasureFidelity allocates beside the object: one decoder, and logits of a few rows.
+// What MeasureFidelity allocates beside the object: one decoder, and logits of a few rows. Where
+// the backend's memory is not the host's, also a copy of the object, which is not counted here.
 uint64_t EstimateFidelityBytes(const Model& model, uint64_t context_tokens, DType kv_dtype);
 
 }  // namespace kvtier

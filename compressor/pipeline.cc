@@ -154,10 +154,12 @@ uint64_t Pipeline::EstimateBytes(const CompressInput& input) const {
   const uint64_t packed =
       EstimatePackedBytes(geometry, system_tokens, context_tokens, options_.edges, recipe.row_codec,
                           model_->config().window);
+  // Measured where the model computes: a device has a copy of the object then.
   const uint64_t measuring =
       input.fidelity_chunks == 0
           ? 0
-          : EstimateFidelityBytes(*model_, context_tokens, options_.kv_dtype);
+          : EstimateFidelityBytes(*model_, context_tokens, options_.kv_dtype) +
+                (model_->backend().host_addressable() ? 0 : packed);
   return cache + std::max({scratch + scoring, ranking, std::max(ranked, measuring) + packed});
 }
 

@@ -42,12 +42,17 @@ class RaggedCache {
       std::vector<SegmentRef> segments);
 
   const Manifest& manifest() const { return *manifest_; }
+  const std::shared_ptr<const Manifest>& shared_manifest() const { return manifest_; }
   const Geometry& geometry() const { return manifest_->geometry; }
   uint32_t band_count() const { return band_count_; }
   Ratio ratio() const { return manifest_->bands[band_count_ - 1].edge; }
   HeadRange heads() const { return heads_; }
   // Encoded bytes that this cache pins.
   uint64_t bytes() const { return bytes_; }
+  // Those of one segment. REQUIRES: a band below band_count(), a layer of the geometry.
+  const SegmentRef& segment(BandIndex band, LayerIndex layer) const {
+    return segments_[size_t{band.value()} * geometry().layer_count() + layer.value()];
+  }
   // The non-empty spans of one head, band by band. `head` counts from 0 in the model.
   // REQUIRES: a layer of the geometry, a head inside heads().
   std::span<const RowSpan> spans(LayerIndex layer, uint32_t head) const;

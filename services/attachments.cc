@@ -8,25 +8,49 @@
 
 namespace kvtier {
 
-Attachments::Attachments(Options options, Metrics& metrics)
-    : options_(options), metrics_(metrics) {}
+// Bytes of all Rooms.
+struct Attachments::Account {
+  std::atomic<uint64_t> bytes{0};
+};
 
-absl::Status Attachments::CheckRoomLocked(uint64_t bytes) {
+namespace {
+
+// A cache and what it counts for, which is given back after its memory.
+struct Held {
+  Attachments::Room room;
+  std::shared_ptr<const ResidentCache> cache;
+};
+
+}  // namespace
+
+Attachments::Room::~Room() {
+  if (account_ != nullptr) account_->bytes -= bytes_;
+}
+
+Attachments::Attachments(Options options, Metrics& metrics)
+    : options_(options), metrics_(metrics), account_(std::make_shared<Account>()) {}
+
+absl::Status Attachments::ChargeLocked(uint64_t bytes) {
   if (entries_.size() >= options_.objects_max) {
     return absl::ResourceExhaustedError(
         absl::StrCat("this worker holds ", entries_.size(), " objects, its limit; detach one"));
   }
-  if (options_.bytes_max != 0 && bytes_ + bytes > options_.bytes_max) {
+  // Charged under the lock, so that only giving back runs beside this.
+  const uint64_t used = account_->bytes.load();
+  if (options_.bytes_max != 0 && (used > options_.bytes_max || bytes > options_.bytes_max - used)) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("attaching ", bytes, " bytes beside the ", bytes_,
-                     " attached exceeds this worker's limit of ", options_.bytes_max));
+        absl::StrCat("attaching ", bytes, " bytes beside the ", used,
+                     " attached, on their way or still read exceeds this worker's limit of ",
+                     options_.bytes_max));
   }
+  account_->bytes += bytes;
   return absl::OkStatus();
 }
 
-absl::Status Attachments::CheckRoom(uint64_t bytes) {
+absl::StatusOr<Attachments::Room> Attachments::Reserve(uint64_t bytes) {
   MutexLock lock(&mutex_);
-  return CheckRoomLocked(bytes);
+  KVTIER_RETURN_IF_ERROR(ChargeLocked(bytes));
+  return Room(account_, bytes);
 }
 
 void Attachments::ExportLocked() {
@@ -56,14 +80,20 @@ absl::StatusOr<Attachments::Entry> Attachments::FindAndReference(const Key& key,
   return *entry;
 }
 
-absl::StatusOr<Attachments::Entry> Attachments::Add(std::shared_ptr<const RaggedCache> cache) {
+absl::StatusOr<Attachments::Entry> Attachments::Add(std::shared_ptr<const ResidentCache> cache,
+                                                    Room room) {
   MutexLock lock(&mutex_);
   const Manifest& manifest = cache->manifest();
   if (Entry* entry = FindLocked(manifest.key, manifest.upload_id, cache->band_count())) {
     ++entry->references;
     return *entry;
   }
-  KVTIER_RETURN_IF_ERROR(CheckRoomLocked(cache->bytes()));
+  const uint64_t reserved = std::exchange(room.bytes_, 0);
+  room.account_->bytes -= reserved;
+  KVTIER_RETURN_IF_ERROR(ChargeLocked(cache->bytes()));
+  room.bytes_ = cache->bytes();
+  const auto held = std::make_shared<Held>(Held{std::move(room), std::move(cache)});
+  cache = std::shared_ptr<const ResidentCache>(held, held->cache.get());
   const uint64_t id = next_id_++;
   bytes_ += cache->bytes();
   Entry& entry = entries_[id];
@@ -73,7 +103,7 @@ absl::StatusOr<Attachments::Entry> Attachments::Add(std::shared_ptr<const Ragged
 }
 
 absl::Status Attachments::Remove(uint64_t id) {
-  std::shared_ptr<const RaggedCache> last;  // Freed after the lock.
+  std::shared_ptr<const ResidentCache> last;  // Freed after the lock.
   MutexLock lock(&mutex_);
   const auto it = entries_.find(id);
   if (it == entries_.end()) return absl::NotFoundError(absl::StrCat("no attachment ", id));

@@ -35,7 +35,7 @@ struct DeviceChoice {
 struct DeviceBackends {
   // Errors are final.
   std::function<absl::StatusOr<std::unique_ptr<Backend>>()> cpu;
-  // Null: this build has no CUDA. A program that never computes on a GPU may say UNAVAILABLE.
+  // Null: this build has no CUDA.
   //   UNAVAILABLE, FAILED_PRECONDITION, NOT_FOUND  no device, driver or cuBLASLt, or one too old
   //   anything else                                a device that cannot be used
   std::function<absl::StatusOr<std::unique_ptr<Backend>>(int ordinal)> cuda;

@@ -7,6 +7,7 @@
 #include "absl/flags/flag.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "services/machine_devices.h"
 #include "services/model_flags.h"
 #include "services/server.h"
 #include "services/server_flags.h"
@@ -18,7 +19,8 @@ ABSL_FLAG(
     std::string, store_shm, "",
     "the store's --shm_socket, when it runs on this host: objects are then read in its memory; "
     "what is refused there is fetched from --store");
-ABSL_FLAG(uint64_t, attached_mib_max, 4096, "memory for all attached caches together");
+ABSL_FLAG(uint64_t, attached_mib_max, 4096,
+          "memory for all attached caches together: that of the --device which computes");
 ABSL_FLAG(uint32_t, tail_tokens_max, 1024, "longest question and answer together, in tokens");
 ABSL_FLAG(uint32_t, asks_max, kvtier::limits::kConcurrentAsksPerObjectMax,
           "questions that may run at once on one attached cache");
@@ -33,11 +35,8 @@ constexpr char kUsage[] =
 
 absl::Status Run(const ServerOptions& server_options) {
   Metrics metrics;
-  DeviceBackends devices = CpuDevices(ThreadsFromFlags());
-  devices.cuda = [](int) {
-    return absl::UnavailableError("this worker decodes over host memory, not on GPUs yet");
-  };
-  KVTIER_ASSIGN_OR_RETURN(const LoadedModels loaded, LoadModelsFromFlags(devices, metrics));
+  KVTIER_ASSIGN_OR_RETURN(const LoadedModels loaded,
+                          LoadModelsFromFlags(MachineDevices(ThreadsFromFlags()), metrics));
   if (loaded.models.size() != 1) {
     return absl::InvalidArgumentError("a worker serves one model; --model names several");
   }

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "compressor/decoder.h"
+#include "compressor/resident_cache.h"
 #include "compressor/sampler.h"
 #include "services/status_grpc.h"
 
@@ -104,17 +105,18 @@ absl::Status WorkerService::DoAttach(grpc::ServerContext& context, const v1::Att
   absl::StatusOr<Attachments::Entry> entry =
       attachments_.FindAndReference(manifest.key, manifest.upload_id, band_count);
   if (!entry.ok()) {
-    KVTIER_RETURN_IF_ERROR(attachments_.CheckRoom(manifest.PrefixBytes(band_count)));
+    KVTIER_ASSIGN_OR_RETURN(Attachments::Room room,
+                            attachments_.Reserve(manifest.PrefixBytes(band_count)));
     fetch.upload_id = manifest.upload_id;
     const uint64_t prefilled_before = model_.prefilled_tokens();
     const absl::Time begin = clock_.Now();
-    KVTIER_ASSIGN_OR_RETURN(std::shared_ptr<const RaggedCache> cache,
-                            FetchRaggedCache(transport_, fetch, deadline));
+    KVTIER_ASSIGN_OR_RETURN(std::shared_ptr<const ResidentCache> cache,
+                            FetchResidentCache(transport_, fetch, deadline, model_.backend()));
     response.set_fetch_seconds(absl::ToDoubleSeconds(clock_.Now() - begin));
     metrics_.worker_fetched_bytes.Increment(static_cast<double>(cache->bytes()));
     // Nobody would let go of it.
     if (context.IsCancelled()) return absl::CancelledError("the caller went away");
-    entry = attachments_.Add(std::move(cache));
+    entry = attachments_.Add(std::move(cache), std::move(room));
     KVTIER_RETURN_IF_ERROR(entry.status());
     const uint64_t prefilled = model_.prefilled_tokens() - prefilled_before;
     metrics_.worker_prefilled_context_tokens.Increment(static_cast<double>(prefilled));

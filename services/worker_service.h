@@ -1,5 +1,6 @@
-// WorkerService: the reference worker. Fetches objects through a Transport, answers questions with
-// one Decoder each. It never computes a context's keys and values: Decoder knows no way to.
+// WorkerService: the reference worker. Fetches objects through a Transport into the memory of the
+// model's backend, answers questions with one Decoder each. It never computes a context's keys and
+// values: Decoder knows no way to.
 #ifndef KVTIER_SERVICES_WORKER_SERVICE_H_
 #define KVTIER_SERVICES_WORKER_SERVICE_H_
 

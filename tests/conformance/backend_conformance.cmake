@@ -15,3 +15,7 @@ set(KVTIER_BACKEND_CONFORMANCE
 set(KVTIER_DEVICE_CONFORMANCE ${KVTIER_BACKEND_CONFORMANCE}
   ${folder}/bf16_conformance.cc
   ${folder}/device_ranking_conformance.cc)
+# Decoding on a device, of a tiny model (kvtier_tiny_model).
+set(KVTIER_DECODER_CONFORMANCE
+  ${folder}/decoder_conformance.cc
+  ${PROJECT_SOURCE_DIR}/tests/unit/compressor/compress_testing.cc)

@@ -5,6 +5,7 @@
 #include "cuda/cuda_backend.h"
 #include "tests/conformance/backend_conformance.h"
 #include "tests/conformance/bf16_conformance.h"
+#include "tests/conformance/decoder_conformance.h"
 #include "tests/gpu/gpu_check.h"
 
 namespace kvtier {
@@ -28,6 +29,10 @@ INSTANTIATE_TEST_SUITE_P(Cuda, Bf16ConformanceTest,
                          ::testing::Values(BackendCase{"bf16",
                                                        [] { return MakeBackend(DType::kBf16); }}),
                          BackendCaseName);
+
+TEST(CudaDecoderTest, AnswersTokenForTokenAsTheCpu) {
+  ExpectDecodesAsTheCpu(MakeBackend(DType::kF32));
+}
 
 }  // namespace
 }  // namespace kvtier

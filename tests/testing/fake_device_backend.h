@@ -1,16 +1,19 @@
 // A backend that plays a GPU: it computes like the reference backend, has a name and a memory of
-// its own size, says that the host cannot read its tensors (it could), and counts what crosses over
-// and what is held. Thread-safe.
+// its own size, says that the host cannot read its tensors (it could), refuses attention over rows
+// that lie elsewhere, and counts what crosses over and what is held. Thread-safe.
 #ifndef KVTIER_TESTS_TESTING_FAKE_DEVICE_BACKEND_H_
 #define KVTIER_TESTS_TESTING_FAKE_DEVICE_BACKEND_H_
 
 #include <atomic>
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
+#include "base/mutex.h"
 #include "compressor/backend.h"
 #include "compressor/reference_backend.h"
 #include "tests/testing/forwarding_backend.h"
@@ -38,6 +41,8 @@ class FakeDeviceBackend final : public ForwardingBackend {
   absl::Status Upload(std::span<const std::byte> host, TensorView to) override;
   absl::Status Download(TensorView from, std::span<std::byte> host) override;
   bool host_addressable() const override { return false; }
+  // INTERNAL: rows outside of its memory, as a GPU's illegal address.
+  absl::Status Attention(const AttentionArgs& args) override;
   absl::StatusOr<std::unique_ptr<LinearWeights>> PrepareLinear(std::span<const std::byte> weights,
                                                                DType dtype, int64_t out_features,
                                                                int64_t in_features) override {
@@ -48,6 +53,8 @@ class FakeDeviceBackend final : public ForwardingBackend {
  private:
   struct Held;
   static void Release(void* data, void* context);
+  // Whether [data, data + bytes) lies in one tensor. Null is nowhere.
+  bool Holds(const std::byte* data, uint64_t bytes);
 
   const std::string name_;
   const uint64_t memory_bytes_;
@@ -55,6 +62,8 @@ class FakeDeviceBackend final : public ForwardingBackend {
   std::atomic<uint64_t> uploaded_bytes_{0};
   std::atomic<uint64_t> downloaded_bytes_{0};
   std::atomic<bool> broken_{false};
+  Mutex mutex_;
+  std::map<const std::byte*, uint64_t> tensors_ ABSL_GUARDED_BY(mutex_);  // Their bytes, by start.
 };
 
 }  // namespace kvtier

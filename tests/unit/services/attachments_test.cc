@@ -4,7 +4,9 @@
 #include <utility>
 #include <vector>
 
+#include "base/status_macros.h"
 #include "base/status_matchers.h"
+#include "compressor/reference_backend.h"
 #include "gtest/gtest.h"
 #include "services/metrics.h"
 #include "tests/testing/test_object.h"
@@ -15,14 +17,23 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
-std::shared_ptr<const RaggedCache> MakeCache(uint64_t seed, uint32_t band_count,
-                                             uint64_t upload_seed = 0) {
+std::shared_ptr<const ResidentCache> MakeCache(uint64_t seed, uint32_t band_count,
+                                               uint64_t upload_seed = 0) {
   const CompressedObject object = MakeTestObject({.seed = seed, .upload_seed = upload_seed});
   const Geometry& geometry = object.manifest->geometry;
   std::vector<SegmentRef> segments(object.segments.begin(),
                                    object.segments.begin() + band_count * geometry.layer_count());
-  return *RaggedCache::Create(object.manifest, band_count, {0, geometry.kv_heads},
-                              std::move(segments));
+  static Backend& host = *MakeReferenceBackend().release();
+  return *ResidentCache::Create(
+      host, *RaggedCache::Create(object.manifest, band_count, {0, geometry.kv_heads},
+                                 std::move(segments)));
+}
+
+// As a worker does.
+absl::StatusOr<Attachments::Entry> Attach(Attachments& attachments,
+                                          std::shared_ptr<const ResidentCache> cache) {
+  KVTIER_ASSIGN_OR_RETURN(Attachments::Room room, attachments.Reserve(cache->bytes()));
+  return attachments.Add(std::move(cache), std::move(room));
 }
 
 class AttachmentsTest : public ::testing::Test {
@@ -39,8 +50,9 @@ class AttachmentsTest : public ::testing::Test {
 TEST_F(AttachmentsTest, SharesOneCacheAmongEqualAttaches) {
   Attachments& attachments = Make({});
   const auto cache = MakeCache(1, 3);
-  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry first, attachments.Add(cache));
-  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry second, attachments.Add(MakeCache(1, 3)));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry first, Attach(attachments, cache));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry second,
+                              Attach(attachments, MakeCache(1, 3)));
   KVTIER_ASSERT_OK_AND_ASSIGN(
       const Attachments::Entry third,
       attachments.FindAndReference(cache->manifest().key, cache->manifest().upload_id, 3));
@@ -54,9 +66,10 @@ TEST_F(AttachmentsTest, SharesOneCacheAmongEqualAttaches) {
 
 TEST_F(AttachmentsTest, KeepsRatiosAndUploadsApart) {
   Attachments& attachments = Make({});
-  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry whole, attachments.Add(MakeCache(1, 6)));
-  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry less, attachments.Add(MakeCache(1, 3)));
-  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry other, attachments.Add(MakeCache(1, 6, 9)));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry whole, Attach(attachments, MakeCache(1, 6)));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry less, Attach(attachments, MakeCache(1, 3)));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry other,
+                              Attach(attachments, MakeCache(1, 6, 9)));
   EXPECT_NE(whole.id, less.id);
   EXPECT_NE(whole.id, other.id);
   EXPECT_EQ(metrics_.worker_attached_objects.Value(), 3);
@@ -65,7 +78,7 @@ TEST_F(AttachmentsTest, KeepsRatiosAndUploadsApart) {
 TEST_F(AttachmentsTest, FindsNothingThatIsNotAttached) {
   Attachments& attachments = Make({});
   const auto cache = MakeCache(1, 3);
-  KVTIER_ASSERT_OK(attachments.Add(cache));
+  KVTIER_ASSERT_OK(Attach(attachments, cache));
   const Manifest& manifest = cache->manifest();
   EXPECT_THAT(attachments.FindAndReference(manifest.key, manifest.upload_id, 2),
               StatusIs(absl::StatusCode::kNotFound));
@@ -80,13 +93,13 @@ TEST_F(AttachmentsTest, FindsNothingThatIsNotAttached) {
 TEST_F(AttachmentsTest, LetsGoOfACacheAtItsLastDetach) {
   Attachments& attachments = Make({});
   auto cache = MakeCache(1, 3);
-  const std::weak_ptr<const RaggedCache> watch = cache;
+  const std::weak_ptr<const ResidentCache> watch = cache;
   uint64_t id = 0;
   {
-    KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry entry, attachments.Add(cache));
+    KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry entry, Attach(attachments, cache));
     id = entry.id;
   }
-  KVTIER_ASSERT_OK(attachments.Add(std::move(cache)));
+  KVTIER_ASSERT_OK(Attach(attachments, std::move(cache)));
   KVTIER_EXPECT_OK(attachments.Remove(id));
   EXPECT_FALSE(watch.expired());
   KVTIER_EXPECT_OK(attachments.Remove(id));
@@ -98,19 +111,19 @@ TEST_F(AttachmentsTest, LetsGoOfACacheAtItsLastDetach) {
 
 TEST_F(AttachmentsTest, NeverGivesAnIdTwice) {
   Attachments& attachments = Make({});
-  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry first, attachments.Add(MakeCache(1, 3)));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry first, Attach(attachments, MakeCache(1, 3)));
   KVTIER_ASSERT_OK(attachments.Remove(first.id));
-  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry second, attachments.Add(MakeCache(1, 3)));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry second,
+                              Attach(attachments, MakeCache(1, 3)));
   EXPECT_NE(second.id, first.id);
 }
 
 TEST_F(AttachmentsTest, RefusesMoreObjectsThanItMayHold) {
   Attachments& attachments = Make({.objects_max = 1});
-  KVTIER_ASSERT_OK(attachments.Add(MakeCache(1, 3)));
-  KVTIER_EXPECT_OK(attachments.Add(MakeCache(1, 3)));  // The same: no more room needed.
-  EXPECT_THAT(attachments.CheckRoom(0),
+  KVTIER_ASSERT_OK(Attach(attachments, MakeCache(1, 3)));
+  EXPECT_THAT(attachments.Reserve(0),
               StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("holds 1 objects")));
-  EXPECT_THAT(attachments.Add(MakeCache(2, 3)),
+  EXPECT_THAT(Attach(attachments, MakeCache(2, 3)),
               StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("holds 1 objects")));
   EXPECT_EQ(attachments.List().size(), 1);
 }
@@ -119,21 +132,82 @@ TEST_F(AttachmentsTest, RefusesMoreBytesThanItMayHold) {
   const auto cache = MakeCache(1, 3);
   const uint64_t limit = cache->bytes() + 10;
   Attachments& attachments = Make({.bytes_max = limit});
-  KVTIER_EXPECT_OK(attachments.CheckRoom(limit));
-  EXPECT_THAT(attachments.CheckRoom(limit + 1), StatusIs(absl::StatusCode::kResourceExhausted));
-  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry entry, attachments.Add(cache));
-  KVTIER_EXPECT_OK(attachments.CheckRoom(10));
-  EXPECT_THAT(attachments.CheckRoom(11),
+  KVTIER_EXPECT_OK(attachments.Reserve(limit));
+  EXPECT_THAT(attachments.Reserve(limit + 1), StatusIs(absl::StatusCode::kResourceExhausted));
+  EXPECT_THAT(attachments.Reserve(UINT64_MAX), StatusIs(absl::StatusCode::kResourceExhausted));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry entry, Attach(attachments, cache));
+  KVTIER_EXPECT_OK(attachments.Reserve(10));
+  EXPECT_THAT(attachments.Reserve(11),
               StatusIs(absl::StatusCode::kResourceExhausted,
                        AllOf(HasSubstr("attaching 11 bytes"), HasSubstr(std::to_string(limit)))));
-  KVTIER_ASSERT_OK(attachments.Remove(entry.id));
-  KVTIER_EXPECT_OK(attachments.CheckRoom(limit));
+}
+
+TEST_F(AttachmentsTest, CountsWhatIsOnItsWay) {
+  const auto cache = MakeCache(1, 3);
+  Attachments& attachments = Make({.bytes_max = cache->bytes()});
+  {
+    KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Room room, attachments.Reserve(cache->bytes()));
+    EXPECT_THAT(Attach(attachments, cache), StatusIs(absl::StatusCode::kResourceExhausted));
+  }
+  // A fetch that failed gives its room back.
+  KVTIER_EXPECT_OK(Attach(attachments, cache));
+  EXPECT_THAT(attachments.Reserve(1), StatusIs(absl::StatusCode::kResourceExhausted));
+}
+
+TEST_F(AttachmentsTest, TheSameFetchedTwiceCountsOnce) {
+  const auto cache = MakeCache(1, 3);
+  Attachments& attachments = Make({.bytes_max = 2 * cache->bytes()});
+  KVTIER_ASSERT_OK_AND_ASSIGN(Attachments::Room first, attachments.Reserve(cache->bytes()));
+  KVTIER_ASSERT_OK_AND_ASSIGN(Attachments::Room second, attachments.Reserve(cache->bytes()));
+  KVTIER_EXPECT_OK(attachments.Add(cache, std::move(first)));
+  KVTIER_EXPECT_OK(attachments.Add(MakeCache(1, 3), std::move(second)));
+  KVTIER_EXPECT_OK(attachments.Reserve(cache->bytes()));
+  EXPECT_EQ(metrics_.worker_attached_bytes.Value(), static_cast<double>(cache->bytes()));
+}
+
+TEST_F(AttachmentsTest, CountsAnObjectByItsOwnSizeWhateverWasReserved) {
+  const auto cache = MakeCache(1, 3);
+  Attachments& attachments = Make({.bytes_max = cache->bytes() + 5});
+  KVTIER_ASSERT_OK_AND_ASSIGN(Attachments::Room small, attachments.Reserve(1));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry entry,
+                              attachments.Add(cache, std::move(small)));
+  EXPECT_THAT(attachments.Reserve(6), StatusIs(absl::StatusCode::kResourceExhausted));
+  KVTIER_ASSERT_OK_AND_ASSIGN(Attachments::Room rest, attachments.Reserve(5));
+  // It has become larger than there is room for.
+  EXPECT_THAT(attachments.Add(MakeCache(2, 3), std::move(rest)),
+              StatusIs(absl::StatusCode::kResourceExhausted));
+  KVTIER_EXPECT_OK(attachments.Reserve(5));
+}
+
+TEST_F(AttachmentsTest, CountsADetachedCacheUntilNobodyReadsIt) {
+  auto cache = MakeCache(1, 3);
+  const uint64_t bytes = cache->bytes();
+  Attachments& attachments = Make({.bytes_max = bytes});
+  const uint64_t id = Attach(attachments, std::move(cache))->id;
+  KVTIER_ASSERT_OK_AND_ASSIGN(auto ask, attachments.BeginAsk(id));
+  KVTIER_ASSERT_OK(attachments.Remove(id));
+  EXPECT_EQ(metrics_.worker_attached_bytes.Value(), 0);
+  EXPECT_THAT(attachments.Reserve(1),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("still read")));
+  // Also where the cache outlives the question.
+  const std::shared_ptr<const ResidentCache> kept = ask->cache();
+  ask.reset();
+  EXPECT_THAT(attachments.Reserve(1), StatusIs(absl::StatusCode::kResourceExhausted));
+}
+
+TEST_F(AttachmentsTest, RoomIsGivenBackAtTheLastDetach) {
+  auto cache = MakeCache(1, 3);
+  const uint64_t bytes = cache->bytes();
+  Attachments& attachments = Make({.bytes_max = bytes});
+  const uint64_t id = Attach(attachments, std::move(cache))->id;
+  KVTIER_ASSERT_OK(attachments.Remove(id));
+  KVTIER_EXPECT_OK(attachments.Reserve(bytes));
 }
 
 TEST_F(AttachmentsTest, BoundsTheQuestionsOfOneAttachment) {
   Attachments& attachments = Make({.asks_per_object_max = 2});
-  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry a, attachments.Add(MakeCache(1, 3)));
-  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry b, attachments.Add(MakeCache(2, 3)));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry a, Attach(attachments, MakeCache(1, 3)));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry b, Attach(attachments, MakeCache(2, 3)));
   KVTIER_ASSERT_OK_AND_ASSIGN(auto first, attachments.BeginAsk(a.id));
   KVTIER_ASSERT_OK_AND_ASSIGN(const auto second, attachments.BeginAsk(a.id));
   EXPECT_EQ(attachments.List()[0].running_asks, 2);
@@ -147,8 +221,8 @@ TEST_F(AttachmentsTest, BoundsTheQuestionsOfOneAttachment) {
 TEST_F(AttachmentsTest, LetsQuestionsFinishOnADetachedCache) {
   Attachments& attachments = Make({});
   auto cache = MakeCache(1, 3);
-  const std::weak_ptr<const RaggedCache> watch = cache;
-  const uint64_t id = attachments.Add(std::move(cache))->id;
+  const std::weak_ptr<const ResidentCache> watch = cache;
+  const uint64_t id = Attach(attachments, std::move(cache))->id;
   KVTIER_ASSERT_OK_AND_ASSIGN(auto ask, attachments.BeginAsk(id));
   KVTIER_ASSERT_OK(attachments.Remove(id));
   EXPECT_THAT(attachments.BeginAsk(id), StatusIs(absl::StatusCode::kNotFound));
@@ -160,7 +234,8 @@ TEST_F(AttachmentsTest, LetsQuestionsFinishOnADetachedCache) {
 
 TEST_F(AttachmentsTest, ListsInOrderOfAttaching) {
   Attachments& attachments = Make({});
-  for (uint64_t seed = 1; seed <= 5; ++seed) KVTIER_ASSERT_OK(attachments.Add(MakeCache(seed, 1)));
+  for (uint64_t seed = 1; seed <= 5; ++seed)
+    KVTIER_ASSERT_OK(Attach(attachments, MakeCache(seed, 1)));
   const std::vector<Attachments::Entry> list = attachments.List();
   ASSERT_EQ(list.size(), 5);
   for (size_t i = 1; i < list.size(); ++i) EXPECT_LT(list[i - 1].id, list[i].id);
