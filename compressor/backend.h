@@ -95,10 +95,10 @@ using HeadSpans = std::vector<std::span<const RowSpan>>;  // [kv_heads]
 
 // Attention of `q` over {every row of `spans`} and {rows [0, tail_rows) of `tail`, causally and
 // bottom-right aligned: query row i sees tail rows 0 .. tail_rows - q.rows + i}. Query head
-// h * group + g reads KV head h. Softmax in fp32 or better. Values of spans and tail are finite, as
-// a backend may give rows that a query does not see the weight zero. Where one is not, or a logit
-// is +-inf or NaN, rows of `out` are unspecified; never a crash. Spans may be of any codec
-// (kvcache/row_codec.h), also mixed, the tail is raw. Of bf16 spans a backend may round elements.
+// h * group + g reads KV head h. Softmax in fp32 or better. Values of spans and tail (bf16: of its
+// whole layer) are finite, as a backend may give rows that a query does not see the weight zero.
+// Where one is not, or a logit is +-inf or NaN, rows of `out` are unspecified; never a crash. Spans
+// may be of any codec (kvcache/row_codec.h) or mixed, the tail is raw. bf16 spans may be rounded.
 //
 // With a window, each query sees the last `window` of those rows, its own included (a sliding
 // layer: query position p sees positions p - window + 1 .. p). The rows of such a head are one run

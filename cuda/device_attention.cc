@@ -9,7 +9,9 @@
 #include "cuda/attention.h"
 #include "cuda/attention_tensor.h"
 #include "cuda/device_tables.h"
+#include "cuda/fused_calls.h"
 #include "cuda/math/key_tile.h"
+#include "cuda/merge_attention.h"
 #include "cuda/score.h"
 #include "cuda/score_tensor.h"
 
@@ -140,9 +142,48 @@ absl::StatusOr<DeviceMemory> Normalisers(const ScoreArgs& args, int64_t group,
   return lse;
 }
 
+// The calls of FusedCalls(). UNIMPLEMENTED: one of them cannot be had; `out` is unspecified.
+absl::Status RunFused(std::vector<FusedAttentionParams> calls, void* out,
+                      const std::shared_ptr<Device>& device, FusedAttention& fused) {
+  FusedAttentionParams& last = calls.back();
+  last.out = out;
+  if (calls.size() == 1) return fused.Run(last);
+  FusedAttentionParams& first = calls.front();
+  const int64_t heads = last.kv_heads * last.group;
+  const uint64_t lse_bytes = static_cast<uint64_t>(heads * last.rows) * sizeof(float);
+  const uint64_t out_bytes =
+      static_cast<uint64_t>(heads * last.rows * last.head_dim) * DTypeBytes(DType::kBf16);
+  KVTIER_ASSIGN_OR_RETURN(const DeviceMemory part, DeviceMemory::Allocate(device, out_bytes));
+  KVTIER_ASSIGN_OR_RETURN(const DeviceMemory part_lse, DeviceMemory::Allocate(device, lse_bytes));
+  KVTIER_ASSIGN_OR_RETURN(const DeviceMemory out_lse, DeviceMemory::Allocate(device, lse_bytes));
+  first.out = part.as<void>();
+  first.lse = part_lse.as<float>();
+  last.lse = out_lse.as<float>();
+  KVTIER_RETURN_IF_ERROR(fused.Run(first));
+  KVTIER_RETURN_IF_ERROR(fused.Run(last));
+  return device->Check(LaunchMergeAttention({.part = part.as<void>(),
+                                             .part_lse = part_lse.as<float>(),
+                                             .out = out,
+                                             .out_lse = out_lse.as<float>(),
+                                             .rows = last.rows,
+                                             .heads = heads,
+                                             .head_dim = last.head_dim},
+                                            device->stream()),
+                       "merge attention");
+}
+
 }  // namespace
 
-absl::Status RunDeviceAttention(const AttentionArgs& args, const std::shared_ptr<Device>& device) {
+absl::Status RunDeviceAttention(const AttentionArgs& args, const std::shared_ptr<Device>& device,
+                                FusedAttention* fused) {
+  if (fused != nullptr) {
+    std::vector<FusedAttentionParams> calls = FusedCalls(args);
+    const auto takes = [fused](const FusedAttentionParams& call) { return fused->Takes(call); };
+    if (!calls.empty() && std::all_of(calls.begin(), calls.end(), takes)) {
+      const absl::Status done = RunFused(std::move(calls), args.out.data, device, *fused);
+      if (!absl::IsUnimplemented(done)) return done;
+    }
+  }
   const KvLayerView& tail = args.tail;
   SpanLists lists;
   for (int64_t head = 0; head < tail.kv_heads; ++head) {

@@ -36,9 +36,11 @@ struct DeviceWeights final : LinearWeights {
 
 class DeviceBackend final : public CheckedBackend {
  public:
-  DeviceBackend(std::shared_ptr<Device> device, std::unique_ptr<Gemm> gemm, DType activations)
+  DeviceBackend(std::shared_ptr<Device> device, std::unique_ptr<Gemm> gemm, DType activations,
+                std::unique_ptr<FusedAttention> fused)
       : device_(std::move(device)),
         gemm_(std::move(gemm)),
+        fused_(std::move(fused)),
         activations_(activations),
         packer_(MakeDevicePacker(device_)) {}
 
@@ -56,6 +58,7 @@ class DeviceBackend final : public CheckedBackend {
     KVTIER_RETURN_IF_ERROR(device_->Enter());
     const uint64_t bytes = uint64_t(rows) * uint64_t(cols) * DTypeBytes(dtype);
     KVTIER_ASSIGN_OR_RETURN(DeviceMemory memory, DeviceMemory::Allocate(device_, bytes));
+    if (fused_ != nullptr) KVTIER_RETURN_IF_ERROR(device_->Zero(memory.as<void>(), bytes));
     auto* owner = new DeviceMemory(std::move(memory));
     return Tensor(
         owner->as<void>(), dtype, rows, cols,
@@ -220,7 +223,7 @@ class DeviceBackend final : public CheckedBackend {
 
   absl::Status RunAttention(const AttentionArgs& args) override {
     KVTIER_RETURN_IF_ERROR(device_->Enter());
-    return RunDeviceAttention(args, device_);
+    return RunDeviceAttention(args, device_, fused_.get());
   }
 
   absl::Status RunScoreColumnMax(const ScoreArgs& args) override {
@@ -277,6 +280,7 @@ class DeviceBackend final : public CheckedBackend {
 
   const std::shared_ptr<Device> device_;
   const std::unique_ptr<Gemm> gemm_;
+  const std::unique_ptr<FusedAttention> fused_;  // May be null.
   const DType activations_;
   const std::unique_ptr<Packer> packer_;
 };
@@ -285,11 +289,13 @@ class DeviceBackend final : public CheckedBackend {
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeDeviceBackend(std::shared_ptr<Device> device,
                                                            std::unique_ptr<Gemm> gemm,
-                                                           DType activations) {
+                                                           DType activations,
+                                                           std::unique_ptr<FusedAttention> fused) {
   if (activations == DType::kF16) {
     return absl::InvalidArgumentError("activations on a device are bf16 or f32, not f16");
   }
-  return std::make_unique<DeviceBackend>(std::move(device), std::move(gemm), activations);
+  return std::make_unique<DeviceBackend>(std::move(device), std::move(gemm), activations,
+                                         std::move(fused));
 }
 
 }  // namespace kvtier

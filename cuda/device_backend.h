@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "compressor/backend.h"
 #include "cuda/device.h"
+#include "cuda/fused_attention.h"
 #include "cuda/gemm.h"
 
 namespace kvtier {
@@ -19,10 +20,14 @@ namespace kvtier {
 // something: Download, ReadLinear, GatherRows, ScoreColumnMax. Scratch and tables of a call are
 // taken from the device's pool and given back in stream order.
 //
+// `fused` computes the attention that it takes; null: all runs on the kernels of this folder. With
+// one, new tensors hold zeros, because it may read rows of a cache that nobody has written yet
+// (FusedAttentionParams::readable_rows).
+//
 // INVALID_ARGUMENT: f16 activations.
-absl::StatusOr<std::unique_ptr<Backend>> MakeDeviceBackend(std::shared_ptr<Device> device,
-                                                           std::unique_ptr<Gemm> gemm,
-                                                           DType activations);
+absl::StatusOr<std::unique_ptr<Backend>> MakeDeviceBackend(
+    std::shared_ptr<Device> device, std::unique_ptr<Gemm> gemm, DType activations,
+    std::unique_ptr<FusedAttention> fused = nullptr);
 
 }  // namespace kvtier
 

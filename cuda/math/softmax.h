@@ -27,6 +27,12 @@ KVTIER_HOST_DEVICE inline float PartWeight(float part, float whole) {
   return SoftmaxWeight(part, whole);
 }
 
+// The share of the one of two sets of keys in both together, by their normalisers (natural logs); 0
+// and 1 where a set has no keys.
+KVTIER_HOST_DEVICE inline float PartShare(float part, float other) {
+  return 1 / (1 + expf(other - part));
+}
+
 }  // namespace kvtier
 
 #endif  // KVTIER_CUDA_MATH_SOFTMAX_H_

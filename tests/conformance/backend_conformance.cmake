@@ -14,6 +14,7 @@ set(KVTIER_BACKEND_CONFORMANCE
 # Those that compute on a device, in bf16 too, and rank there.
 set(KVTIER_DEVICE_CONFORMANCE ${KVTIER_BACKEND_CONFORMANCE}
   ${folder}/bf16_conformance.cc
+  ${folder}/bf16_dense_attention.cc
   ${folder}/device_ranking_conformance.cc)
 # Decoding on a device, of a tiny model (kvtier_tiny_model).
 set(KVTIER_DECODER_CONFORMANCE

@@ -26,8 +26,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "cuda/cuda_device.h"
-#include "cuda/cuda_gemm.h"
-#include "cuda/device_backend.h"
+#include "cuda/cuda_device_backend.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/gpu/bench_cases.h"
@@ -160,9 +159,8 @@ double Now() {
 
 absl::StatusOr<BenchReport> Bench(const CudaDeviceInfo& info, const Arguments& arguments) {
   KVTIER_ASSIGN_OR_RETURN(std::shared_ptr<Device> device, MakeCudaDevice(g_device));
-  KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<Gemm> gemm, MakeCudaGemm(device));
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
-                          MakeDeviceBackend(device, std::move(gemm), DType::kBf16));
+                          MakeCudaBackendOver(device, DType::kBf16));
   KVTIER_ASSIGN_OR_RETURN(const std::string build, BuildOf("/proc/self/exe"));
   BenchTarget target;
   target.device = device;

@@ -13,13 +13,15 @@
 #include "tests/conformance/backend_tensors.h"
 #include "tests/conformance/bf16_conformance.h"
 #include "tests/conformance/device_ranking_conformance.h"
+#include "tests/conformance/plain_fused_attention.h"
 
 namespace kvtier {
 namespace {
 
-std::unique_ptr<Backend> MakeEmulatedBackend(DType activations) {
+std::unique_ptr<Backend> MakeEmulatedBackend(DType activations,
+                                             std::unique_ptr<FusedAttention> fused = nullptr) {
   std::shared_ptr<Device> device = MakeEmulatedDevice();
-  auto backend = MakeDeviceBackend(device, MakePlainGemm(device), activations);
+  auto backend = MakeDeviceBackend(device, MakePlainGemm(device), activations, std::move(fused));
   KVTIER_EXPECT_OK(backend);
   if (!backend.ok()) return nullptr;
   // Without one everything would be ranked and packed on the host, and pass.
@@ -31,10 +33,17 @@ INSTANTIATE_TEST_SUITE_P(Emulated, BackendConformanceTest,
                          ::testing::Values(BackendCase{
                              "fp32", [] { return MakeEmulatedBackend(DType::kF32); }}),
                          BackendCaseName);
-INSTANTIATE_TEST_SUITE_P(Emulated, Bf16ConformanceTest,
-                         ::testing::Values(BackendCase{
-                             "bf16", [] { return MakeEmulatedBackend(DType::kBf16); }}),
-                         BackendCaseName);
+INSTANTIATE_TEST_SUITE_P(
+    Emulated, Bf16ConformanceTest,
+    ::testing::Values(BackendCase{"bf16", [] { return MakeEmulatedBackend(DType::kBf16); }},
+                      // Every attention that a library could have goes to one.
+                      BackendCase{"bf16_fused",
+                                  [] {
+                                    return MakeEmulatedBackend(
+                                        DType::kBf16, MakePlainFusedAttention(
+                                                          std::make_shared<FusedAttentionLog>()));
+                                  }}),
+    BackendCaseName);
 
 TEST(DeviceBackendTest, RefusesHalfPrecisionActivations) {
   std::shared_ptr<Device> device = MakeEmulatedDevice();
