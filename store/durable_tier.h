@@ -71,6 +71,11 @@ class DurableTier : public Tier {
   // REQUIRES: called once, before any other method.
   virtual absl::StatusOr<std::vector<SealedObject>> Recover() = 0;
 
+  // Get into memory of the caller's, whose content after a failure is anything. Codes as Get.
+  // REQUIRES: `out` is as long as the segment.
+  virtual absl::Status Read(const Manifest& manifest, BandIndex band, LayerIndex layer,
+                            MutableByteSpan out) = 0;
+
   // What PutBand of this band takes from the budget.
   virtual uint64_t ChargeOf(const BandEntry& band) const = 0;
 

@@ -179,10 +179,17 @@ class HostMemoryImpl final : public HostMemory,
   }
 
   absl::StatusOr<std::shared_ptr<BandMemory>> Allocate(const BandEntry& band,
-                                                       BandPlacement placement) override;
+                                                       BandPlacement placement) override {
+    return AllocateAt(OffsetsOf(band), placement);
+  }
+  absl::StatusOr<std::shared_ptr<BandMemory>> AllocatePiece(uint64_t bytes) override {
+    return AllocateAt({0, bytes}, BandPlacement::kAny);
+  }
   uint64_t ChargeOf(const BandEntry& band, BandPlacement placement) const override {
-    const uint64_t bytes = band.encoded_bytes();
-    return WantsFile(bytes, placement) ? FileCharge(bytes) : bytes;
+    return ChargeOfBytes(band.encoded_bytes(), placement);
+  }
+  uint64_t ChargeOfPiece(uint64_t bytes) const override {
+    return ChargeOfBytes(bytes, BandPlacement::kAny);
   }
   std::shared_ptr<const BandMemory> Find(std::span<const SegmentRef> layers) const override;
 
@@ -236,6 +243,13 @@ class HostMemoryImpl final : public HostMemory,
     return RoundUp(bytes, rounds_up ? kHugePageBytes : kPageBytes);
   }
 
+  uint64_t ChargeOfBytes(uint64_t bytes, BandPlacement placement) const {
+    return WantsFile(bytes, placement) ? FileCharge(bytes) : bytes;
+  }
+
+  // `offsets`: of the segments, and where the last one ends.
+  absl::StatusOr<std::shared_ptr<BandMemory>> AllocateAt(std::vector<uint64_t> offsets,
+                                                         BandPlacement placement);
   absl::StatusOr<std::shared_ptr<BandMemory>> AllocateOnHeap(std::vector<uint64_t> offsets);
   // A kept file or a new one, resized and charged. Nothing (fd < 0): there are too many files.
   absl::StatusOr<MemoryFile> TakeFile(uint64_t bytes);
@@ -416,9 +430,8 @@ absl::StatusOr<MemoryFile> HostMemoryImpl::TakeFile(uint64_t bytes) {
   return file;
 }
 
-absl::StatusOr<std::shared_ptr<BandMemory>> HostMemoryImpl::Allocate(const BandEntry& band,
-                                                                     BandPlacement placement) {
-  std::vector<uint64_t> offsets = OffsetsOf(band);
+absl::StatusOr<std::shared_ptr<BandMemory>> HostMemoryImpl::AllocateAt(
+    std::vector<uint64_t> offsets, BandPlacement placement) {
   if (!WantsFile(offsets.back(), placement)) return AllocateOnHeap(std::move(offsets));
   KVTIER_ASSIGN_OR_RETURN(const MemoryFile file, TakeFile(offsets.back()));
   if (file.fd < 0) {

@@ -95,6 +95,10 @@ class HostMemory {
   // RESOURCE_EXHAUSTED also for kFile when there are files_max.
   virtual absl::StatusOr<std::shared_ptr<BandMemory>> Allocate(
       const BandEntry& band, BandPlacement placement = BandPlacement::kAny) = 0;
+  // The same for one piece of `bytes`, which is its layer 0: for what is read from disk and sent.
+  // Not sealed by those who use it so, since it is written again and again.
+  virtual absl::StatusOr<std::shared_ptr<BandMemory>> AllocatePiece(uint64_t bytes) = 0;
+  virtual uint64_t ChargeOfPiece(uint64_t bytes) const = 0;
   // What Allocate will charge.
   virtual uint64_t ChargeOf(const BandEntry& band,
                             BandPlacement placement = BandPlacement::kAny) const = 0;

@@ -234,6 +234,31 @@ absl::Status RocksDbTier::SetAttributes(const UploadId& upload,
 
 absl::StatusOr<SegmentRef> RocksDbTier::Get(const Manifest& manifest, BandIndex band,
                                             LayerIndex layer) {
+  AlignedBytes bytes;
+  const auto allocate = [&]() -> absl::StatusOr<MutableByteSpan> {
+    KVTIER_ASSIGN_OR_RETURN(bytes,
+                            AlignedBytes::TryAllocate(manifest.segment(band, layer).encoded_bytes(),
+                                                      AlignedBytes::Fill::kUninitialized));
+    return bytes.span();
+  };
+  KVTIER_ASSIGN_OR_RETURN(const std::optional<SegmentRef> staged,
+                          FindOrRead(manifest, band, layer, allocate));
+  return staged.has_value() ? *staged : SegmentRef::Own(std::move(bytes));
+}
+
+absl::Status RocksDbTier::Read(const Manifest& manifest, BandIndex band, LayerIndex layer,
+                               MutableByteSpan out) {
+  const auto given = [&]() -> absl::StatusOr<MutableByteSpan> { return out; };
+  KVTIER_ASSIGN_OR_RETURN(const std::optional<SegmentRef> staged,
+                          FindOrRead(manifest, band, layer, given));
+  if (staged.has_value()) std::ranges::copy(staged->bytes(), out.begin());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::optional<SegmentRef>> RocksDbTier::FindOrRead(
+    const Manifest& manifest, BandIndex band, LayerIndex layer,
+    absl::FunctionRef<absl::StatusOr<MutableByteSpan>()> memory) {
+  std::optional<MutableByteSpan> out;
   for (;;) {
     uint64_t drops = 0;
     {
@@ -249,26 +274,27 @@ absl::StatusOr<SegmentRef> RocksDbTier::Get(const Manifest& manifest, BandIndex 
       }
       drops = drop_count_;
     }
-    absl::StatusOr<SegmentRef> segment = ReadSegment(manifest, band, layer);
-    if (segment.ok()) return segment;
+    if (!out.has_value()) {
+      KVTIER_ASSIGN_OR_RETURN(out, memory());
+    }
+    const absl::Status read = ReadSegment(manifest, band, layer, *out);
+    if (read.ok()) return std::nullopt;
     // Dropped while we read, and perhaps put again: look once more. Without a drop it is a loss.
     MutexLock lock(&mutex_);
-    if (drops == drop_count_) return segment;
+    if (drops == drop_count_) return read;
   }
 }
 
-absl::StatusOr<SegmentRef> RocksDbTier::ReadSegment(const Manifest& manifest, BandIndex band,
-                                                    LayerIndex layer) {
+absl::Status RocksDbTier::ReadSegment(const Manifest& manifest, BandIndex band, LayerIndex layer,
+                                      MutableByteSpan bytes) {
   const SegmentEntry& entry = manifest.segment(band, layer);
   const auto where = [&] {
     return ToString(SegmentId{TenantId(), manifest.key, manifest.upload_id, band, layer});
   };
-  KVTIER_ASSIGN_OR_RETURN(
-      AlignedBytes bytes,
-      AlignedBytes::TryAllocate(entry.encoded_bytes(), AlignedBytes::Fill::kUninitialized));
+  KVTIER_CHECK_EQ(bytes.size(), entry.encoded_bytes());
   for (uint64_t begin = 0; begin < bytes.size(); begin += disk_format::kPartBytes) {
     const MutableByteSpan out =
-        bytes.span().subspan(begin, std::min(disk_format::kPartBytes, bytes.size() - begin));
+        bytes.subspan(begin, std::min(disk_format::kPartBytes, bytes.size() - begin));
     const uint32_t part = static_cast<uint32_t>(begin / disk_format::kPartBytes);
     const absl::StatusOr<size_t> read =
         database_->ReadPart(disk_format::PartKey(manifest.upload_id, band, layer, part), out);
@@ -280,12 +306,11 @@ absl::StatusOr<SegmentRef> RocksDbTier::ReadSegment(const Manifest& manifest, Ba
                           absl::StrCat(where(), ": ", read.status().message()));
     }
   }
-  const absl::Status intact =
-      VerifySegment(entry, HeadRange{0, manifest.geometry.kv_heads}, bytes.span());
+  const absl::Status intact = VerifySegment(entry, HeadRange{0, manifest.geometry.kv_heads}, bytes);
   if (!intact.ok()) {
     return absl::DataLossError(absl::StrCat(where(), ": ", intact.message()));
   }
-  return SegmentRef::Own(std::move(bytes));
+  return absl::OkStatus();
 }
 
 uint32_t RocksDbTier::BandCount(const UploadId& upload) {

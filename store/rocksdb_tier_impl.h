@@ -46,6 +46,8 @@ class RocksDbTier final : public DurableTier {
                        std::span<const SegmentRef> layers) override;
   absl::StatusOr<SegmentRef> Get(const Manifest& manifest, BandIndex band,
                                  LayerIndex layer) override;
+  absl::Status Read(const Manifest& manifest, BandIndex band, LayerIndex layer,
+                    MutableByteSpan out) override;
   absl::Status DropBands(const UploadId& upload, uint32_t band_count) override;
   uint32_t BandCount(const UploadId& upload) override;
   uint32_t SealedBands(const UploadId& upload) override;
@@ -102,8 +104,13 @@ class RocksDbTier final : public DurableTier {
   absl::Status WriteBandFile(const std::string& file, const Manifest& manifest, BandIndex band,
                              std::span<const SegmentRef> layers);
   absl::Status IngestStaged(const UploadId& upload);
-  absl::StatusOr<SegmentRef> ReadSegment(const Manifest& manifest, BandIndex band,
-                                         LayerIndex layer);
+  absl::Status ReadSegment(const Manifest& manifest, BandIndex band, LayerIndex layer,
+                           MutableByteSpan out);
+  // Finds a segment that is still in memory, or reads it into what `memory` gives, and then returns
+  // nothing. Codes as Get, and those of `memory`.
+  absl::StatusOr<std::optional<SegmentRef>> FindOrRead(
+      const Manifest& manifest, BandIndex band, LayerIndex layer,
+      absl::FunctionRef<absl::StatusOr<MutableByteSpan>()> memory) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status LowerRecord(const UploadId& upload, uint32_t band_count);
   // The bands from `band_count` on that are not ingested. REQUIRES: the upload's turn.
   absl::Status DropStaged(const UploadId& upload, uint32_t band_count);

@@ -11,6 +11,7 @@
 #include "absl/base/thread_annotations.h"
 #include "base/clock.h"
 #include "base/mutex.h"
+#include "base/status_macros.h"
 #include "base/status_matchers.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -86,6 +87,11 @@ class ControlledTier final : public DurableTier {
                                  LayerIndex layer) override {
     if (absl::Status status = control_->Begin(); !status.ok()) return status;
     return tier_->Get(manifest, band, layer);
+  }
+  absl::Status Read(const Manifest& manifest, BandIndex band, LayerIndex layer,
+                    MutableByteSpan out) override {
+    KVTIER_RETURN_IF_ERROR(control_->Begin());
+    return tier_->Read(manifest, band, layer, out);
   }
 
   absl::Status PutBand(const Manifest& manifest, BandIndex band,

@@ -107,6 +107,24 @@ TEST_F(HostMemoryTest, SmallBandsLieOnTheHeapAndCannotBeMapped) {
   EXPECT_TRUE(IsFilled(*band, 7));
 }
 
+TEST_F(HostMemoryTest, APieceIsOneSegmentThatMayBeWrittenAgain) {
+  Open(256 * kKiB);
+  for (const uint64_t bytes : {kKiB, 100 * kKiB}) {
+    KVTIER_ASSERT_OK_AND_ASSIGN(const std::shared_ptr<BandMemory> piece,
+                                memory_->AllocatePiece(bytes));
+    EXPECT_EQ(piece->layer_count(), 1u);
+    EXPECT_EQ(piece->Writable(LayerIndex(0)).size(), bytes);
+    for (const uint8_t value : {1, 2}) {
+      std::ranges::fill(piece->Writable(LayerIndex(0)), std::byte{value});
+      EXPECT_EQ(piece->Segment(LayerIndex(0)).bytes().back(), std::byte{value});
+    }
+    EXPECT_EQ(used(), memory_->ChargeOfPiece(bytes));
+  }
+  EXPECT_EQ(used(), 0u);
+  EXPECT_THAT(memory_->AllocatePiece(257 * kKiB),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("host_budget_bytes")));
+}
+
 TEST_F(HostMemoryTest, WhatIsRefusedNamesTheBudgetAndChargesNothing) {
   Open(256 * kKiB);
   const auto band = Allocate(192 * kKiB);

@@ -69,6 +69,26 @@ TEST_F(RocksDbTierTest, SealedObjectsComeBackAndOthersAreGone) {
   EXPECT_TRUE(std::filesystem::is_empty(folder_ + "/staging"));
 }
 
+TEST_F(RocksDbTierTest, ReadsIntoMemoryOfTheCallers) {
+  Open();
+  PutBands(object_, 0, 3);
+  std::vector<std::byte> memory(1 << 16);
+  const auto read = [&](uint32_t band, uint32_t layer) {
+    const ByteSpan expected = object_.segment(BandIndex(band), LayerIndex(layer)).bytes();
+    const MutableByteSpan out = std::span(memory).first(expected.size());
+    std::ranges::fill(out, std::byte{0});
+    const absl::Status status =
+        tier_->Read(*object_.manifest, BandIndex(band), LayerIndex(layer), out);
+    EXPECT_EQ(status.ok(), std::ranges::equal(out, expected));
+    return status;
+  };
+  KVTIER_EXPECT_OK(read(2, 1)) << "on its way to the disk";
+  KVTIER_ASSERT_OK(Seal(object_));
+  for (uint32_t band = 0; band < 3; ++band) KVTIER_EXPECT_OK(read(band, 0));
+  KVTIER_ASSERT_OK(tier_->DropBands(upload_, 2));
+  EXPECT_THAT(read(2, 0), StatusIs(absl::StatusCode::kNotFound));
+}
+
 TEST_F(RocksDbTierTest, SealRefusesAnIncompleteUpload) {
   Open();
   PutBands(object_, 0, 2);
