@@ -54,7 +54,8 @@ struct Row {
   float log_score;
 };
 
-// Rows of one head of one band, ascending by position.
+// Rows of one head of one band, ascending by position. `layer`: counted among those that are
+// scored.
 std::vector<Row> RowsOf(const Manifest& manifest, const BandEdges& edges, const Ranking& ranking,
                         BandIndex band, uint32_t layer, uint32_t head) {
   std::vector<Row> rows;
@@ -94,6 +95,18 @@ SegmentBuilder::Sealed MakeSegment(const Geometry& geometry,
   return std::move(*builder).Seal();
 }
 
+// The window of one head of a sliding layer: the last positions, in band 0.
+std::vector<Row> WindowOf(const Manifest& manifest, BandIndex band) {
+  constexpr uint32_t kWindow = 8;
+  std::vector<Row> rows;
+  const uint32_t end = manifest.system_tokens + manifest.context_tokens;
+  for (uint32_t position = end - std::min(end, kWindow); band.value() == 0 && position < end;
+       ++position) {
+    rows.push_back({position, std::numeric_limits<float>::infinity()});
+  }
+  return rows;
+}
+
 // Threshold and score mass of a band, from the ranks it holds.
 void Summarise(const BandEdges& edges, uint64_t pairs, BandIndex band, BandEntry* entry) {
   const uint64_t begin = band.value() == 0 ? 0 : edges.edge(BandIndex(band.value() - 1)).Of(pairs);
@@ -125,6 +138,7 @@ CompressedObject MakeTestObject(const TestObjectOptions& options) {
       .dtype = DType::kBf16,
       .layers = std::vector<LayerKind>(options.layers, LayerKind::kGlobal),
   };
+  std::fill_n(manifest->geometry.layers.begin(), options.sliding_layers, LayerKind::kSliding);
   manifest->system_tokens = options.system_tokens;
   manifest->context_tokens = options.context_tokens;
 
@@ -138,7 +152,10 @@ CompressedObject MakeTestObject(const TestObjectOptions& options) {
     for (uint32_t layer = 0; layer < options.layers; ++layer) {
       std::vector<std::vector<Row>> heads;
       for (uint32_t head = 0; head < options.kv_heads; ++head) {
-        heads.push_back(RowsOf(*manifest, *edges, ranking, band, layer, head));
+        heads.push_back(
+            layer < options.sliding_layers
+                ? WindowOf(*manifest, band)
+                : RowsOf(*manifest, *edges, ranking, band, layer - options.sliding_layers, head));
       }
       SegmentBuilder::Sealed sealed = MakeSegment(manifest->geometry, heads, random);
       entry.layers.push_back(std::move(sealed.entry));

@@ -17,6 +17,7 @@ namespace kvtier {
 
 struct TestObjectOptions {
   uint32_t layers = 3;
+  uint32_t sliding_layers = 0;  // Of them, the first ones; windows of eight positions.
   uint32_t kv_heads = 2;
   uint32_t head_dim = 16;
   uint32_t system_tokens = 4;
