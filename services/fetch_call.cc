@@ -105,11 +105,11 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
       is_reading_ = true;
       is_awaited_ = is_awaited;
     }
-    environment_.Schedule([this] { Read(); });
+    environment_.Schedule([this, is_ahead = !is_awaited] { Read(is_ahead); });
   }
 
-  // On the pool.
-  void Read() {
+  // On the pool. `is_ahead`: it began while another segment was being sent.
+  void Read(bool is_ahead) {
     absl::StatusOr<SegmentRef> bytes = source_.Read(*planned_);
     absl::Status leave_with;
     {
@@ -121,16 +121,19 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
       }
       leave_with = leave_with_;
     }
-    if (leave_with.ok()) {
-      Use(std::move(bytes));
-    } else {
+    if (!leave_with.ok()) {
       End(leave_with);
+    } else if (is_ahead && absl::IsResourceExhausted(bytes.status())) {
+      StartReading(/*is_awaited=*/true);  // There was no room for two; now there is but one.
+    } else {
+      Use(std::move(bytes));
     }
   }
 
-  // The current segment has been sent.
+  // The current segment has been sent. Its memory is free for another when nobody refers to it.
   void Advance() {
     bytes_ = SegmentRef();
+    message_.Clear();
     std::optional<absl::StatusOr<SegmentRef>> bytes;
     {
       MutexLock lock(&mutex_);
@@ -169,7 +172,11 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
                          {offset_, end});
     environment_.metrics().store_fetch_bytes.Increment(static_cast<double>(end - offset_));
     offset_ = end;
-    StartWrite(&message_);
+    // The last one of a segment is written when the socket has it and gRPC has let go of it: then
+    // the segment's memory is free for the next one, also where there is only that.
+    grpc::WriteOptions options;
+    if (offset_ == current_.range.end) options.set_write_through();
+    StartWrite(&message_, options);
   }
 
   // Ends the call once no job reads. REQUIRES: no write is under way.

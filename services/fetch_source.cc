@@ -28,6 +28,7 @@ absl::Status FetchSource::Open(const TenantId& tenant, const v1::FetchRequest& m
                           environment_.store().Pin(tenant, request.key, request.upload_id));
   KVTIER_ASSIGN_OR_RETURN(plan_,
                           PlanFetch(pinned_->manifest(), pinned_->resident_bands(), request));
+  pinned_->WillRead(plan_.band_count, plan_.layers);
   StartOver();
   return absl::OkStatus();
 }

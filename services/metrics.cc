@@ -101,6 +101,11 @@ class StoreCollectable final : public prometheus::Collectable {
             counters.uploads_refused);
     counter("kvtier_store_bands_demoted_total", "Bands that left host memory and stay on disk",
             counters.bands_demoted);
+    counter("kvtier_store_bands_filled_total", "Bands that came back into host memory from disk",
+            counters.bands_filled);
+    counter("kvtier_store_reads_refused_total",
+            "Reads from disk that found no host memory, read-ahead included",
+            counters.reads_refused);
     counter("kvtier_store_bands_dropped_total",
             "Bands given up under pressure or by request, of objects that stay",
             counters.bands_dropped);

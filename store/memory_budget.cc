@@ -87,14 +87,4 @@ absl::StatusOr<MemoryCharge> MemoryCharge::Take(std::shared_ptr<MemoryBudget> bu
   return MemoryCharge(std::move(budget), bytes);
 }
 
-SegmentRef AttachCharge(SegmentRef segment, MemoryCharge charge) {
-  struct Charged {
-    MemoryCharge charge;  // First: it outlives the bytes that it pays for.
-    SegmentRef segment;
-  };
-  auto owner = std::make_shared<const Charged>(Charged{std::move(charge), std::move(segment)});
-  const std::span<const std::byte> bytes = owner->segment.bytes();
-  return SegmentRef(std::move(owner), bytes);
-}
-
 }  // namespace kvtier

@@ -2,7 +2,7 @@
 // not fit is refused, so that the budget is never exceeded.
 //
 // Two sums, together never above the budget:
-//   used  live bytes: bands in host memory, open uploads, what a reader keeps of a band from disk
+//   used  live bytes: bands in host memory, open uploads, segments that are read from disk
 //   kept  free memory that its owner (HostMemory) holds for the next allocation, because fresh
 //         pages cost many times more than used ones. It gives way to any charge.
 //
@@ -19,7 +19,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/mutex.h"
-#include "kvcache/segment_ref.h"
 
 namespace kvtier {
 
@@ -89,9 +88,6 @@ class MemoryCharge {
   std::shared_ptr<MemoryBudget> budget_;
   uint64_t bytes_ = 0;
 };
-
-// `segment`, whose bytes `charge` pays for until its last reader lets go of it.
-SegmentRef AttachCharge(SegmentRef segment, MemoryCharge charge);
 
 }  // namespace kvtier
 

@@ -48,10 +48,11 @@ struct ObjectName {
   friend bool operator==(const ObjectName&, const ObjectName&) = default;
 };
 
-// Of one segment, all of whose copies are intact now.
+// Of one segment, all of whose copies that were read are intact now.
 struct VerifiedCopies {
   uint64_t bytes_read = 0;  // Of all copies together.
   bool repaired = false;    // One was damaged: written again from the other, or given up for it.
+  absl::Status unread;      // RESOURCE_EXHAUSTED: there was no host memory for the disk's copy.
 };
 
 // Counted since start. Invariant: requests == host_hits + disk_hits + misses + failures, each a
@@ -61,10 +62,12 @@ struct StoreCounters {
   std::atomic<uint64_t> requests{0}, host_hits{0}, disk_hits{0}, misses{0}, failures{0};
   std::atomic<uint64_t> uploads_sealed{0}, uploads_refused{0};
   std::atomic<uint64_t> bands_demoted{0};  // Left host memory, still on disk.
+  std::atomic<uint64_t> bands_filled{0};   // Came back into host memory from disk.
   std::atomic<uint64_t> bands_dropped{0};  // Gone for good, by pressure or request, while the
                                            // object stays.
   std::atomic<uint64_t> bands_lost{0};     // Gone because bytes failed their checksum.
   std::atomic<uint64_t> checksum_failures{0};
+  std::atomic<uint64_t> reads_refused{0};    // For want of host memory, read-ahead included.
   std::atomic<uint64_t> log_damage{0};       // See DurableCounters; found at start-up.
   std::atomic<uint64_t> objects_evicted{0};  // Gone whole, by pressure.
   std::atomic<uint64_t> objects_expired{0};
@@ -101,9 +104,16 @@ class PinnedObject {
   virtual ~PinnedObject() = default;
   virtual const std::shared_ptr<const Manifest>& manifest() const = 0;
   virtual uint32_t resident_bands() const = 0;
+  // That of the first `band_count` bands only `layers` will be read; without it, everything. It
+  // decides how much memory a read from disk takes, and what may come back into memory meanwhile.
+  // REQUIRES: before anything is read; a range of the manifest's layers.
+  virtual void WillRead(uint32_t band_count, LayerRange layers) = 0;
   // DATA_LOSS: no intact copy is left; that band and all higher ones have been given up and
   // counted, and a new Pin() sees what remains.
-  //   RESOURCE_EXHAUSTED  no room for what is read from disk; a later call may find some
+  //   RESOURCE_EXHAUSTED  no room in host memory for what is read from disk: others read, send or
+  //                       upload there, and a later call finds some when they are done. A reader
+  //                       that holds at most one segment at a time, and has got one from disk, gets
+  //                       them all
   // Waits for the disk if it must.
   virtual absl::StatusOr<SegmentRef> Read(BandIndex band, LayerIndex layer) = 0;
   // The same if the segment lies in host memory; nothing otherwise. Never waits for a disk, nor for
@@ -247,10 +257,13 @@ class TieredStore {
                                        size_t limit) = 0;
   // Reads everything resident of an object and checks every CRC and row. DATA_LOSS as Read does,
   // NOT_FOUND, ABORTED as Pin.
+  //   RESOURCE_EXHAUSTED  there was no host memory for copies on disk: it takes only what is free,
+  //                       and what the disk has as well and nobody reads. The others were checked
   virtual absl::Status Verify(const TenantId& tenant, const Key& key,
                               const std::optional<UploadId>& upload = std::nullopt) = 0;
   // The same for one segment, pinned only while this runs; for going through a store bit by bit.
-  // NOT_FOUND: the upload is not current, or the band not resident.
+  // NOT_FOUND: the upload is not current, or the band not resident. RESOURCE_EXHAUSTED: the disk
+  // has the only copy, and there was no host memory for it.
   virtual absl::StatusOr<VerifiedCopies> VerifyCopies(const UploadId& upload, BandIndex band,
                                                       LayerIndex layer) = 0;
   // The object after `after` in the order of (tenant, key), over all tenants: the first one if it

@@ -1,7 +1,7 @@
 #include <cstring>
+#include <optional>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "store/tiered_store_impl.h"
 
@@ -22,31 +22,31 @@ absl::StatusOr<TieredStoreImpl::HeldBand> TieredStoreImpl::Hold(const ObjectPtr&
   if (std::shared_ptr<const BandMemory> copy = FileCopy(object, band, placement)) {
     return HeldBand{.memory = std::move(copy)};
   }
-  // Another call may take the room that we made; a bounded number of times.
-  const uint64_t bytes = memory_->ChargeOf(entry, placement);
-  absl::StatusOr<std::shared_ptr<BandMemory>> memory;
-  for (int attempt = 0; attempt < 4; ++attempt) {
-    // A reader costs nobody else a band for good.
-    KVTIER_RETURN_IF_ERROR(MakeRoom(bytes, /*own=*/nullptr, RoomCost::kDiskWrites));
-    memory = memory_->Allocate(entry, placement);
-    if (!absl::IsResourceExhausted(memory.status())) break;
-  }
-  KVTIER_RETURN_IF_ERROR(memory.status());
+  // A reader costs nobody else a band for good.
+  KVTIER_ASSIGN_OR_RETURN(
+      const std::shared_ptr<BandMemory> memory,
+      AllocateMakingRoom(memory_->ChargeOf(entry, placement), RoomCost::kDiskWrites,
+                         [&] { return memory_->Allocate(entry, placement); }));
   HeldBand held;
-  std::vector<SegmentRef> segments;
-  for (uint32_t layer = 0; layer < manifest.geometry.layer_count(); ++layer) {
-    KVTIER_ASSIGN_OR_RETURN(const ReadResult read, Read(object, band, LayerIndex(layer)));
-    held.from_disk = held.from_disk || read.from_disk;
-    const std::span<const std::byte> from = read.segment.bytes();
-    if (!from.empty()) {
-      std::memcpy((*memory)->Writable(LayerIndex(layer)).data(), from.data(), from.size());
+  for (uint32_t i = 0; i < manifest.geometry.layer_count(); ++i) {
+    const LayerIndex layer(i);
+    const MutableByteSpan out = memory->Writable(layer);
+    std::optional<SegmentRef> copy;  // From here if there is one; else the disk's is read into it.
+    if (absl::StatusOr<SegmentRef> in_host = host_->Get(manifest, band, layer); in_host.ok()) {
+      copy = *std::move(in_host);
+    } else {
+      KVTIER_ASSIGN_OR_RETURN(copy, ReadDisk(object, band, layer, out));
     }
-    segments.push_back((*memory)->Segment(LayerIndex(layer)));
+    if (!copy.has_value()) {
+      held.from_disk = true;
+    } else if (!out.empty()) {
+      std::memcpy(out.data(), copy->bytes().data(), out.size());
+    }
   }
-  (*memory)->Seal();
+  memory->Seal();
   // In memory it serves others too, without a second charge.
-  Promote(object, band, segments);
-  held.memory = ShareFileCopy(object, band, *memory);  // Two at once: ours goes with `memory`.
+  TakeIn(object, band, *memory);
+  held.memory = ShareFileCopy(object, band, memory);  // Two at once: ours goes with `memory`.
   return held;
 }
 

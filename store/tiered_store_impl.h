@@ -2,6 +2,7 @@
 // up), tiered_store_life.cc (every change of what is served), tiered_store_put.cc (uploads),
 // tiered_store_room.cc (making room), tiered_store_read.cc (pins, reads, losses),
 // tiered_store_hold.cc (bands for leases), tiered_store_attributes.cc (pinning, expiry),
+// tiered_store_fill.cc (memory for what is read, and bands that come back),
 // tiered_store_debts.cc (what could not be removed from the disk at once),
 // tiered_store_tenants.cc (accounts, quotas, events). Private to store/.
 //
@@ -33,6 +34,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/function_ref.h"
 #include "base/mutex.h"
+#include "store/band_fill.h"
 #include "store/event_log.h"
 #include "store/expiry_queue.h"
 #include "store/host_memory.h"
@@ -42,6 +44,7 @@
 #include "store/object_policy.h"
 #include "store/object_watch.h"
 #include "store/prefix_hints.h"
+#include "store/read_memory.h"
 #include "store/tenant_ledger.h"
 #include "store/tiered_store.h"
 #include "store/turns.h"
@@ -197,6 +200,49 @@ class TieredStoreImpl final : public TieredStore {
                                                    absl::Time sealed_at) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
+  // --- tiered_store_fill.cc
+  // What `allocate` gives, which charges `bytes`, after others have made room for it if need be.
+  absl::StatusOr<std::shared_ptr<BandMemory>> AllocateMakingRoom(
+      uint64_t bytes, RoomCost most,
+      absl::FunctionRef<absl::StatusOr<std::shared_ptr<BandMemory>>()> allocate)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<std::shared_ptr<BandMemory>> AllocatePiece(uint64_t bytes, RoomCost most)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Out of free room, or of that of bands on their way in.
+  absl::StatusOr<std::shared_ptr<BandMemory>> AllocateFreePiece(uint64_t bytes)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // A slot for one segment. Never waits for another reader. RESOURCE_EXHAUSTED (counted): the
+  // reader has begun, and others have all there is besides its slots; or what is in memory is being
+  // read, sent, leased or uploaded, is in the hands of somebody who makes room at this moment, or
+  // would be lost for the sake of more than a few readers.
+  absl::StatusOr<ReadMemory::Slot> RoomToRead(const TenantId& tenant, ReadMemory& memory)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // The reader is done.
+  void EndReading(const TenantId& tenant, ReadMemory& memory) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Takes a place among kReadersAtAnyCost. False: there is none for this tenant now.
+  bool BeginReadingAtAnyCost(const TenantId& tenant, const ReadMemory& memory)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Gives it back, if this reader has one.
+  void EndReadingAtAnyCost(const TenantId& tenant, const ReadMemory& memory)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  bool MayBeFilled(const ObjectState& object, BandIndex band) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Memory for a band that a reader of it begins to read from disk. Null: there is no room,
+  // or another reader fills it already.
+  std::shared_ptr<BandFill> BeginFill(const ObjectPtr& object, BandIndex band)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // It is whole, or nobody will complete it.
+  void EndFill(const ObjectPtr& object, BandIndex band, const std::shared_ptr<BandFill>& fill)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // One of those under way gives its memory back; of an object, the highest first, since the others
+  // are of no use without those below. False: there is none.
+  bool DropAFill() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Of bands that are in host memory by now, or given up. To be called after bands have moved.
+  void DropUselessFills(const ObjectState& object) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Keeps a whole band that was read from disk in host memory, where it lies already.
+  void TakeIn(const ObjectPtr& object, BandIndex band, const BandMemory& memory)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+
   // --- tiered_store_debts.cc
   // Bands of an upload from `keep` on that are on disk without ever having been sealed: what put
   // them there failed, and so did removing them. They cost room, and nobody is served from them.
@@ -263,8 +309,10 @@ class TieredStoreImpl final : public TieredStore {
                                    absl::FunctionRef<bool(const ObjectState&)> may_go)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   using ObjectSet = std::set<const ObjectState*>;
+  // `may_be_read`: readers fall back to the disk.
   std::optional<Victim> NextHostVictim(const ObjectPtr& own, RoomCost most,
-                                       const ObjectSet& passed_over) ABSL_LOCKS_EXCLUDED(mutex_);
+                                       const ObjectSet& passed_over, bool may_be_read)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   std::optional<Victim> NextDiskVictim(const ObjectSet& passed_over) ABSL_LOCKS_EXCLUDED(mutex_);
   // Whether bands of it may be lost for good: nobody reads them, and its tenant has not pinned it.
   static bool MayGiveUp(const ObjectState& object) {
@@ -273,9 +321,10 @@ class TieredStoreImpl final : public TieredStore {
   bool MayLeaveHost(const ObjectState& object, RoomCost most) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  // Makes `bytes` of the host budget free, taking them from the top of the least valuable objects,
-  // those that are read only when no other is left. `own` (may be null): whose turn the caller
-  // holds. RESOURCE_EXHAUSTED names the limit.
+  // Makes `bytes` of the host budget free, taking them from the top of the least valuable objects.
+  // Beyond kNothing, bands on their way in go before what must be written or given up for good, and
+  // what is read goes when nothing else is left. `own` (may be null): whose turn the caller holds.
+  // RESOURCE_EXHAUSTED names the limit.
   absl::Status MakeRoom(uint64_t bytes, const ObjectPtr& own, RoomCost most)
       ABSL_LOCKS_EXCLUDED(mutex_);
   // Takes the top band of `victim` out of host memory. REQUIRES: its turn.
@@ -344,16 +393,18 @@ class TieredStoreImpl final : public TieredStore {
     SegmentRef segment;
     bool from_disk = false;
   };
-  absl::StatusOr<ReadResult> Read(const ObjectPtr& object, BandIndex band, LayerIndex layer)
+  // What is read from disk lies in `memory`.
+  absl::StatusOr<ReadResult> Read(const ObjectPtr& object, BandIndex band, LayerIndex layer,
+                                  ReadMemory& memory) ABSL_LOCKS_EXCLUDED(mutex_);
+  // From disk into `out`. If that copy is damaged: the one in host memory, if there is one now.
+  absl::StatusOr<std::optional<SegmentRef>> ReadDisk(const ObjectPtr& object, BandIndex band,
+                                                     LayerIndex layer, MutableByteSpan out)
       ABSL_LOCKS_EXCLUDED(mutex_);
   // Bands from `band` on have no intact copy: gives them up everywhere, and counts.
   void Lose(const ObjectPtr& object, BandIndex band) ABSL_LOCKS_EXCLUDED(mutex_);
   void Unpin(const ObjectPtr& object) ABSL_LOCKS_EXCLUDED(mutex_);
   // The same, unless bytes wait for it: false then.
   bool TryUnpin(const ObjectPtr& object) ABSL_LOCKS_EXCLUDED(mutex_);
-  // Keeps a band that was read from disk in host memory if it is worth what must go for it.
-  void Promote(const ObjectPtr& object, BandIndex band, const std::vector<SegmentRef>& layers)
-      ABSL_LOCKS_EXCLUDED(mutex_);
   // A pin that is not counted as a request. REQUIRES: the object is current.
   std::unique_ptr<PinnedObjectImpl> PinUncounted(const ObjectPtr& object)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -386,6 +437,11 @@ class TieredStoreImpl final : public TieredStore {
   uint64_t pin_count_ ABSL_GUARDED_BY(mutex_) = 0;
   std::set<ObjectPtr> garbage_ ABSL_GUARDED_BY(mutex_);
   std::map<UploadId, DiskDebt> disk_debts_ ABSL_GUARDED_BY(mutex_);
+  // Those for which bands may have been given up for good.
+  std::map<TenantId, const ReadMemory*> readers_at_any_cost_ ABSL_GUARDED_BY(mutex_);
+  // Bands on their way from disk into host memory; by upload, in ascending bands.
+  std::map<std::pair<UploadId, BandIndex>, std::shared_ptr<BandFill>> fills_
+      ABSL_GUARDED_BY(mutex_);
   ObjectPolicy host_policy_ ABSL_GUARDED_BY(mutex_);
   ObjectPolicy disk_policy_ ABSL_GUARDED_BY(mutex_);
   const Ratio floor_ratio_;

@@ -425,10 +425,13 @@ void TieredStoreImpl::FillHost(const ObjectPtr& object, const std::vector<Segmen
       break;
     }
   }
-  MutexLock lock(&mutex_);
-  // Lost or deleted meanwhile: Trim takes what we have put.
-  if (object->retired || object->band_limit < HostBands(*object)) garbage_.insert(object);
-  TellPolicies(object);
+  {
+    MutexLock lock(&mutex_);
+    // Lost or deleted meanwhile: Trim takes what we have put.
+    if (object->retired || object->band_limit < HostBands(*object)) garbage_.insert(object);
+    TellPolicies(object);
+  }
+  DropUselessFills(*object);  // Of a reader that came at once.
 }
 
 }  // namespace kvtier

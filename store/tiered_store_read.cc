@@ -11,9 +11,17 @@
 #include "store/tiered_store_impl.h"
 
 namespace kvtier {
+namespace {
 
-// One reader of one upload. Segments read from disk are kept until their band is complete, as far
-// as host memory has free room for them, and then offered to it.
+absl::Status GivenUp(const ObjectState& object, BandIndex band) {
+  return absl::DataLossError(absl::StrCat("band ", band.value(), " of upload ",
+                                          object.upload().ToHex(), " has been given up"));
+}
+
+}  // namespace
+
+// One reader of one upload. What it reads from disk may come back into host memory, band by band:
+// whether there is room for a band is asked when its first segment is read.
 class PinnedObjectImpl final : public PinnedObject {
  public:
   PinnedObjectImpl(TieredStoreImpl& store, TieredStoreImpl::ObjectPtr object,
@@ -21,11 +29,17 @@ class PinnedObjectImpl final : public PinnedObject {
       : store_(store),
         object_(std::move(object)),
         resident_bands_(resident_bands),
+        band_count_(resident_bands),
+        layers_(AllLayers()),
         is_counted_(is_counted) {}
   ~PinnedObjectImpl() override;
 
   const std::shared_ptr<const Manifest>& manifest() const override { return object_->manifest; }
   uint32_t resident_bands() const override { return resident_bands_; }
+  void WillRead(uint32_t band_count, LayerRange layers) override {
+    band_count_ = std::min(band_count_, band_count);
+    layers_ = layers;
+  }
   absl::StatusOr<SegmentRef> Read(BandIndex band, LayerIndex layer) override;
   std::optional<SegmentRef> ReadFromMemory(BandIndex band, LayerIndex layer) override;
   bool TryRelease() override;
@@ -39,26 +53,28 @@ class PinnedObjectImpl final : public PinnedObject {
   const TieredStoreImpl::ObjectPtr& object() const { return object_; }
 
  private:
-  struct BandFromDisk {
-    std::vector<SegmentRef> layers;  // [layers]
-    std::vector<bool> is_there;      // [layers]; an empty segment has no bytes to tell it by.
-    uint32_t count = 0;
-    std::vector<MemoryCharge> charges;  // Of what is in `layers`.
-  };
-
   // What failed, until the same succeeds: a reader may ask again for what there was no room for.
   using Failed = std::set<std::pair<BandIndex, std::optional<LayerIndex>>>;  // Nothing: the band.
 
+  LayerRange AllLayers() const { return {0, object_->manifest->geometry.layer_count()}; }
   bool IsThere(BandIndex band, LayerIndex layer) const {
-    return band.value() < resident_bands_ &&
-           layer.value() < object_->manifest->geometry.layer_count();
+    return band.value() < band_count_ && layer.value() >= layers_.begin &&
+           layer.value() < layers_.end;
   }
-  void Collect(BandIndex band, LayerIndex layer, const SegmentRef& segment);
+  // Made when something is read.
+  std::shared_ptr<ReadMemory> Memory() ABSL_LOCKS_EXCLUDED(mutex_);
+  void Fill(BandIndex band, LayerIndex layer, const SegmentRef& segment)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Gives back what the reader has of the store's memory; segments that were read stay.
+  void LetGo() ABSL_LOCKS_EXCLUDED(mutex_);
   void Count() ABSL_LOCKS_EXCLUDED(mutex_);
 
   TieredStoreImpl& store_;
   const TieredStoreImpl::ObjectPtr object_;
   const uint32_t resident_bands_;
+  // What will be read; changed by WillRead alone, before that.
+  uint32_t band_count_;
+  LayerRange layers_;
 
   Mutex mutex_;
   bool is_counted_ ABSL_GUARDED_BY(mutex_);
@@ -66,7 +82,9 @@ class PinnedObjectImpl final : public PinnedObject {
   bool has_read_disk_ ABSL_GUARDED_BY(mutex_) = false;
   Failed failed_ ABSL_GUARDED_BY(mutex_);
   bool is_released_ ABSL_GUARDED_BY(mutex_) = false;
-  std::map<BandIndex, BandFromDisk> from_disk_ ABSL_GUARDED_BY(mutex_);
+  std::shared_ptr<ReadMemory> memory_ ABSL_GUARDED_BY(mutex_);
+  // Of each band that was read from disk. Null: it does not come back, or not by us.
+  std::map<BandIndex, std::shared_ptr<BandFill>> fills_ ABSL_GUARDED_BY(mutex_);
 };
 
 PinnedObjectImpl::~PinnedObjectImpl() {
@@ -75,6 +93,7 @@ PinnedObjectImpl::~PinnedObjectImpl() {
     if (is_released_) return;
   }
   Count();
+  LetGo();
   store_.Unpin(object_);
 }
 
@@ -85,6 +104,7 @@ bool PinnedObjectImpl::TryRelease() {
     is_released_ = true;
   }
   Count();
+  LetGo();
   return true;
 }
 
@@ -111,11 +131,11 @@ std::optional<SegmentRef> PinnedObjectImpl::ReadFromMemory(BandIndex band, Layer
 
 absl::StatusOr<SegmentRef> PinnedObjectImpl::Read(BandIndex band, LayerIndex layer) {
   if (!IsThere(band, layer)) {
-    return absl::OutOfRangeError(absl::StrCat("band ", band.value(), " of ", resident_bands_,
-                                              ", layer ", layer.value(), " of ",
-                                              object_->manifest->geometry.layer_count()));
+    return absl::OutOfRangeError(absl::StrCat("band ", band.value(), " of ", band_count_,
+                                              ", layer ", layer.value(), " of [", layers_.begin,
+                                              ", ", layers_.end, ")"));
   }
-  absl::StatusOr<TieredStoreImpl::ReadResult> result = store_.Read(object_, band, layer);
+  absl::StatusOr<TieredStoreImpl::ReadResult> result = store_.Read(object_, band, layer, *Memory());
   {
     MutexLock lock(&mutex_);
     has_read_ = true;
@@ -126,7 +146,7 @@ absl::StatusOr<SegmentRef> PinnedObjectImpl::Read(BandIndex band, LayerIndex lay
     failed_.erase({band, layer});
     if (result->from_disk) has_read_disk_ = true;
   }
-  if (result->from_disk) Collect(band, layer, result->segment);
+  if (result->from_disk && !result->segment.bytes().empty()) Fill(band, layer, result->segment);
   return std::move(result->segment);
 }
 
@@ -148,26 +168,60 @@ absl::StatusOr<std::shared_ptr<const BandMemory>> PinnedObjectImpl::Hold(BandInd
   return std::move(held->memory);
 }
 
-void PinnedObjectImpl::Collect(BandIndex band, LayerIndex layer, const SegmentRef& segment) {
-  std::vector<SegmentRef> complete;
+void PinnedObjectImpl::Fill(BandIndex band, LayerIndex layer, const SegmentRef& segment) {
+  std::shared_ptr<BandFill> fill;
+  bool is_first = false;
   {
     MutexLock lock(&mutex_);
-    absl::StatusOr<MemoryCharge> charge =
-        MemoryCharge::Take(store_.memory_->budget(), segment.bytes().size());
-    if (!charge.ok()) return;  // No room to keep it.
-    const uint32_t layers = object_->manifest->geometry.layer_count();
-    BandFromDisk& collected = from_disk_[band];
-    collected.layers.resize(layers);
-    collected.is_there.resize(layers);
-    if (collected.is_there[layer.value()]) return;
-    collected.is_there[layer.value()] = true;
-    collected.layers[layer.value()] = segment;
-    collected.charges.push_back(*std::move(charge));
-    if (++collected.count < layers) return;
-    complete = std::move(collected.layers);
-    from_disk_.erase(band);  // With its charges: host memory takes its own.
+    const auto [at, is_new] = fills_.try_emplace(band);
+    fill = at->second;
+    is_first = is_new;
   }
-  store_.Promote(object_, band, complete);
+  if (is_first) {
+    // By a reader who will read all of it.
+    if (layers_ != AllLayers() ||
+        layer != BandFill::FirstLayer(object_->manifest->bands[band.value()])) {
+      return;
+    }
+    fill = store_.BeginFill(object_, band);
+    MutexLock lock(&mutex_);
+    fills_[band] = fill;
+  }
+  if (fill == nullptr) return;
+  const std::shared_ptr<const BandMemory> memory = fill->Add(layer, segment.bytes());
+  if (memory == nullptr) return;
+  store_.TakeIn(object_, band, *memory);
+  store_.EndFill(object_, band, fill);
+}
+
+void PinnedObjectImpl::LetGo() {
+  std::map<BandIndex, std::shared_ptr<BandFill>> fills;
+  std::shared_ptr<ReadMemory> memory;
+  {
+    MutexLock lock(&mutex_);
+    fills.swap(fills_);
+    memory.swap(memory_);
+  }
+  for (const auto& [band, fill] : fills) {
+    if (fill != nullptr) store_.EndFill(object_, band, fill);
+  }
+  if (memory != nullptr) store_.EndReading(object_->tenant, *memory);
+}
+
+std::shared_ptr<ReadMemory> PinnedObjectImpl::Memory() {
+  MutexLock lock(&mutex_);
+  if (memory_ == nullptr) {
+    uint64_t segment_bytes_max = 0;
+    for (uint32_t band = 0; band < band_count_; ++band) {
+      for (uint32_t layer = layers_.begin; layer < layers_.end; ++layer) {
+        segment_bytes_max = std::max(
+            segment_bytes_max,
+            object_->manifest->segment(BandIndex(band), LayerIndex(layer)).encoded_bytes());
+      }
+    }
+    memory_ = ReadMemory::Create(segment_bytes_max);
+  }
+  return memory_;
 }
 
 // --- Pins ----------------------------------------------------------------------------------------
@@ -218,27 +272,38 @@ bool TieredStoreImpl::TryUnpin(const ObjectPtr& object) {
 // --- Reads ---------------------------------------------------------------------------------------
 
 absl::StatusOr<TieredStoreImpl::ReadResult> TieredStoreImpl::Read(const ObjectPtr& object,
-                                                                  BandIndex band,
-                                                                  LayerIndex layer) {
+                                                                  BandIndex band, LayerIndex layer,
+                                                                  ReadMemory& memory) {
   const Manifest& manifest = *object->manifest;
   absl::StatusOr<SegmentRef> segment = host_->Get(manifest, band, layer);
   if (segment.ok()) return ReadResult{*std::move(segment), /*from_disk=*/false};
   KVTIER_SYNC_POINT("store.read.after_host_miss");
-  if (disk_ != nullptr) {
-    segment = disk_->Get(manifest, band, layer);
-    if (segment.ok()) return ReadResult{*std::move(segment), /*from_disk=*/true};
-    if (absl::IsDataLoss(segment.status())) {
-      ++counters_.checksum_failures;
-      KVTIER_LOG(ERROR) << segment.status().message();
-      absl::StatusOr<SegmentRef> intact = host_->Get(manifest, band, layer);
-      if (intact.ok()) return ReadResult{*std::move(intact), /*from_disk=*/false};
-      Lose(object, band);
-      return segment.status();
-    }
-    if (!absl::IsNotFound(segment.status())) return segment.status();
-  }
-  return absl::DataLossError(absl::StrCat("band ", band.value(), " of upload ",
-                                          object->upload().ToHex(), " has been given up"));
+  if (DiskBands(*object) <= band.value()) return GivenUp(*object, band);
+  KVTIER_ASSIGN_OR_RETURN(ReadMemory::Slot slot, RoomToRead(object->tenant, memory));
+  const uint64_t bytes = manifest.segment(band, layer).encoded_bytes();
+  const MutableByteSpan out = slot->Writable(LayerIndex(0)).first(bytes);
+  SegmentRef read = memory.Attach(std::move(slot), bytes);
+  KVTIER_ASSIGN_OR_RETURN(std::optional<SegmentRef> in_host, ReadDisk(object, band, layer, out));
+  if (in_host.has_value()) return ReadResult{*std::move(in_host), /*from_disk=*/false};
+  return ReadResult{std::move(read), /*from_disk=*/true};
+}
+
+absl::StatusOr<std::optional<SegmentRef>> TieredStoreImpl::ReadDisk(const ObjectPtr& object,
+                                                                    BandIndex band,
+                                                                    LayerIndex layer,
+                                                                    MutableByteSpan out) {
+  if (DiskBands(*object) <= band.value()) return GivenUp(*object, band);
+  const Manifest& manifest = *object->manifest;
+  const absl::Status read = disk_->Read(manifest, band, layer, out);
+  if (read.ok()) return std::nullopt;
+  if (absl::IsNotFound(read)) return GivenUp(*object, band);
+  if (!absl::IsDataLoss(read)) return read;
+  ++counters_.checksum_failures;
+  KVTIER_LOG(ERROR) << read.message();
+  absl::StatusOr<SegmentRef> intact = host_->Get(manifest, band, layer);
+  if (intact.ok()) return *std::move(intact);
+  Lose(object, band);
+  return read;
 }
 
 void TieredStoreImpl::Lose(const ObjectPtr& object, BandIndex band) {
@@ -251,25 +316,7 @@ void TieredStoreImpl::Lose(const ObjectPtr& object, BandIndex band) {
   absl::Status removed = host_->DropBands(object->upload(), keep);
   if (disk_ != nullptr) removed.Update(disk_->DropBands(object->upload(), keep));
   if (!removed.ok()) KVTIER_LOG(WARNING) << "damaged bands stay for now: " << removed.message();
-}
-
-void TieredStoreImpl::Promote(const ObjectPtr& object, BandIndex band,
-                              const std::vector<SegmentRef>& layers) {
-  const uint64_t bytes = host_->ChargeOf(*object->manifest, band, layers);
-  const auto is_next = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return !object->retired && band.value() < object->band_limit &&
-           band.value() == HostBands(*object);
-  };
-  if (bytes > 0 && !HasRoom(host_->Usage(), bytes)) {
-    {
-      MutexLock lock(&mutex_);
-      if (!is_next() || host_policy_.Admit(*object) <= band.value()) return;
-    }
-    if (!MakeRoom(bytes, /*own=*/nullptr, RoomCost::kNothing).ok()) return;
-  }
-  MutexLock lock(&mutex_);
-  if (!is_next()) return;
-  if (host_->PutBand(*object->manifest, band, layers).ok()) TellPolicies(object);
+  DropUselessFills(*object);
 }
 
 // --- Verify --------------------------------------------------------------------------------------
@@ -290,13 +337,16 @@ absl::Status TieredStoreImpl::Verify(const TenantId& tenant, const Key& key,
     if (ResidentBands(*object) == 0) return absl::NotFoundError("");
     pinned = PinUncounted(object);
   }
+  absl::Status unread;
   for (uint32_t band = 0; band < pinned->resident_bands(); ++band) {
     for (uint32_t layer = 0; layer < pinned->manifest()->geometry.layer_count(); ++layer) {
-      KVTIER_RETURN_IF_ERROR(
+      KVTIER_ASSIGN_OR_RETURN(
+          const VerifiedCopies verified,
           VerifySegmentCopies(pinned->object(), BandIndex(band), LayerIndex(layer)));
+      unread.Update(verified.unread);
     }
   }
-  return absl::OkStatus();
+  return unread;
 }
 
 absl::StatusOr<VerifiedCopies> TieredStoreImpl::VerifyCopies(const UploadId& upload, BandIndex band,
@@ -342,7 +392,21 @@ absl::StatusOr<VerifiedCopies> TieredStoreImpl::VerifySegmentCopies(const Object
     }
   }
   absl::StatusOr<SegmentRef> on_disk = absl::NotFoundError("");
-  if (disk_ != nullptr) on_disk = disk_->Get(manifest, band, layer);
+  if (DiskBands(*object) > band.value()) {
+    // Nobody waits for a verification: it takes what is free, or what the disk has as well.
+    const absl::StatusOr<std::shared_ptr<BandMemory>> piece =
+        AllocatePiece(entry.encoded_bytes(), RoomCost::kNothing);
+    if (piece.ok()) {
+      const absl::Status read =
+          disk_->Read(manifest, band, layer, (*piece)->Writable(LayerIndex(0)));
+      on_disk = read.ok() ? absl::StatusOr<SegmentRef>((*piece)->Segment(LayerIndex(0))) : read;
+    } else {
+      ++counters_.reads_refused;
+      verified.unread = piece.status();
+      if (verified.repaired) return verified;  // From there: nothing else is left to look at.
+      if (!in_host.ok()) return piece.status();
+    }
+  }
   if (absl::IsDataLoss(on_disk.status())) {
     ++counters_.checksum_failures;
     KVTIER_LOG(ERROR) << on_disk.status().message();
@@ -358,8 +422,7 @@ absl::StatusOr<VerifiedCopies> TieredStoreImpl::VerifySegmentCopies(const Object
     verified.bytes_read += on_disk->bytes().size();
   }
   if (!in_host.ok() && !on_disk.ok()) {
-    return absl::DataLossError(absl::StrCat("band ", band.value(), " of upload ",
-                                            object->upload().ToHex(), " has been given up"));
+    return GivenUp(*object, band);
   }
   const SegmentRef& copy = in_host.ok() ? *in_host : *on_disk;
   const absl::Status content = CheckSegmentContent(manifest, band, layer, copy.bytes());

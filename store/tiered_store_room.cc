@@ -37,28 +37,38 @@ bool TieredStoreImpl::MayLeaveHost(const ObjectState& object, RoomCost most) con
   return in_host <= on_disk || most != RoomCost::kNothing;
 }
 
-std::optional<TieredStoreImpl::Victim> TieredStoreImpl::NextHostVictim(
-    const ObjectPtr& own, RoomCost most, const ObjectSet& passed_over) {
+std::optional<TieredStoreImpl::Victim> TieredStoreImpl::NextHostVictim(const ObjectPtr& own,
+                                                                       RoomCost most,
+                                                                       const ObjectSet& passed_over,
+                                                                       bool may_be_read) {
   MutexLock lock(&mutex_);
   const auto may_go = [&](const ObjectState& object) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return !passed_over.contains(&object) && MayLeaveHost(object, most);
+    return (may_be_read || object.pin_count == 0) && !passed_over.contains(&object) &&
+           MayLeaveHost(object, most);
   };
-  std::optional<Victim> unread = NextVictim(host_policy_, own, [&](const ObjectState& object) {
-    return object.pin_count == 0 && may_go(object);
-  });
-  if (unread.has_value() || most == RoomCost::kNothing) return unread;
-  // Readers fall back to the disk, and what they hold at that moment stays in use: better than to
-  // refuse.
   return NextVictim(host_policy_, own, may_go);
 }
 
 absl::Status TieredStoreImpl::MakeRoom(uint64_t bytes, const ObjectPtr& own, RoomCost most) {
   ObjectSet passed_over;
+  bool disk_refuses = false;
   for (;;) {
     const TierUsage usage = host_->Usage();
     if (HasRoom(usage, bytes)) return absl::OkStatus();
+    const bool may_fit = bytes <= usage.budget_bytes;
+    // If the disk takes nothing now, what it has already may still go.
+    const RoomCost cost = disk_refuses && most == RoomCost::kDiskWrites ? RoomCost::kNothing : most;
+    std::optional<Victim> unread =
+        may_fit ? NextHostVictim(own, cost, passed_over, /*may_be_read=*/false) : std::nullopt;
+    const bool is_free =
+        unread.has_value() && HostBands(*unread->object) <= DiskBands(*unread->object);
+    if (may_fit && !is_free && most != RoomCost::kNothing && DropAFill()) continue;
+    // Readers fall back to the disk, and what they hold at that moment stays in use: better than to
+    // refuse.
     const std::optional<Victim> victim =
-        bytes <= usage.budget_bytes ? NextHostVictim(own, most, passed_over) : std::nullopt;
+        unread.has_value() || !may_fit || most == RoomCost::kNothing
+            ? std::move(unread)
+            : NextHostVictim(own, cost, passed_over, /*may_be_read=*/true);
     if (!victim.has_value()) {
       return absl::ResourceExhaustedError(absl::StrCat(
           "host memory budget (host_budget_bytes) of ", usage.budget_bytes, " bytes: ", usage.bytes,
@@ -68,8 +78,7 @@ absl::Status TieredStoreImpl::MakeRoom(uint64_t bytes, const ObjectPtr& own, Roo
         disk_ == nullptr ? GiveUpTopBand(victim->object) : DemoteTopBand(victim->object, most);
     if (!left.ok()) {
       KVTIER_LOG_EVERY_N_SEC(WARNING, 10) << "a band cannot leave host memory: " << left.message();
-      // If the disk takes nothing now, the next object fares no better.
-      if (disk_ != nullptr && most != RoomCost::kQuality) most = RoomCost::kNothing;
+      disk_refuses = disk_refuses || !absl::IsAborted(left);  // ABORTED: that object is going.
     }
     // It refuses, or a reader holds its bytes.
     if (!left.ok() || host_->Usage().bytes >= usage.bytes) {

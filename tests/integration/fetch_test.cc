@@ -1,8 +1,10 @@
 // Fetch through real gRPC, over a disk tier that a test can hold up and make refuse: what is read
 // ahead, what a refusal costs, what a reader that goes away leaves behind, and what never waits.
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -133,10 +135,15 @@ class ControlledTier final : public DurableTier {
 // Raw stream of a Fetch, as generated classes see it.
 class Reader {
  public:
-  Reader(v1::StoreService::Stub& stub, const CompressedObject& object) {
+  Reader(v1::StoreService::Stub& stub, const CompressedObject& object,
+         const std::optional<LayerRange>& layers = std::nullopt) {
     context_.set_deadline(absl::ToChronoTime(Soon()));
     v1::FetchRequest request;
     request.mutable_name()->set_key(std::string(object.manifest->key.AsStringView()));
+    if (layers.has_value()) {
+      request.mutable_layers()->set_begin(layers->begin);
+      request.mutable_layers()->set_end(layers->end);
+    }
     stream_ = stub.Fetch(&context_, request);
   }
   bool Read(v1::FetchResponse* response) { return stream_->Read(response); }
@@ -157,7 +164,8 @@ class Reader {
 class FetchTest : public testing::Test {
  protected:
   // A store that has `objects` on disk, and nothing in host memory.
-  void Open(const std::vector<CompressedObject>& objects, const StoreServiceOptions& options = {}) {
+  void Open(const std::vector<CompressedObject>& objects, const StoreServiceOptions& options = {},
+            uint64_t host_bytes = 1 << 30) {
     {
       KVTIER_ASSERT_OK_AND_ASSIGN(const auto filling,
                                   OpenTestStore(dir_.path(), 1 << 30, Clock::Real()));
@@ -168,7 +176,7 @@ class FetchTest : public testing::Test {
     KVTIER_ASSERT_OK_AND_ASSIGN(std::unique_ptr<DurableTier> disk,
                                 OpenRocksDbTier({.folder = dir_.path()}));
     KVTIER_ASSERT_OK_AND_ASSIGN(
-        store_, TieredStore::Create({.host_budget_bytes = 1 << 30},
+        store_, TieredStore::Create({.host_budget_bytes = host_bytes},
                                     std::make_unique<ControlledTier>(std::move(disk), control_),
                                     Clock::Real()));
     service_ = MakeStoreService(options, *store_, metrics_, Clock::Real());
@@ -197,6 +205,13 @@ class FetchTest : public testing::Test {
                            .context_tokens = 1000,
                            .edges = "1",
                            .seed = seed});
+  }
+  static uint64_t SegmentBytesMax(const CompressedObject& object) {
+    uint64_t bytes = 0;
+    for (const SegmentRef& segment : object.segments) {
+      bytes = std::max<uint64_t>(bytes, segment.bytes().size());
+    }
+    return bytes;
   }
   static CompressedObject Small(uint64_t seed) { return MakeTestObject({.seed = seed}); }
 
@@ -306,6 +321,85 @@ TEST_F(FetchTest, WhatIsRefusedTwiceEndsTheFetchAndSaysWhenToTryAgain) {
   EXPECT_TRUE(RetryAfter(status).has_value());
   EXPECT_EQ(store_->counters().failures, 1u);
   KVTIER_EXPECT_OK(FetchAndCheck(object));
+}
+
+TEST_F(FetchTest, MemoryForOneSegmentIsEnoughForAFetch) {
+  const CompressedObject object = Large(1);
+  Open({object}, {}, SegmentBytesMax(object) * 3 / 2);
+  for (int i = 0; i < 5; ++i) KVTIER_EXPECT_OK(FetchAndCheck(object));
+  EXPECT_EQ(store_->counters().failures, 0u);
+  EXPECT_EQ(store_->counters().disk_hits, 5u);
+  EXPECT_EQ(store_->host_usage().bytes, 0u);
+}
+
+// A connection takes less unread than is left to send after the first message, so the segment that
+// is being sent keeps the memory all through the pause.
+TEST_F(FetchTest, AReaderThatPausesIsNotRefusedInTheMiddle) {
+  const CompressedObject object = Large(1), second = Large(2);
+  Open({object, second}, {}, SegmentBytesMax(object) * 3 / 2);
+  Reader reader(*stub_, object);
+  v1::FetchResponse response;
+  uint64_t bytes = 0;
+  int pauses = 0;
+  while (reader.Read(&response)) {
+    if (!response.has_frame()) continue;
+    bytes += response.frame().payload().size();
+    const absl::Status other = FetchAndCheck(second);  // Meanwhile, on a stream of its own.
+    if (++pauses == 1) {
+      EXPECT_THAT(other, StatusIs(absl::StatusCode::kResourceExhausted));
+    }
+  }
+  KVTIER_EXPECT_OK(reader.Finish());
+  EXPECT_EQ(bytes, object.manifest->total_bytes());
+  KVTIER_EXPECT_OK(FetchAndCheck(second));
+  EXPECT_EQ(store_->host_usage().bytes, 0u);
+}
+
+TEST_F(FetchTest, WhatIsFetchedComesBackIntoMemoryAlsoWithLayersThatHaveOnlyTheirWindow) {
+  const CompressedObject object =
+      MakeTestObject({.layers = 4, .sliding_layers = 2, .edges = "0.2,0.5,1", .seed = 1});
+  Open({object});
+  KVTIER_EXPECT_OK(FetchAndCheck(object));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const ObjectStat stat,
+                              store_->Stat(TenantId(), object.manifest->key));
+  EXPECT_EQ(stat.host_bands, 3u);
+  EXPECT_EQ(store_->host_usage().bytes, object.manifest->total_bytes());
+  KVTIER_EXPECT_OK(FetchAndCheck(object));
+  EXPECT_EQ(store_->counters().host_hits, 1u);
+}
+
+TEST_F(FetchTest, AFetchOfSomeLayersTakesMemoryForThoseAlone) {
+  const CompressedObject object = MakeTestObject({.layers = 4, .edges = "1", .seed = 1});
+  const uint64_t segment = object.segment(BandIndex(0), LayerIndex(1)).bytes().size();
+  Open({object}, {}, segment);
+  Reader reader(*stub_, object, LayerRange{1, 2});
+  v1::FetchResponse response;
+  uint64_t bytes = 0;
+  while (reader.Read(&response)) bytes += response.frame().payload().size();
+  KVTIER_EXPECT_OK(reader.Finish());
+  EXPECT_EQ(bytes, segment);
+  EXPECT_EQ(store_->counters().disk_hits, 1u);
+  EXPECT_EQ(store_->counters().bands_filled, 0u);
+}
+
+TEST_F(FetchTest, AFetchThatFindsNoMemoryIsToldToComeAgainAndThoseThatHaveSomeGoOn) {
+  const CompressedObject first = Large(1);
+  const CompressedObject second = Large(2);
+  Open({first, second}, {}, SegmentBytesMax(first) * 5 / 2);
+  control_->HoldUp(1);
+  absl::Status fetched;
+  std::thread reader([&] { fetched = FetchAndCheck(first); });
+  control_->AwaitReads(1);
+  const absl::Status refused = FetchAndCheck(second);
+  EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted,
+                                testing::HasSubstr("host_budget_bytes")));
+  EXPECT_TRUE(RetryAfter(refused).has_value());
+  EXPECT_GT(store_->counters().reads_refused, 0u);
+  control_->Release();
+  reader.join();
+  KVTIER_EXPECT_OK(fetched);
+  KVTIER_EXPECT_OK(FetchAndCheck(second));
+  EXPECT_EQ(store_->host_usage().bytes, 0u);
 }
 
 TEST_F(FetchTest, AFailedReadAheadEndsTheFetchBehindTheSegmentsBeforeIt) {

@@ -27,8 +27,6 @@
 namespace kvtier {
 namespace {
 
-// Smaller than any band: everything is read from disk.
-constexpr uint64_t kNoHostBytes = 64;
 constexpr uint64_t kHostBytes = 64 << 20;
 
 class DamageTest : public testing::Test {
@@ -57,6 +55,13 @@ class DamageTest : public testing::Test {
     uint64_t offset = 0;
     uint64_t file_bytes = 0;
   };
+  static uint64_t SegmentBytesMax(const CompressedObject& object) {
+    uint64_t bytes = 0;
+    for (const SegmentRef& segment : object.segments) {
+      bytes = std::max<uint64_t>(bytes, segment.bytes().size());
+    }
+    return bytes;
+  }
   // Where the first bytes of a segment lie on disk.
   Place Find(const CompressedObject& object, uint32_t band, uint32_t layer) {
     const absl::string_view bytes =
@@ -93,13 +98,15 @@ class DamageTest : public testing::Test {
   const CompressedObject object_ = MakeTestObject({.context_tokens = 300, .seed = 1});
   const CompressedObject other_ = MakeTestObject({.context_tokens = 300, .seed = 2});
   static constexpr uint32_t kBands = 6;
+  // For one segment that is being read and no band besides: everything is read from disk.
+  const uint64_t no_host_bytes_ = std::max(SegmentBytesMax(object_), SegmentBytesMax(other_));
 };
 
 TEST_F(DamageTest, AFlippedByteCostsItsBandAndThoseAboveAndNothingElse) {
   for (uint32_t band = 0; band < kBands; ++band) {
     for (const uint32_t layer : {0u, 2u}) {
       SCOPED_TRACE(absl::StrCat("band ", band, " layer ", layer));
-      Open(kNoHostBytes);
+      Open(no_host_bytes_);
       Put(object_);
       Put(other_);
       const Place place = Find(object_, band, layer);
@@ -107,7 +114,7 @@ TEST_F(DamageTest, AFlippedByteCostsItsBandAndThoseAboveAndNothingElse) {
       const uint64_t bytes = object_.segment(BandIndex(band), LayerIndex(layer)).bytes().size();
       FlipBit(place.file, place.offset + bytes / 2, 3);
 
-      Open(kNoHostBytes);
+      Open(no_host_bytes_);
       {
         KVTIER_ASSERT_OK_AND_ASSIGN(const auto pinned,
                                     store_->Pin(TenantId(), object_.manifest->key, std::nullopt));
@@ -122,7 +129,7 @@ TEST_F(DamageTest, AFlippedByteCostsItsBandAndThoseAboveAndNothingElse) {
       KVTIER_EXPECT_OK(Check(object_, band));  // 0: a miss.
       KVTIER_EXPECT_OK(Check(other_, kBands));
 
-      Open(kNoHostBytes);
+      Open(no_host_bytes_);
       KVTIER_EXPECT_OK(Check(object_, band));
       KVTIER_EXPECT_OK(Check(other_, kBands));
       EXPECT_EQ(store_->counters().checksum_failures, 0u);
@@ -142,7 +149,7 @@ TEST_F(DamageTest, AFlippedByteAnywhereInABandFileNeverServesWrongBytes) {
   constexpr int kFlips = 40;
   int losses = 0;
   for (int flip = 0; flip < kFlips; ++flip) {
-    Open(kNoHostBytes);
+    Open(no_host_bytes_);
     Put(object_);
     Put(other_);
     const Place place = Find(object_, kBand, 0);
@@ -154,7 +161,7 @@ TEST_F(DamageTest, AFlippedByteAnywhereInABandFileNeverServesWrongBytes) {
     SCOPED_TRACE(absl::StrCat("offset ", at, " of ", place.file_bytes));
     FlipBit(place.file, at, 5);
 
-    Open(kNoHostBytes);
+    Open(no_host_bytes_);
     KVTIER_EXPECT_OK(Check(other_, kBands));
     const absl::Status first = Check(object_, kBands);
     if (!first.ok()) {
@@ -173,7 +180,7 @@ TEST_F(DamageTest, AFlippedByteAnywhereInABandFileNeverServesWrongBytes) {
 TEST_F(DamageTest, ATruncatedOrMissingFileCostsItsBandAndThoseAbove) {
   for (const bool is_missing : {false, true}) {
     SCOPED_TRACE(is_missing ? "missing" : "truncated");
-    Open(kNoHostBytes);
+    Open(no_host_bytes_);
     Put(object_);
     Put(other_);
     const Place place = Find(object_, 3, 0);
@@ -183,7 +190,7 @@ TEST_F(DamageTest, ATruncatedOrMissingFileCostsItsBandAndThoseAbove) {
     } else {
       TruncateFile(place.file, place.file_bytes / 2);
     }
-    Open(kNoHostBytes);
+    Open(no_host_bytes_);
     EXPECT_THAT(Check(object_, kBands), StatusIs(absl::StatusCode::kDataLoss));
     KVTIER_EXPECT_OK(Check(object_, 3));
     KVTIER_EXPECT_OK(Check(other_, kBands));
@@ -205,7 +212,7 @@ TEST_F(DamageTest, ADamagedBlockOfRecordsDeletesNothingBehindIt) {
   std::ranges::sort(objects, {}, [](const CompressedObject& object) {
     return object.manifest->key;  // As the records are.
   });
-  Open(kNoHostBytes);  // RocksDB has put the records from its log into files.
+  Open(no_host_bytes_);  // RocksDB has put the records from its log into files.
   store_.reset();
   const Manifest& middle = *objects[kObjects / 2].manifest;
   const std::string residency =
@@ -220,7 +227,7 @@ TEST_F(DamageTest, ADamagedBlockOfRecordsDeletesNothingBehindIt) {
     const Place place = FindBytes(record);
     FlipBit(place.file, place.offset + record.size() / 2, 3);
     for (int start = 0; start < 2; ++start) {
-      Open(kNoHostBytes);
+      Open(no_host_bytes_);
       EXPECT_GE(store_->counters().checksum_failures, 1u);
       EXPECT_LE(count_served(), kObjects / 2);
       if (record != residency) {
@@ -229,7 +236,7 @@ TEST_F(DamageTest, ADamagedBlockOfRecordsDeletesNothingBehindIt) {
       store_.reset();
     }
     FlipBit(place.file, place.offset + record.size() / 2, 3);
-    Open(kNoHostBytes);
+    Open(no_host_bytes_);
     EXPECT_EQ(count_served(), kObjects);
     EXPECT_EQ(store_->counters().checksum_failures, 0u);
     store_.reset();
@@ -246,7 +253,7 @@ TEST_F(DamageTest, AnIntactCopyInHostMemoryServesAndVerifyRepairsTheDisk) {
   EXPECT_EQ(store_->counters().checksum_failures, 1u);
   EXPECT_EQ(store_->counters().bands_lost, 0u);
   KVTIER_EXPECT_OK(Check(object_, kBands));
-  Open(kNoHostBytes);
+  Open(no_host_bytes_);
   KVTIER_EXPECT_OK(Check(object_, kBands));
 }
 
@@ -272,7 +279,7 @@ TEST_F(DamageTest, TheScrubRepairsWhatHasAnotherCopyAndGivesUpWhatHasNone) {
     }
     EXPECT_EQ(store_->counters().checksum_failures, 1u);
     EXPECT_EQ(store_->counters().bands_lost, has_other_copy ? 0u : kBands - 2);
-    Open(kNoHostBytes);
+    Open(no_host_bytes_);
     KVTIER_EXPECT_OK(Check(object_, has_other_copy ? kBands : 2));
     KVTIER_EXPECT_OK(Check(other_, kBands));
     EXPECT_EQ(store_->counters().checksum_failures, 0u);
