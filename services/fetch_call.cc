@@ -130,7 +130,8 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     }
   }
 
-  // The current segment has been sent. Its memory is free for another when nobody refers to it.
+  // The current segment has been sent: gRPC reports a write when it has let go of the bytes. Its
+  // memory is free for the next one, also where there is only that, once we have let go of it too.
   void Advance() {
     bytes_ = SegmentRef();
     message_.Clear();
@@ -172,11 +173,7 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
                          {offset_, end});
     environment_.metrics().store_fetch_bytes.Increment(static_cast<double>(end - offset_));
     offset_ = end;
-    // The last one of a segment is written when the socket has it and gRPC has let go of it: then
-    // the segment's memory is free for the next one, also where there is only that.
-    grpc::WriteOptions options;
-    if (offset_ == current_.range.end) options.set_write_through();
-    StartWrite(&message_, options);
+    StartWrite(&message_);
   }
 
   // Ends the call once no job reads. REQUIRES: no write is under way.

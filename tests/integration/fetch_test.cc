@@ -26,6 +26,7 @@
 #include "services/store_service.h"
 #include "store/rocksdb_tier.h"
 #include "tests/testing/local_server.h"
+#include "tests/testing/stalling_relay.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/testing/test_object.h"
@@ -180,8 +181,10 @@ class FetchTest : public testing::Test {
                                     std::make_unique<ControlledTier>(std::move(disk), control_),
                                     Clock::Real()));
     service_ = MakeStoreService(options, *store_, metrics_, Clock::Real());
-    server_ = StartLocalServer({service_.get()}, metrics_, {.drain_timeout = absl::Seconds(20)});
-    channel_ = ChannelTo(*server_);
+    ServerOptions server_options = {.drain_timeout = absl::Seconds(20)};
+    if (!socket_.empty()) server_options.listen = "unix:" + socket_;
+    server_ = StartLocalServer({service_.get()}, metrics_, server_options);
+    channel_ = socket_.empty() ? ChannelTo(*server_) : MakeChannel(server_options.listen);
     stub_ = v1::StoreService::NewStub(channel_);
   }
 
@@ -216,6 +219,7 @@ class FetchTest : public testing::Test {
   static CompressedObject Small(uint64_t seed) { return MakeTestObject({.seed = seed}); }
 
   TempDir dir_;
+  std::string socket_;  // If set before Open(), the server listens there, and nowhere else.
   const std::shared_ptr<ReadControl> control_ = std::make_shared<ReadControl>();
   Metrics metrics_;
   std::unique_ptr<TieredStore> store_;
@@ -353,6 +357,45 @@ TEST_F(FetchTest, AReaderThatPausesIsNotRefusedInTheMiddle) {
   EXPECT_EQ(bytes, object.manifest->total_bytes());
   KVTIER_EXPECT_OK(FetchAndCheck(second));
   EXPECT_EQ(store_->host_usage().bytes, 0u);
+}
+
+// A segment keeps its memory until the connection has taken it, not until gRPC has: what is next
+// would find none, and the fetch would end in the middle.
+TEST_F(FetchTest, AConnectionThatIsFullForAWhileEndsNoFetch) {
+  // Each segment is one frame, and more than a UNIX socket holds.
+  const CompressedObject object = MakeTestObject({.layers = 4,
+                                                  .kv_heads = 4,
+                                                  .head_dim = 128,
+                                                  .context_tokens = 400,
+                                                  .edges = "1",
+                                                  .seed = 1});
+  const uint64_t segment = SegmentBytesMax(object);
+  ASSERT_LT(segment, limits::kFrameBytesMax);
+  socket_ = dir_.File("server");
+  Open({object}, {}, segment * 3 / 2);
+  StallingRelay relay(dir_.File("relay"), socket_, segment / 2);
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 16 << 20);  // Windows that take it all.
+  const auto stub = v1::StoreService::NewStub(grpc::CreateCustomChannel(
+      "unix:" + dir_.File("relay"), grpc::InsecureChannelCredentials(), arguments));
+  Reader reader(*stub, object);
+  absl::Status fetched;
+  uint64_t bytes = 0;
+  std::thread thread([&] {
+    v1::FetchResponse response;
+    while (reader.Read(&response)) bytes += response.frame().payload().size();
+    fetched = reader.Finish();
+  });
+  relay.AwaitStall();
+  // Time to do it wrong: the read ahead is refused, and nothing else may happen.
+  const absl::Time until = absl::Now() + absl::Milliseconds(300);
+  while (store_->counters().reads_refused < 2 && absl::Now() < until) std::this_thread::yield();
+  EXPECT_LT(store_->counters().reads_refused, 2u);
+  relay.Resume();
+  thread.join();
+  KVTIER_EXPECT_OK(fetched);
+  EXPECT_EQ(bytes, object.manifest->total_bytes());
+  EXPECT_EQ(store_->counters().failures, 0u);
 }
 
 TEST_F(FetchTest, WhatIsFetchedComesBackIntoMemoryAlsoWithLayersThatHaveOnlyTheirWindow) {
