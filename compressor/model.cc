@@ -11,6 +11,7 @@
 #include "base/bytes.h"
 #include "base/limits.h"
 #include "base/status_macros.h"
+#include "compressor/activations.h"
 #include "compressor/checkpoint.h"
 #include "compressor/host_backend.h"
 #include "kvcache/sha256.h"
@@ -91,14 +92,14 @@ struct Loader {
     return weights;
   }
 
-  // One row in fp32, `offset` added to each element: a norm or a bias.
-  absl::StatusOr<Tensor> Row(const std::string& name, int64_t size, float offset) {
+  // One row, `offset` added to each element: a norm or a bias.
+  absl::StatusOr<Tensor> Row(const std::string& name, int64_t size, float offset, DType dtype) {
     KVTIER_ASSIGN_OR_RETURN(const Checkpoint::Taken taken, checkpoint.Take(name, {size}));
     std::vector<float> values(static_cast<size_t>(size));
     LoadFloats(taken.bytes.data(), taken.dtype, values);
     for (float& value : values) value += offset;
-    KVTIER_ASSIGN_OR_RETURN(Tensor tensor, backend.Allocate(DType::kF32, 1, size));
-    KVTIER_RETURN_IF_ERROR(backend.Upload(AsBytes(std::span<const float>(values)), tensor));
+    KVTIER_ASSIGN_OR_RETURN(Tensor tensor, backend.Allocate(dtype, 1, size));
+    KVTIER_RETURN_IF_ERROR(UploadFloats(backend, values, tensor));
     bytes += tensor.bytes();
     return tensor;
   }
@@ -118,10 +119,11 @@ struct Loader {
     const int64_t kv_width = config.kv_heads * config.head_dim;
     const int64_t mid = config.intermediate;
     const auto norm = [&](absl::string_view name, int64_t size) {
-      return Row(absl::StrCat(at, name, ".weight"), size, config.norm_weight_offset());
+      return Row(absl::StrCat(at, name, ".weight"), size, config.norm_weight_offset(), DType::kF32);
     };
     const auto bias = [&](absl::string_view name, int64_t size) {
-      return Row(absl::StrCat(at, "self_attn.", name, "_proj.bias"), size, 0);
+      return Row(absl::StrCat(at, "self_attn.", name, "_proj.bias"), size, 0,
+                 backend.activation_dtype());
     };
     LayerWeights w;
     KVTIER_ASSIGN_OR_RETURN(w.attention_norm, norm("input_layernorm", hidden));
@@ -206,7 +208,7 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& folder, Ba
     model->layers_.push_back(std::move(layer));
   }
   KVTIER_ASSIGN_OR_RETURN(model->final_norm_, loader.Row(names.base + "norm.weight", config.hidden,
-                                                         config.norm_weight_offset()));
+                                                         config.norm_weight_offset(), DType::kF32));
   KVTIER_RETURN_IF_ERROR(checkpoint.ExpectNoneLeft(names.ignored));
   model->weight_bytes_ = loader.bytes;
 

@@ -16,7 +16,7 @@
 
 namespace kvtier {
 
-// Rows are fp32; those that a family does not have are empty (rows() == 0).
+// Norms are fp32, biases as activations; those that a family does not have are empty (rows() == 0).
 struct LayerWeights {
   Tensor attention_norm;          // [1, hidden]
   Tensor mlp_norm;                // [1, hidden]

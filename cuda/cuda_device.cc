@@ -98,6 +98,22 @@ class CudaDevice final : public Device {
     }
   }
 
+  absl::StatusOr<DeviceMemoryUse> MemoryUse() override {
+    DeviceMemoryUse use;
+    KVTIER_RETURN_IF_ERROR(
+        Mapped(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrUsedMemCurrent, &use.bytes),
+               "memory in use"));
+    KVTIER_RETURN_IF_ERROR(
+        Mapped(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrUsedMemHigh, &use.peak_bytes),
+               "peak of memory in use"));
+    return use;
+  }
+  absl::Status ResetMemoryPeak() override {
+    uint64_t zero = 0;  // The only value that may be set: from now on.
+    return Mapped(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrUsedMemHigh, &zero),
+                  "reset the peak of memory in use");
+  }
+
   absl::Status CopyIn(const void* host, void* device, uint64_t bytes) override {
     // Not cudaMemcpyAsync out of the caller's memory: what that has read when it returns, and
     // whether it waits for the stream, depends on the kind of memory and the size.

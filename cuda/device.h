@@ -19,6 +19,12 @@
 
 namespace kvtier {
 
+// Of the memory that Allocate() gave out, whatever the pool keeps besides.
+struct DeviceMemoryUse {
+  uint64_t bytes = 0;
+  uint64_t peak_bytes = 0;  // Since the device or the last ResetMemoryPeak().
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -33,6 +39,9 @@ class Device {
   // RESOURCE_EXHAUSTED: naming the bytes.
   virtual absl::StatusOr<void*> Allocate(uint64_t bytes) = 0;
   virtual void Free(void* memory) = 0;
+  // In stream order, as allocations and frees are, so that waiting for the stream changes nothing.
+  virtual absl::StatusOr<DeviceMemoryUse> MemoryUse() = 0;
+  virtual absl::Status ResetMemoryPeak() = 0;
 
   // The host's memory may change as soon as this returns; the device's has it in stream order.
   virtual absl::Status CopyIn(const void* host, void* device, uint64_t bytes) = 0;

@@ -1,5 +1,6 @@
 #include "cuda/emulated/emulated_device.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -44,7 +45,18 @@ class EmulatedDevice final : public Device {
     std::memset(static_cast<char*>(memory) + bytes, kGuard, whole - bytes);
     allocations_[memory] = bytes;
     bytes_used_ += bytes;
+    bytes_peak_ = std::max(bytes_peak_, bytes_used_);
     return memory;
+  }
+
+  absl::StatusOr<DeviceMemoryUse> MemoryUse() override {
+    MutexLock lock(&mutex_);
+    return DeviceMemoryUse{.bytes = bytes_used_, .peak_bytes = bytes_peak_};
+  }
+  absl::Status ResetMemoryPeak() override {
+    MutexLock lock(&mutex_);
+    bytes_peak_ = bytes_used_;
+    return absl::OkStatus();
   }
 
   void Free(void* memory) override {
@@ -99,6 +111,7 @@ class EmulatedDevice final : public Device {
   Mutex mutex_;
   std::map<void*, uint64_t> allocations_ ABSL_GUARDED_BY(mutex_);
   uint64_t bytes_used_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t bytes_peak_ ABSL_GUARDED_BY(mutex_) = 0;
   std::string damage_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -10,9 +10,14 @@
 #include "absl/strings/str_cat.h"
 #include "base/half.h"
 #include "base/status_macros.h"
+#include "compressor/dense_cache.h"
+#include "compressor/model.h"
 #include "compressor/packer.h"
+#include "compressor/pipeline.h"
 #include "compressor/ranking.h"
 #include "cuda/elementwise.h"
+#include "tests/gpu/random_checkpoint.h"
+#include "tests/testing/temp_dir.h"
 
 namespace kvtier {
 namespace {
@@ -51,6 +56,46 @@ absl::StatusOr<Tensor> RandomTensor(Backend& backend, int64_t rows, int64_t cols
   }
   return tensor;
 }
+
+// Multiply-adds of a prefill count twice: those of the linear layers, and of causal attention.
+double PrefillFlop(const BenchModel& m, int64_t tokens) {
+  const double q_out = static_cast<double>(m.kv_heads) * m.group * m.head_dim;
+  const double kv_out = static_cast<double>(m.kv_heads) * m.head_dim;
+  const double linear = m.layers * (m.hidden * (2 * q_out + 2 * kv_out) + 3.0 * m.hidden * m.mlp);
+  const auto n = static_cast<double>(tokens);
+  return 2 * linear * n + 2 * m.layers * q_out * n * n;
+}
+
+// When the stages of a compression ended, each after a wait for the device, and the most memory in
+// use between the first two.
+class StageWatch {
+ public:
+  explicit StageWatch(const BenchTarget& target) : target_(target) {}
+
+  void Hear(const CompressProgress& progress) {
+    const bool done = progress.tokens_done == progress.tokens_total;
+    if (progress.stage == CompressStage::kPrefill && done) {
+      status_.Update(target_.backend->Synchronize());
+      prefilled = target_.clock();
+      status_.Update(target_.device->ResetMemoryPeak());
+    } else if (progress.stage == CompressStage::kPack && progress.tokens_done == 0) {
+      status_.Update(target_.backend->Synchronize());
+      scored = target_.clock();
+      const absl::StatusOr<DeviceMemoryUse> use = target_.device->MemoryUse();
+      status_.Update(use.status());
+      if (use.ok()) peak_bytes = use->peak_bytes;
+    }
+  }
+  const absl::Status& status() const { return status_; }
+
+  double prefilled = 0;
+  double scored = 0;
+  uint64_t peak_bytes = 0;
+
+ private:
+  const BenchTarget& target_;
+  absl::Status status_;
+};
 
 class Bench {
  public:
@@ -275,6 +320,49 @@ class Bench {
                    {"attention_flop_per_second", flop / attention_seconds}};
   }
 
+  // A whole compression: prefill, scoring, ranking and packing, with the bands' way to the host.
+  absl::StatusOr<Figures> Compress(const BenchModel& model, int64_t tokens) {
+    KVTIER_ASSIGN_OR_RETURN(const Model* const loaded, Loaded(model));
+    PipelineOptions options;
+    options.prefill_rows = target_.prefill_rows;
+    const Pipeline pipeline(*loaded, options);
+    std::mt19937_64 random(kSeed);
+    std::vector<uint32_t> ids(tokens);
+    for (uint32_t& id : ids) id = static_cast<uint32_t>(random() % model.vocabulary);
+    CompressInput input;
+    input.context = ids;
+    const auto rows = tokens + static_cast<int64_t>(loaded->profile().prefix.size());
+    const uint64_t cache_bytes =
+        DenseCache::EstimateBytes(loaded->config().MakeGeometry(options.kv_dtype), rows);
+    Figures figures;
+    for (int run = 0; run < 2; ++run) {  // Plans and memory are made in the first.
+      KVTIER_RETURN_IF_ERROR(backend().Synchronize());
+      KVTIER_ASSIGN_OR_RETURN(const DeviceMemoryUse before, target_.device->MemoryUse());
+      StageWatch watch(target_);
+      const double start = target_.clock();
+      KVTIER_RETURN_IF_ERROR(pipeline
+                                 .Compress(
+                                     input,
+                                     [&watch](const CompressProgress& heard) { watch.Hear(heard); },
+                                     CancelToken())
+                                 .status());
+      KVTIER_RETURN_IF_ERROR(watch.status());
+      const double end = target_.clock();
+      const double prefill = watch.prefilled - start;
+      // Signed, so that a peak below what it must hold would show.
+      const auto extra = static_cast<int64_t>(watch.peak_bytes - before.bytes - cache_bytes);
+      figures = {{"prefill_seconds", prefill},
+                 {"prefill_flop_per_second", PrefillFlop(model, rows) / prefill},
+                 {"prefill_and_score_over_prefill", (watch.scored - start) / prefill},
+                 {"rank_and_pack_seconds", end - watch.scored},
+                 {"compress_seconds", end - start},
+                 {"scoring_extra_bytes", static_cast<double>(extra)},
+                 {"cache_bytes", static_cast<double>(cache_bytes)},
+                 {"weight_bytes", static_cast<double>(loaded->weight_bytes())}};
+    }
+    return figures;
+  }
+
   // The products of one layer over a piece of a prefill.
   absl::StatusOr<Figures> Products(const BenchModel& model) {
     const int64_t q_out = int64_t{model.kv_heads} * model.group * model.head_dim;
@@ -303,8 +391,35 @@ class Bench {
  private:
   Backend& backend() const { return *target_.backend; }
 
+  // The model with random weights, on the device; what was there before goes first.
+  absl::StatusOr<const Model*> Loaded(const BenchModel& model) {
+    if (model_ != nullptr && model_name_ == model.name) return model_.get();
+    model_.reset();
+    const TempDir folder;
+    const int64_t longest = *std::max_element(target_.contexts.begin(), target_.contexts.end());
+    KVTIER_RETURN_IF_ERROR(WriteRandomCheckpoint(
+        {.qwen2 = model.qwen2,
+         .hidden = model.hidden,
+         .layers = model.layers,
+         .q_heads = int64_t{model.kv_heads} * model.group,
+         .kv_heads = model.kv_heads,
+         .head_dim = model.head_dim,
+         .intermediate = model.mlp,
+         .vocabulary = model.vocabulary,
+         .positions_max =
+             longest + 2 * target_.chunk + 100,  // Repeat inputs lie behind the context.
+         .chunk_tokens = static_cast<uint32_t>(target_.chunk),
+         .seed = kSeed},
+        folder.path().string()));
+    KVTIER_ASSIGN_OR_RETURN(model_, Model::Load(folder.path().string(), backend()));
+    model_name_ = model.name;
+    return model_.get();
+  }
+
   const BenchTarget& target_;
   std::optional<double> copy_rate_;
+  std::unique_ptr<Model> model_;  // Of the last row that needed one.
+  std::string model_name_;
 };
 
 }  // namespace
@@ -316,17 +431,20 @@ BenchModel Llama31With8B() {
           .group = 4,
           .head_dim = 128,
           .hidden = 4096,
-          .mlp = 14336};
+          .mlp = 14336,
+          .vocabulary = 128256};
 }
 
 BenchModel Qwen25With14B() {
   return {.name = "qwen2.5-14b",
+          .qwen2 = true,
           .layers = 48,
           .kv_heads = 8,
           .group = 5,
           .head_dim = 128,
           .hidden = 5120,
-          .mlp = 13824};
+          .mlp = 13824,
+          .vocabulary = 152064};
 }
 
 std::vector<BenchRow> MakeBenchRows(const BenchTarget& target) {
@@ -356,6 +474,8 @@ std::vector<BenchRow> MakeBenchRows(const BenchTarget& target) {
   });
   each("score", "",
        [bench](const BenchModel& model, int64_t tokens) { return bench->Score(model, tokens); });
+  each("compress", "",
+       [bench](const BenchModel& model, int64_t tokens) { return bench->Compress(model, tokens); });
   for (const BenchModel& model : target.models) {
     rows.push_back(
         {absl::StrCat("products/", model.name), [bench, model] { return bench->Products(model); }});

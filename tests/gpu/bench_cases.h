@@ -19,15 +19,17 @@
 
 namespace kvtier {
 
-// The attention layers of a model.
+// The sizes of a model.
 struct BenchModel {
   std::string name;
+  bool qwen2 = false;  // Its family; otherwise Llama's.
   uint32_t layers = 0;
   uint32_t kv_heads = 0;
   uint32_t group = 0;  // Query heads per KV head.
   uint32_t head_dim = 0;
   uint32_t hidden = 0;
   uint32_t mlp = 0;
+  uint32_t vocabulary = 0;
 };
 BenchModel Llama31With8B();
 BenchModel Qwen25With14B();
@@ -46,7 +48,9 @@ struct BenchTarget {
   int runs = 5;
 };
 
-// In order of value. The target outlives the rows.
+// In order of value. The target outlives the rows. Those of whole models keep the last model that
+// they measured on the device, and write its checkpoint of random weights, which takes as much
+// memory there and on the disk (30 GB), to the temporary folder ($TEST_TMPDIR) until it is loaded.
 std::vector<BenchRow> MakeBenchRows(const BenchTarget& target);
 
 }  // namespace kvtier

@@ -73,6 +73,21 @@ TEST_F(CudaDeviceTest, MoreMemoryThanThereIsIsExhaustedAndNoMore) {
   KVTIER_EXPECT_OK(device_->Synchronize());
 }
 
+TEST_F(CudaDeviceTest, CountsTheMemoryInUseAndItsPeak) {
+  constexpr uint64_t kBytes = 64 << 20;  // The driver rounds up small ones.
+  KVTIER_ASSERT_OK_AND_ASSIGN(const DeviceMemoryUse before, device_->MemoryUse());
+  KVTIER_ASSERT_OK_AND_ASSIGN(const DeviceMemory kept, DeviceMemory::Allocate(device_, kBytes));
+  { KVTIER_ASSERT_OK(DeviceMemory::Allocate(device_, kBytes)); }
+  KVTIER_ASSERT_OK(device_->Synchronize());
+  KVTIER_ASSERT_OK_AND_ASSIGN(DeviceMemoryUse use, device_->MemoryUse());
+  EXPECT_GE(use.bytes, before.bytes + kBytes);
+  EXPECT_LT(use.bytes, before.bytes + 2 * kBytes);
+  EXPECT_GE(use.peak_bytes, before.bytes + 2 * kBytes);
+  KVTIER_ASSERT_OK(device_->ResetMemoryPeak());
+  KVTIER_ASSERT_OK_AND_ASSIGN(use, device_->MemoryUse());
+  EXPECT_EQ(use.peak_bytes, use.bytes);
+}
+
 TEST_F(CudaDeviceTest, ALaunchThatCannotBeIsAnError) {
   // More blocks than a grid may have.
   const DeviceError error = LaunchRmsNorm({.rows = int64_t{1} << 40, .cols = 1}, device_->stream());

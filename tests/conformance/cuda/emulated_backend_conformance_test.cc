@@ -217,6 +217,19 @@ TEST(EmulatedDeviceTest, NoticesWritesBehindAnAllocation) {
   EXPECT_THAT(device->Check(0, "test"), StatusIs(absl::StatusCode::kInternal));
 }
 
+TEST(EmulatedDeviceTest, CountsTheMemoryInUseAndItsPeak) {
+  std::shared_ptr<Device> device = MakeEmulatedDevice();
+  KVTIER_ASSERT_OK_AND_ASSIGN(const DeviceMemory kept, DeviceMemory::Allocate(device, 1000));
+  { KVTIER_ASSERT_OK(DeviceMemory::Allocate(device, 500)); }
+  KVTIER_ASSERT_OK_AND_ASSIGN(DeviceMemoryUse use, device->MemoryUse());
+  EXPECT_EQ(use.bytes, 1000u);
+  EXPECT_EQ(use.peak_bytes, 1500u);
+  KVTIER_ASSERT_OK(device->ResetMemoryPeak());
+  { KVTIER_ASSERT_OK(DeviceMemory::Allocate(device, 200)); }
+  KVTIER_ASSERT_OK_AND_ASSIGN(use, device->MemoryUse());
+  EXPECT_EQ(use.peak_bytes, 1200u);
+}
+
 TEST(EmulatedDeviceTest, AFailedLaunchIsInternalAndNamesItself) {
   std::shared_ptr<Device> device = MakeEmulatedDevice();
   EXPECT_THAT(device->Check(kInvalidConfiguration, "gather"),

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <fstream>
 #include <limits>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -161,7 +162,8 @@ TEST(BenchCasesTest, EveryRowMeasures) {
                     .group = 2,
                     .head_dim = 64,
                     .hidden = 32,
-                    .mlp = 48}};
+                    .mlp = 48,
+                    .vocabulary = 50}};
   target.contexts = {40};
   target.chunk = 16;
   target.prefill_rows = 4;
@@ -183,10 +185,62 @@ TEST(BenchCasesTest, EveryRowMeasures) {
       EXPECT_EQ(figures.at("bytes_per_second"), 4 * 40 * 64 * 2 * 2 / 0.25);
       EXPECT_EQ(figures.at("copy_share"), 4 * 40 * 64 * 2 * 2 / (2 * 4096.0));
     }
+    if (row.name == "compress/tiny/40") {
+      // 40 tokens and 3 of the system prompt, 2 layers: 43 x 4 heads x 64 x 2 bytes, twice each.
+      EXPECT_EQ(figures.at("cache_bytes"), 43 * 4 * 64 * 2 * 2 * 2);
+      // q and o of 32 x 512, k and v of 32 x 256, the MLP's three of 32 x 48.
+      const double linear = 2 * (2 * 32 * 512 + 2 * 32 * 256 + 3 * 32 * 48);
+      const double flop = 2 * linear * 43 + 2 * 2 * 512 * 43 * 43;
+      EXPECT_EQ(figures.at("prefill_flop_per_second"), flop / 0.25);
+      // Three looks at the clock, each a quarter of a second after the one before it.
+      EXPECT_EQ(figures.at("prefill_and_score_over_prefill"), 2);
+      EXPECT_EQ(figures.at("compress_seconds"), 0.75);
+      // A chunk's keys and values, and activations: less than the cache of so few tokens takes
+      // twice.
+      EXPECT_LT(figures.at("scoring_extra_bytes"), 4 * figures.at("cache_bytes"));
+    }
   }
   EXPECT_THAT(names, ElementsAre("copy", "decode/tiny/40/uneven", "decode/tiny/40/equal",
                                  "decode/tiny/40/full", "rank-and-pack/tiny/40", "score/tiny/40",
-                                 "products/tiny"));
+                                 "compress/tiny/40", "products/tiny"));
+}
+
+// The device holds one model at a time, and the checkpoint's folder goes when it is loaded.
+TEST(BenchCasesTest, AnotherModelTakesTheFirstOnesPlace) {
+  std::shared_ptr<Device> device = MakeEmulatedDevice();
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto backend,
+                              MakeDeviceBackend(device, MakePlainGemm(device), DType::kBf16));
+  double now = 0;
+  BenchTarget target;
+  target.device = device;
+  target.backend = backend.get();
+  target.clock = [&now] { return now += 0.25; };
+  const BenchModel llama = {.name = "a",
+                            .layers = 1,
+                            .kv_heads = 1,
+                            .group = 2,
+                            .head_dim = 64,
+                            .hidden = 32,
+                            .mlp = 48,
+                            .vocabulary = 2000};
+  BenchModel qwen = llama;
+  qwen.name = "b";
+  qwen.qwen2 = true;
+  target.models = {llama, qwen};
+  target.contexts = {24, 16};
+  target.chunk = 16;
+  std::map<std::string, uint64_t> in_use;
+  for (const BenchRow& row : MakeBenchRows(target)) {
+    if (row.name.rfind("compress/", 0) != 0) continue;
+    SCOPED_TRACE(row.name);
+    KVTIER_ASSERT_OK_AND_ASSIGN(const Figures figures, row.measure());
+    KVTIER_ASSERT_OK_AND_ASSIGN(const DeviceMemoryUse use, device->MemoryUse());
+    in_use[row.name] = use.bytes;
+    EXPECT_GE(use.bytes, figures.at("weight_bytes"));
+    EXPECT_LT(use.bytes, 1.5 * figures.at("weight_bytes"));
+  }
+  ASSERT_EQ(in_use.size(), 4u);
+  EXPECT_EQ(in_use["compress/a/24"], in_use["compress/a/16"]);
 }
 
 TEST(BenchCasesTest, TheModelsHaveTheirShapes) {
