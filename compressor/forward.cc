@@ -9,8 +9,9 @@
 namespace kvtier {
 namespace {
 
-// Rows that pass through an MLP at once: enough for products at full rate.
-constexpr int64_t kMlpRows = 256;
+// Rows that pass through an MLP at once: enough for products at full rate. Activations of 16 bits
+// are a device's, where the narrowest product then has tiles for every multiprocessor.
+int64_t MlpRows(DType activation) { return activation == DType::kF32 ? 256 : 1024; }
 
 absl::Status Check(const Model& model, std::span<const uint32_t> ids, const ForwardPlan& plan,
                    const ForwardScratch& scratch, std::span<float> logits, bool all_logits) {
@@ -144,7 +145,7 @@ absl::StatusOr<ForwardScratch> ForwardScratch::Create(const Model& model, int64_
   KVTIER_ASSIGN_OR_RETURN(s.k, backend.Allocate(dtype, rows_max, kv_width));
   KVTIER_ASSIGN_OR_RETURN(s.v, backend.Allocate(dtype, rows_max, kv_width));
   KVTIER_ASSIGN_OR_RETURN(s.attended, backend.Allocate(dtype, rows_max, q_width));
-  const int64_t mlp_rows = std::min(rows_max, kMlpRows);
+  const int64_t mlp_rows = std::min(rows_max, MlpRows(dtype));
   KVTIER_ASSIGN_OR_RETURN(s.gate, backend.Allocate(dtype, mlp_rows, c.intermediate));
   KVTIER_ASSIGN_OR_RETURN(s.up, backend.Allocate(dtype, mlp_rows, c.intermediate));
   KVTIER_ASSIGN_OR_RETURN(s.logits, backend.Allocate(dtype, 1, c.vocabulary));
@@ -153,7 +154,7 @@ absl::StatusOr<ForwardScratch> ForwardScratch::Create(const Model& model, int64_
 
 uint64_t ForwardScratch::EstimateBytes(const ModelConfig& c, DType activation, int64_t rows_max) {
   const int64_t row = 2 * c.hidden + 2 * (c.q_heads + c.kv_heads) * c.head_dim;
-  const int64_t mlp = 2 * c.intermediate * std::min(rows_max, kMlpRows);
+  const int64_t mlp = 2 * c.intermediate * std::min(rows_max, MlpRows(activation));
   return static_cast<uint64_t>(rows_max * row + mlp + c.vocabulary) * DTypeBytes(activation);
 }
 
