@@ -80,7 +80,8 @@ void HostRankedRows::Split(uint32_t scored_layer, uint64_t protected_tokens) {
   }
 }
 
-absl::Status HostRankedRows::FillSegment(const SegmentFill& fill, SegmentBuilder& segment) {
+absl::StatusOr<std::unique_ptr<SegmentFilling>> HostRankedRows::BeginSegment(
+    const SegmentFill& fill, SegmentBuilder& segment) {
   Split(fill.scored_layer, fill.protected_tokens);
   for (uint32_t head = 0; head < scores_.kv_heads; ++head) {
     const std::vector<uint32_t>& positions = positions_[head * counts_.bands() + fill.band];
@@ -94,7 +95,7 @@ absl::Status HostRankedRows::FillSegment(const SegmentFill& fill, SegmentBuilder
     }
     KVTIER_RETURN_IF_ERROR(heads_.Fill(fill, head, positions, out));
   }
-  return absl::OkStatus();
+  return nullptr;
 }
 
 absl::StatusOr<std::unique_ptr<RankedRows>> RankRows(Backend& backend, const RankRequest& request) {

@@ -26,7 +26,7 @@ class HeadPacker {
  public:
   explicit HeadPacker(Backend& backend) : backend_(backend) {}
 
-  // Keys, values, their scales and positions; not log scores. Errors as RankedRows::FillSegment.
+  // Keys, values, their scales and positions; not log scores. Errors as RankedRows::BeginSegment.
   // REQUIRES: out has positions.size() rows.
   absl::Status Fill(const SegmentFill& fill, uint32_t head, std::span<const uint32_t> positions,
                     const HeadRowsMut& out);
@@ -45,7 +45,8 @@ class HostRankedRows final : public RankedRows {
                  std::shared_ptr<const BandAssignment> assignment);
 
   const BandCounts& counts() const override { return counts_; }
-  absl::Status FillSegment(const SegmentFill& fill, SegmentBuilder& segment) override;
+  absl::StatusOr<std::unique_ptr<SegmentFilling>> BeginSegment(const SegmentFill& fill,
+                                                               SegmentBuilder& segment) override;
 
  private:
   // Positions of a layer by head and band, [kv_heads, bands]: the bands of a layer are filled one

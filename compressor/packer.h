@@ -62,16 +62,35 @@ struct SegmentFill {
   }
 };
 
-// The pairs of one context, cut into bands. Not thread-safe: packed by one thread.
+// A segment that is being filled. When it is gone, nothing writes into the segment any more.
+class SegmentFilling {
+ public:
+  virtual ~SegmentFilling() = default;
+  // Returns when the segment is filled. Once. Errors as RankedRows::BeginSegment.
+  virtual absl::Status Wait() = 0;
+};
+
+// The pairs of one context, cut into bands. Not thread-safe: packed by one thread. Outlives the
+// fillings that it begins.
 class RankedRows {
  public:
   virtual ~RankedRows() = default;
   virtual const BandCounts& counts() const = 0;
 
-  // Fills every head of `segment`, made with fill.RowsOf() rows of each head and fill.codec.
+  // Begins to fill every head of `segment`, made with fill.RowsOf() rows of each head and
+  // fill.codec, so that a segment can be on its way to the host while the next one is gathered. The
+  // segment stays where it is and is not looked at until Wait() has returned. Null: it is filled.
   // INVALID_ARGUMENT: a row that the codec cannot hold, named by layer, head, band and row.
   // RESOURCE_EXHAUSTED, INTERNAL: of the device.
-  virtual absl::Status FillSegment(const SegmentFill& fill, SegmentBuilder& segment) = 0;
+  virtual absl::StatusOr<std::unique_ptr<SegmentFilling>> BeginSegment(const SegmentFill& fill,
+                                                                       SegmentBuilder& segment) = 0;
+
+  // Both at once.
+  absl::Status FillSegment(const SegmentFill& fill, SegmentBuilder& segment) {
+    absl::StatusOr<std::unique_ptr<SegmentFilling>> filling = BeginSegment(fill, segment);
+    if (!filling.ok() || *filling == nullptr) return filling.status();
+    return (*filling)->Wait();
+  }
 };
 
 // Memory beside the table of scores, on the host or the device, of every pair.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -62,6 +63,14 @@ absl::Status FillSliding(const SegmentFill& fill, std::span<const uint32_t> posi
   return absl::OkStatus();
 }
 
+// Destroyed from the last member on: nothing writes into a builder that is gone.
+struct SegmentUnderWay {
+  uint32_t layer = 0;
+  uint32_t band = 0;
+  std::unique_ptr<SegmentBuilder> builder;
+  std::unique_ptr<SegmentFilling> filling;  // Null: filled.
+};
+
 }  // namespace
 
 absl::StatusOr<CompressedObject> PackObject(
@@ -91,6 +100,20 @@ absl::StatusOr<CompressedObject> PackObject(
   std::iota(window_rows.begin(), window_rows.end(),
             static_cast<uint32_t>(length - window_rows.size()));
   HeadPacker sliding_heads(backend);
+  // The segment before the one that is begun: while its checksums are computed here, a device
+  // gathers the next and sends it.
+  std::optional<SegmentUnderWay> before;
+  const auto finish_before = [&]() -> absl::Status {
+    if (!before.has_value()) return absl::OkStatus();
+    if (before->filling != nullptr) KVTIER_RETURN_IF_ERROR(before->filling->Wait());
+    before->filling.reset();
+    SegmentBuilder::Sealed sealed = std::move(*before->builder).Seal();
+    manifest.bands[before->band].layers[before->layer] = std::move(sealed.entry);
+    object.segments[uint64_t{before->band} * layers + before->layer] =
+        SegmentRef::Own(std::move(sealed.bytes));
+    before.reset();
+    return absl::OkStatus();
+  };
   uint32_t scored_layer = 0;
   for (uint32_t l = 0; l < layers; ++l) {
     const bool scored = geometry.layers[l] == LayerKind::kGlobal;
@@ -110,16 +133,29 @@ absl::StatusOr<CompressedObject> PackObject(
       }
       KVTIER_ASSIGN_OR_RETURN(SegmentBuilder builder,
                               SegmentBuilder::Create(geometry, codec, rows));
+      SegmentUnderWay next{.layer = l,
+                           .band = b,
+                           .builder = std::make_unique<SegmentBuilder>(std::move(builder)),
+                           .filling = nullptr};
       if (scored) {
-        KVTIER_RETURN_IF_ERROR(ranked.FillSegment(fill, builder));
+        absl::StatusOr<std::unique_ptr<SegmentFilling>> begun =
+            ranked.BeginSegment(fill, *next.builder);
+        if (absl::IsResourceExhausted(begun.status()) && before.has_value()) {
+          // No room for two at once.
+          KVTIER_RETURN_IF_ERROR(finish_before());
+          begun = ranked.BeginSegment(fill, *next.builder);
+        }
+        KVTIER_RETURN_IF_ERROR(begun.status());
+        next.filling = *std::move(begun);
       } else if (b == 0) {
-        KVTIER_RETURN_IF_ERROR(FillSliding(fill, window_rows, sliding_heads, builder));
+        KVTIER_RETURN_IF_ERROR(FillSliding(fill, window_rows, sliding_heads, *next.builder));
       }
-      SegmentBuilder::Sealed sealed = std::move(builder).Seal();
-      manifest.bands[b].layers[l] = std::move(sealed.entry);
-      object.segments[uint64_t{b} * layers + l] = SegmentRef::Own(std::move(sealed.bytes));
+      KVTIER_RETURN_IF_ERROR(finish_before());
+      before.emplace(std::move(next));
     }
     if (scored) ++scored_layer;
+    // The layer's last segment finishes beside the next layer's first.
+    if (l + 1 == layers) KVTIER_RETURN_IF_ERROR(finish_before());
     if (on_layer) KVTIER_RETURN_IF_ERROR(on_layer(l + 1));
   }
   KVTIER_RETURN_IF_ERROR(manifest.Validate());

@@ -21,7 +21,8 @@ namespace kvtier {
 // the recipe; `ranked` has a column for each. Of a sliding layer the last `window` rows are kept,
 // which is what later tokens can see (0: every row). Rows are encoded by the codec that the
 // identity's recipe names.
-// `on_layer` (may be empty) hears how many layers are packed; its error ends the packing.
+// `on_layer` (may be empty) hears how many layers are packed (a layer's last segment may still be
+// on its way to the host until the last layer is done); its error ends the packing.
 // INVALID_ARGUMENT: cache, ranking or edges do not fit the identity; a row that the codec cannot
 // hold (kvcache/row_codec.h), named by layer, head, band and row. RESOURCE_EXHAUSTED: no memory for
 // a segment.

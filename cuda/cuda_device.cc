@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "cuda/cuda_download_ring.h"
 #include "cuda/cuda_error.h"
 #include "cuda/cuda_upload_ring.h"
 
@@ -53,6 +54,7 @@ class CudaDevice final : public Device {
       cudaStreamDestroy(stream_);
     }
     uploads_.reset();  // The stream is empty: nothing reads it any more.
+    downloads_.reset();
     if (pool_ != nullptr) cudaMemPoolDestroy(pool_);
     cudaGetLastError();
   }
@@ -127,6 +129,14 @@ class CudaDevice final : public Device {
     return Synchronize();
   }
 
+  absl::StatusOr<std::unique_ptr<PendingCopy>> BeginCopyOut(const void* device, void* host,
+                                                            uint64_t bytes) override {
+    std::unique_ptr<CudaDownloadRing::Copy> copy;
+    KVTIER_RETURN_IF_ERROR(
+        Mapped(downloads_->Begin(device, host, bytes, stream_, &copy), "begin to copy out"));
+    return std::make_unique<Download>(*this, std::move(copy));
+  }
+
   absl::Status Zero(void* device, uint64_t bytes) override {
     if (bytes == 0) return absl::OkStatus();
     return Mapped(cudaMemsetAsync(device, 0, bytes, stream_), "clear memory");
@@ -141,6 +151,17 @@ class CudaDevice final : public Device {
   }
 
  private:
+  class Download final : public PendingCopy {
+   public:
+    Download(CudaDevice& device, std::unique_ptr<CudaDownloadRing::Copy> copy)
+        : device_(device), copy_(std::move(copy)) {}
+    absl::Status Wait() override { return device_.Mapped(copy_->Wait(), "copy out"); }
+
+   private:
+    CudaDevice& device_;
+    const std::unique_ptr<CudaDownloadRing::Copy> copy_;
+  };
+
   absl::Status Mapped(cudaError_t error, absl::string_view what) const {
     return Map(error, name_, what);
   }
@@ -151,6 +172,7 @@ class CudaDevice final : public Device {
   cudaStream_t stream_ = nullptr;
   cudaMemPool_t pool_ = nullptr;
   std::optional<CudaUploadRing> uploads_;
+  std::optional<CudaDownloadRing> downloads_{std::in_place};
 };
 
 }  // namespace

@@ -1,6 +1,7 @@
 // A GPU as a Device: one non-blocking stream, a memory pool of its own that gives nothing back to
 // the driver, so that in steady state no call allocates, and a ring of 16 MiB of pinned memory
-// through which uploads go (cuda/cuda_upload_ring.h).
+// through which uploads go (cuda/cuda_upload_ring.h). Copies out beside the computing have a stream
+// and a ring of 64 MiB of their own, made for the first one (cuda/cuda_download_ring.h).
 #ifndef KVTIER_CUDA_CUDA_DEVICE_H_
 #define KVTIER_CUDA_CUDA_DEVICE_H_
 

@@ -1,9 +1,9 @@
-// One device as its backend sees it: memory in stream order, copies, one stream. CudaDevice
-// (cuda/cuda_device.h) is a GPU, EmulatedDevice (cuda/emulated/) the CPU of a test.
+// One device as its backend sees it: memory in stream order, copies, one stream to compute on.
+// CudaDevice (cuda/cuda_device.h) is a GPU, EmulatedDevice (cuda/emulated/) the CPU of a test.
 //
-// Everything runs in the order of the one stream: freed memory may be given out again at once, as
-// whoever gets it comes later in the stream. Thread-safe; a thread calls Enter() before it
-// launches.
+// Everything but BeginCopyOut runs in the order of the one stream: freed memory may be given out
+// again at once, as whoever gets it comes later in the stream. Thread-safe; a thread calls Enter()
+// before it launches.
 #ifndef KVTIER_CUDA_DEVICE_H_
 #define KVTIER_CUDA_DEVICE_H_
 
@@ -23,6 +23,15 @@ namespace kvtier {
 struct DeviceMemoryUse {
   uint64_t bytes = 0;
   uint64_t peak_bytes = 0;  // Since the device or the last ResetMemoryPeak().
+};
+
+// A copy to the host that is under way. Not thread-safe; gone before its device.
+class PendingCopy {
+ public:
+  // When it is gone, the device reads and writes nothing for it any more.
+  virtual ~PendingCopy() = default;
+  // Waits until the host's memory has the bytes. Once.
+  virtual absl::Status Wait() = 0;
 };
 
 class Device {
@@ -47,6 +56,11 @@ class Device {
   virtual absl::Status CopyIn(const void* host, void* device, uint64_t bytes) = 0;
   // Waits until the host's memory has it.
   virtual absl::Status CopyOut(const void* device, void* host, uint64_t bytes) = 0;
+  // The same beside what the stream does next: of what it has written by now. Until Wait() has
+  // returned, or the result is gone, the device's memory stays as it is and the host's is not to be
+  // looked at.
+  virtual absl::StatusOr<std::unique_ptr<PendingCopy>> BeginCopyOut(const void* device, void* host,
+                                                                    uint64_t bytes) = 0;
   virtual absl::Status Zero(void* device, uint64_t bytes) = 0;
   virtual absl::Status Synchronize() = 0;
 

@@ -28,26 +28,58 @@ class DeviceRankedRows final : public RankedRows {
 
   const BandCounts& counts() const override { return ranking_.counts; }
 
-  absl::Status FillSegment(const SegmentFill& fill, SegmentBuilder& segment) override {
+  absl::StatusOr<std::unique_ptr<SegmentFilling>> BeginSegment(const SegmentFill& fill,
+                                                               SegmentBuilder& segment) override {
     KVTIER_RETURN_IF_ERROR(device_->Enter());
-    const std::span<std::byte> bytes = segment.bytes();
-    std::vector<PackBlock> blocks;
+    auto filling = std::make_unique<Filling>(*this, fill, segment);
+    const absl::Status begun = Begin(*filling);
+    if (!begun.ok()) return begun;
+    if (filling->blocks.empty()) return nullptr;
+    return filling;
+  }
+
+ private:
+  struct Filling final : SegmentFilling {
+    Filling(DeviceRankedRows& ranked_rows, const SegmentFill& segment_fill,
+            SegmentBuilder& segment_builder)
+        : owner(ranked_rows), fill(segment_fill), segment(segment_builder) {}
+    absl::Status Wait() override { return owner.Finish(*this); }
+
+    DeviceRankedRows& owner;
+    const SegmentFill fill;
+    SegmentBuilder& segment;
+    std::vector<PackBlock> blocks;  // Of heads that have rows.
+    PackRefusals first_refused = {};
+    DeviceMemory out;
+    DeviceMemory refused;
+    // Gone before the memory that they read.
+    std::unique_ptr<PendingCopy> refused_copy;
+    std::unique_ptr<PendingCopy> out_copy;
+  };
+
+  // Launches, and begins to copy what that will have written.
+  absl::Status Begin(Filling& f) {
+    const SegmentFill& fill = f.fill;
+    const std::span<std::byte> bytes = f.segment.bytes();
     int64_t rows = 0;
     for (uint32_t head = 0; head < fill.geometry->kv_heads; ++head) {
       if (fill.RowsOf(counts(), head) == 0) continue;
-      blocks.push_back(BlockOf(fill, head, rows, segment.head(head), bytes.data()));
-      rows += blocks.back().rows;
+      f.blocks.push_back(BlockOf(fill, head, rows, f.segment.head(head), bytes.data()));
+      rows += f.blocks.back().rows;
     }
     if (rows == 0) return absl::OkStatus();
-    KVTIER_ASSIGN_OR_RETURN(const DeviceMemory out, DeviceMemory::Allocate(device_, bytes.size()));
-    KVTIER_ASSIGN_OR_RETURN(const DeviceMemory on_device,
-                            DeviceMemory::Of(device_, std::span<const PackBlock>(blocks)));
-    KVTIER_ASSIGN_OR_RETURN(const DeviceMemory refused,
-                            DeviceMemory::Allocate(device_, sizeof(PackRefusals)));
-    KVTIER_RETURN_IF_ERROR(device_->Zero(refused.as<void>(), sizeof(PackRefusals)));
+    // Before the launch, so that this does not wait for it; not a part of what is copied.
+    if (!StoresPlainPositions(fill.codec)) {
+      KVTIER_RETURN_IF_ERROR(ReadPositions(fill, f.blocks, f.segment));
+    }
+    KVTIER_ASSIGN_OR_RETURN(f.out, DeviceMemory::Allocate(device_, bytes.size()));
+    KVTIER_ASSIGN_OR_RETURN(const DeviceMemory blocks,
+                            DeviceMemory::Of(device_, std::span<const PackBlock>(f.blocks)));
+    KVTIER_ASSIGN_OR_RETURN(f.refused, DeviceMemory::Allocate(device_, sizeof(PackRefusals)));
+    KVTIER_RETURN_IF_ERROR(device_->Zero(f.refused.as<void>(), sizeof(PackRefusals)));
     // Room for a position code must be zero; elsewhere the kernel closes the gaps.
     if (!StoresPlainPositions(fill.codec)) {
-      KVTIER_RETURN_IF_ERROR(device_->Zero(out.as<void>(), bytes.size()));
+      KVTIER_RETURN_IF_ERROR(device_->Zero(f.out.as<void>(), bytes.size()));
     }
     KVTIER_RETURN_IF_ERROR(device_->Check(
         LaunchPackRows({.keys = fill.layer.keys,
@@ -59,24 +91,34 @@ class DeviceRankedRows final : public RankedRows {
                         .tokens = ranking_.tokens.as<uint32_t>(),
                         .scores = ranking_.scores.as<float>(),
                         .protected_tokens = static_cast<int64_t>(fill.protected_tokens),
-                        .blocks = on_device.as<PackBlock>(),
-                        .block_count = static_cast<int64_t>(blocks.size()),
+                        .blocks = blocks.as<PackBlock>(),
+                        .block_count = static_cast<int64_t>(f.blocks.size()),
                         .rows = rows,
-                        .out = out.as<std::byte>(),
-                        .refused = refused.as<PackRefusals>()},
+                        .out = f.out.as<std::byte>(),
+                        .refused = f.refused.as<PackRefusals>()},
                        device_->stream()),
         "pack"));
     if (fill.codec != CodecId::kRaw) {
-      PackRefusals first;
-      KVTIER_RETURN_IF_ERROR(device_->CopyOut(refused.as<void>(), &first, sizeof(first)));
-      if (first.key != 0 || first.value != 0) return NameRefusedRow(fill, blocks, first);
+      KVTIER_ASSIGN_OR_RETURN(
+          f.refused_copy,
+          device_->BeginCopyOut(f.refused.as<void>(), &f.first_refused, sizeof(f.first_refused)));
     }
-    KVTIER_RETURN_IF_ERROR(device_->CopyOut(out.as<void>(), bytes.data(), bytes.size()));
-    return StoresPlainPositions(fill.codec) ? absl::OkStatus()
-                                            : ReadPositions(fill, blocks, segment);
+    KVTIER_ASSIGN_OR_RETURN(f.out_copy,
+                            device_->BeginCopyOut(f.out.as<void>(), bytes.data(), bytes.size()));
+    return absl::OkStatus();
   }
 
- private:
+  absl::Status Finish(Filling& f) {
+    KVTIER_RETURN_IF_ERROR(device_->Enter());
+    if (f.refused_copy != nullptr) {
+      KVTIER_RETURN_IF_ERROR(f.refused_copy->Wait());
+      if (f.first_refused.key != 0 || f.first_refused.value != 0) {
+        return NameRefusedRow(f.fill, f.blocks, f.first_refused);
+      }
+    }
+    return f.out_copy->Wait();
+  }
+
   // `to` are the head's arrays in the memory at `base`.
   PackBlock BlockOf(const SegmentFill& fill, uint32_t head, int64_t first_row,
                     const HeadRowsMut& to, const std::byte* base) const {

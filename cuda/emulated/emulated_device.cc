@@ -80,6 +80,12 @@ class EmulatedDevice final : public Device {
     if (bytes > 0) std::memcpy(host, device, bytes);
     return absl::OkStatus();
   }
+  // Copied by Wait() and not before, so that a missing wait leaves the host with what it had, and
+  // memory that was freed or written meanwhile shows.
+  absl::StatusOr<std::unique_ptr<PendingCopy>> BeginCopyOut(const void* device, void* host,
+                                                            uint64_t bytes) override {
+    return std::make_unique<LateCopy>(*this, device, host, bytes);
+  }
   absl::Status Zero(void* device, uint64_t bytes) override {
     if (bytes > 0) std::memset(device, 0, bytes);
     return absl::OkStatus();
@@ -98,6 +104,35 @@ class EmulatedDevice final : public Device {
   }
 
  private:
+  class LateCopy final : public PendingCopy {
+   public:
+    LateCopy(EmulatedDevice& owner, const void* device, void* host, uint64_t bytes)
+        : owner_(owner), device_(device), host_(host), bytes_(bytes) {}
+    absl::Status Wait() override {
+      if (bytes_ > 0 && !owner_.Holds(device_, bytes_)) {
+        return absl::InternalError(absl::StrCat("emulated: a copy of ", bytes_,
+                                                " bytes out of memory that is not allocated"));
+      }
+      return owner_.CopyOut(device_, host_, bytes_);
+    }
+
+   private:
+    EmulatedDevice& owner_;
+    const void* const device_;
+    void* const host_;
+    const uint64_t bytes_;
+  };
+
+  // Whether [data, data + bytes) lies in one allocation.
+  bool Holds(const void* data, uint64_t bytes) {
+    MutexLock lock(&mutex_);
+    auto found = allocations_.upper_bound(const_cast<void*>(data));
+    if (found == allocations_.begin()) return false;
+    --found;
+    const uint64_t at = static_cast<const char*>(data) - static_cast<const char*>(found->first);
+    return at <= found->second && bytes <= found->second - at;
+  }
+
   void Inspect(void* memory, uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     const auto* guard = static_cast<const unsigned char*>(memory) + bytes;
     for (uint64_t i = 0; i < kGuardBytes; ++i) {

@@ -9,6 +9,7 @@
 
 namespace kvtier {
 
+// Copies that are begun are made when they are waited for, and fail if their memory has been freed.
 // New memory holds NaNs. Memory behind an allocation is watched: a kernel that writes there fails
 // the next Check() or Synchronize() with INTERNAL, naming the allocation's size. `bytes_max` is
 // what may be allocated at once in all.

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/half.h"
 #include "base/status_matchers.h"
+#include "cuda/cuda_download_ring.h"
 #include "cuda/cuda_gemm.h"
 #include "cuda/cuda_upload_ring.h"
 #include "cuda/elementwise.h"
@@ -62,6 +63,38 @@ TEST_F(CudaDeviceTest, UploadsKeepWhatTheHostOverwrites) {
     std::vector<unsigned char> back(sizes[i]);
     KVTIER_ASSERT_OK(device_->CopyOut(copies[i].as<void>(), back.data(), sizes[i]));
     ASSERT_THAT(back, ::testing::Each(static_cast<unsigned char>(i + 1))) << "copy " << i;
+  }
+}
+
+// Copies that are begun side by side, of sizes around a slot's and larger than the ring, while the
+// memory that they do not read is written; some are given up.
+TEST_F(CudaDeviceTest, CopiesBesideTheStreamBringWhatWasWrittenBeforeThem) {
+  constexpr uint64_t kSlot = CudaDownloadRing::kSlotBytes;
+  const std::vector<uint64_t> sizes = {
+      1, kSlot - 1, kSlot, kSlot + 1, 0, (CudaDownloadRing::kSlots + 3) * kSlot + 5};
+  for (int round = 0; round < 3; ++round) {
+    std::vector<DeviceMemory> memory;
+    std::vector<std::vector<unsigned char>> host;
+    std::vector<std::unique_ptr<PendingCopy>> copies;
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      const std::vector<unsigned char> bytes(sizes[i],
+                                             static_cast<unsigned char>(round * 16 + i + 1));
+      KVTIER_ASSERT_OK_AND_ASSIGN(DeviceMemory made,
+                                  DeviceMemory::Of(device_, std::span<const unsigned char>(bytes)));
+      memory.push_back(std::move(made));
+      host.emplace_back(sizes[i]);
+      KVTIER_ASSERT_OK_AND_ASSIGN(
+          auto copy, device_->BeginCopyOut(memory[i].as<void>(), host[i].data(), sizes[i]));
+      copies.push_back(std::move(copy));
+      // Given up at once; the slots come back.
+      KVTIER_ASSERT_OK(
+          device_->BeginCopyOut(memory[i].as<void>(), host[i].data(), sizes[i]).status());
+    }
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      KVTIER_ASSERT_OK(copies[i]->Wait());
+      ASSERT_THAT(host[i], ::testing::Each(static_cast<unsigned char>(round * 16 + i + 1)))
+          << sizes[i] << " bytes";
+    }
   }
 }
 

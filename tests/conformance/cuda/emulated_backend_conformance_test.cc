@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -167,6 +168,75 @@ TEST(DeviceRankingTest, SortsAsTheStandardLibrary) {
 // The last band has 9,600 ranks: more than one block sums up.
 TEST(DeviceRankingTest, BandsThatSeveralBlocksSumUp) {
   ExpectRanksAsTheHost(MakeEmulatedDevice(), RandomScoreTable(1, 2, 12'000), SelectionRule::kExact);
+}
+
+TEST(EmulatedDeviceTest, ACopyThatIsBegunIsMadeByItsWait) {
+  const std::shared_ptr<Device> device = MakeEmulatedDevice();
+  const std::vector<uint32_t> from = {1, 2, 3};
+  std::vector<uint32_t> to(3, 9);
+  KVTIER_ASSERT_OK_AND_ASSIGN(DeviceMemory memory,
+                              DeviceMemory::Of(device, std::span<const uint32_t>(from)));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto copy,
+                              device->BeginCopyOut(memory.as<void>(), to.data(), 12));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto late,
+                              device->BeginCopyOut(memory.as<void>(), to.data(), 12));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto nothing, device->BeginCopyOut(nullptr, nullptr, 0));
+  EXPECT_EQ(to[0], 9u) << "a missing wait would not show";
+  KVTIER_EXPECT_OK(copy->Wait());
+  EXPECT_EQ(to, from);
+  KVTIER_EXPECT_OK(nothing->Wait());
+  memory = DeviceMemory();
+  EXPECT_THAT(late->Wait(), StatusIs(absl::StatusCode::kInternal));
+}
+
+// Segments of each codec, of which two are under way at once: the bytes that one at a time has.
+TEST(DevicePackerTest, SegmentsAreFilledSideBySide) {
+  PackerOf packer(/*bytes_max=*/uint64_t{1} << 24);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RankedRows> ranked, packer.Rank());
+  const Geometry geometry{.kv_heads = 2,
+                          .head_dim = 8,
+                          .dtype = DType::kF32,
+                          .layers = {LayerKind::kGlobal, LayerKind::kGlobal}};
+  Floats keys(2 * 500 * 8);
+  for (size_t i = 0; i < keys.size(); ++i) keys[i] = static_cast<float>(i % 251);
+  const Layer layer =
+      MakeLayer(*packer.backend, keys, Floats(2 * 500 * 8, 2), DType::kF32, 2, 500, 8);
+  for (const CodecId codec : {CodecId::kRaw, CodecId::kInt8, CodecId::kInt4}) {
+    SCOPED_TRACE(std::string(CodecName(codec)));
+    SegmentFill fills[2];
+    std::vector<std::unique_ptr<SegmentBuilder>> alone, together;
+    for (uint32_t i = 0; i < 2; ++i) {
+      SegmentFill& fill = fills[i];
+      fill.layer = layer.view;
+      fill.geometry = &geometry;
+      fill.model_layer = fill.scored_layer = i;  // Positions of two layers.
+      fill.band = 2;
+      fill.codec = codec;
+      std::vector<uint32_t> rows;
+      for (uint32_t head = 0; head < 2; ++head) rows.push_back(fill.RowsOf(ranked->counts(), head));
+      for (auto* builders : {&alone, &together}) {
+        KVTIER_ASSERT_OK_AND_ASSIGN(SegmentBuilder made,
+                                    SegmentBuilder::Create(geometry, codec, rows));
+        builders->push_back(std::make_unique<SegmentBuilder>(std::move(made)));
+      }
+      KVTIER_ASSERT_OK(ranked->FillSegment(fill, *alone[i]));
+    }
+    {
+      KVTIER_ASSERT_OK_AND_ASSIGN(const auto first, ranked->BeginSegment(fills[0], *together[0]));
+      KVTIER_ASSERT_OK_AND_ASSIGN(const auto second, ranked->BeginSegment(fills[1], *together[1]));
+      ASSERT_NE(first, nullptr);
+      KVTIER_EXPECT_OK(first->Wait());
+      KVTIER_EXPECT_OK(second->Wait());
+      // Given up: nothing is owed.
+      KVTIER_ASSERT_OK_AND_ASSIGN(const auto dropped, ranked->BeginSegment(fills[1], *together[1]));
+    }
+    for (uint32_t i = 0; i < 2; ++i) {
+      const SegmentBuilder::Sealed expected = std::move(*alone[i]).Seal();
+      const SegmentBuilder::Sealed sealed = std::move(*together[i]).Seal();
+      EXPECT_EQ(sealed.entry, expected.entry);
+      EXPECT_TRUE(std::ranges::equal(sealed.bytes.span(), expected.bytes.span()));
+    }
+  }
 }
 
 TEST(DevicePackerTest, PackingSaysWhenMemoryIsShort) {

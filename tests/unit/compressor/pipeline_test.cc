@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_matchers.h"
 #include "compressor/head_scores.h"
+#include "compressor/host_packer.h"
 #include "compressor/packer.h"
 #include "compressor/packing.h"
 #include "compressor/reference_backend.h"
@@ -514,6 +515,93 @@ TEST(PipelineMemoryTest, EstimateCountsWhatThePackerTakesForEachPair) {
   EXPECT_EQ(stating(1, 2 * much) - stating(1, much), while_ranking);
   // Packing has its segments beside what is kept.
   EXPECT_GT(stating(1, much), stating(much, 1));
+}
+
+// Plays a device: a segment is filled by its Wait() and not before, and at most `room` of them are
+// under way at once.
+class LateRankedRows final : public RankedRows {
+ public:
+  LateRankedRows(HostRankedRows& host, int room) : host_(host), room_(room) {}
+  const BandCounts& counts() const override { return host_.counts(); }
+  absl::StatusOr<std::unique_ptr<SegmentFilling>> BeginSegment(const SegmentFill& fill,
+                                                               SegmentBuilder& segment) override {
+    if (under_way_ == room_) {
+      ++refused_;
+      return absl::ResourceExhaustedError("no room for another segment");
+    }
+    if (fails_at_ == begun_++) return absl::InvalidArgumentError("a row is refused");
+    most_ = std::max(most_, ++under_way_);
+    return std::make_unique<Late>(*this, fill, segment);
+  }
+  void FailAt(int segment) { fails_at_ = segment; }
+  int begun() const { return begun_; }
+  int refused() const { return refused_; }
+  int most() const { return most_; }
+  int under_way() const { return under_way_; }
+
+ private:
+  struct Late final : SegmentFilling {
+    Late(LateRankedRows& rows, const SegmentFill& segment_fill, SegmentBuilder& segment_builder)
+        : owner(rows), fill(segment_fill), segment(segment_builder) {}
+    ~Late() override { --owner.under_way_; }
+    absl::Status Wait() override { return owner.host_.FillSegment(fill, segment); }
+    LateRankedRows& owner;
+    const SegmentFill fill;
+    SegmentBuilder& segment;
+  };
+  HostRankedRows& host_;
+  const int room_;
+  int fails_at_ = -1;
+  int begun_ = 0;
+  int refused_ = 0;
+  int under_way_ = 0;
+  int most_ = 0;
+};
+
+TEST_F(PipelineTest, ASegmentIsBegunWhileTheOneBeforeItIsFinished) {
+  const DenseCache cache = PrefillForTest(model(), context_, DType::kF32);
+  Manifest identity;
+  identity.key = *Key::FromBytes(std::string(32, 'k'));
+  identity.upload_id = MakeUploadId();
+  identity.geometry = cache.geometry();
+  identity.context_tokens = context_.size();
+  ScoreTable scores = ScoreTable::Create(2, 2, context_.size());
+  for (uint64_t i = 0; i < scores.pairs(); ++i) {
+    scores.log_scores[i] = -0.01f * static_cast<float>(i * 37 % 997);
+  }
+  const BandEdges edges = BandEdges::Default();
+  KVTIER_ASSERT_OK_AND_ASSIGN(BandAssignment made, AssignBands(scores, edges, true));
+  const auto bands = std::make_shared<const BandAssignment>(std::move(made));
+  KVTIER_ASSERT_OK_AND_ASSIGN(
+      const CompressedObject expected,
+      PackObject(model().backend(), cache, scores, *bands, edges, identity));
+  HostRankedRows host(model().backend(), scores, bands);
+  const int segments = static_cast<int>(2 * edges.size());
+  for (const int room : {2, 1}) {
+    SCOPED_TRACE(room);
+    LateRankedRows late(host, room);
+    KVTIER_ASSERT_OK_AND_ASSIGN(const CompressedObject object,
+                                PackObject(model().backend(), cache, late, edges, identity));
+    EXPECT_EQ(*object.manifest, *expected.manifest);
+    for (size_t i = 0; i < expected.segments.size(); ++i) {
+      EXPECT_TRUE(std::ranges::equal(object.segments[i].bytes(), expected.segments[i].bytes()))
+          << "segment " << i;
+    }
+    EXPECT_EQ(late.begun(), segments);
+    EXPECT_EQ(late.most(), room);
+    // Where there is no room for two, each but the first waits for the one before.
+    EXPECT_EQ(late.refused(), room == 1 ? segments - 1 : 0);
+    EXPECT_EQ(late.under_way(), 0);
+  }
+  // No room at all, and a row that is refused while another segment is under way.
+  LateRankedRows none(host, 0);
+  EXPECT_THAT(PackObject(model().backend(), cache, none, edges, identity),
+              StatusIs(absl::StatusCode::kResourceExhausted));
+  LateRankedRows failing(host, 2);
+  failing.FailAt(3);
+  EXPECT_THAT(PackObject(model().backend(), cache, failing, edges, identity),
+              StatusIs(kInvalid, HasSubstr("a row is refused")));
+  EXPECT_EQ(failing.under_way(), 0);
 }
 
 TEST_F(PipelineTest, PackingRefusesWhatDoesNotFitTogether) {
