@@ -116,6 +116,9 @@ std::shared_ptr<fe::graph::Graph> Describe(const CudnnShape& s, int compute_capa
   auto v = graph->tensor(Rows(kV, "v", s.kv_heads, s.key_rows, s.head_dim, key_head, s.head_dim));
   auto options = fe::graph::SDPA_attributes()
                      .set_name("attention")
+                     // Left to itself the frontend takes cuDNN's unified operation where there is
+                     // no mask, for which 9.19 has no kernel on compute capability 9.0.
+                     .set_implementation(fe::AttentionImplementation_t::COMPOSITE)
                      .set_generate_stats(s.lse)
                      .set_attn_scale(s.scale);
   if (s.causal) {
