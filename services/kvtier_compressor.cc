@@ -17,6 +17,7 @@
 #include "services/link/link_sender.h"
 #include "services/link/link_service.h"
 #include "services/machine_devices.h"
+#include "services/machine_links.h"
 #include "services/model_flags.h"
 #include "services/server.h"
 #include "services/server_flags.h"

@@ -1,14 +1,6 @@
 #include "services/machine_devices.h"
 
-#include <memory>
-
-#include "absl/strings/numbers.h"
-#include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "cuda/cuda_backend.h"
-#ifdef KVTIER_WITH_NCCL
-#include "cuda/nccl/nccl_communicator.h"
-#endif
 
 namespace kvtier {
 
@@ -18,21 +10,6 @@ DeviceBackends MachineDevices(int threads) {
   backends.cuda = [](int ordinal) { return MakeCudaBackend(ordinal); };
 #endif
   return backends;
-}
-
-absl::StatusOr<std::unique_ptr<CommunicatorFactory>> MachineCommunicators(const Backend& backend) {
-#ifdef KVTIER_WITH_NCCL
-  absl::string_view ordinal_text = backend.name();
-  int ordinal = 0;
-  if (!absl::ConsumePrefix(&ordinal_text, "cuda:") || !absl::SimpleAtoi(ordinal_text, &ordinal)) {
-    return absl::UnavailableError(
-        absl::StrCat("a link is between GPUs, and this program computes on ", backend.name()));
-  }
-  return MakeNcclFactory(ordinal);
-#else
-  return absl::InvalidArgumentError(
-      absl::StrCat("this build has no NCCL to link ", backend.name(), " with"));
-#endif
 }
 
 }  // namespace kvtier

@@ -16,6 +16,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "services/machine_devices.h"
+#include "services/machine_links.h"
 #include "services/metrics.h"
 #include "services/model_flags.h"
 #include "tests/testing/fake_device_backend.h"
