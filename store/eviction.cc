@@ -87,7 +87,7 @@ class ValuePolicy final : public EvictionPolicy {
         now_(clock.Now()),
         model_(FirstGuesses(), now_) {}
 
-  uint32_t Admit(const EvictionObject& object) override {
+  uint32_t Admit(const EvictionObject& object, std::optional<EvictionId> in_place_of) override {
     CheckObject(object);
     Settle();
     uint32_t bands = static_cast<uint32_t>(object.bands.size());
@@ -95,7 +95,8 @@ class ValuePolicy final : public EvictionPolicy {
     Entry entry = Known(object);
     entry.last_use = now_;
     entry.bucket = 0;
-    const double least = std::get<double>(*order_.begin());
+    const double least = in_place_of.has_value() ? entries_.at(*in_place_of).value
+                                                 : std::get<double>(*order_.begin());
     for (; bands > 0; bands = Below(bands, entry.floor_bands)) {
       entry.band_count = bands;
       if (ValueOf(entry) >= least) break;  // Of equals the newest goes last.

@@ -71,8 +71,11 @@ class EvictionPolicy {
   virtual ~EvictionPolicy() = default;
 
   // How many bands of a new object are worth more than what would have to go for them: all, the
-  // floor, something between, or 0. Asked only while there is no room. Changes nothing.
-  virtual uint32_t Admit(const EvictionObject& object) = 0;
+  // floor, something between, or 0. That is the top band of `in_place_of`, or without it of the
+  // least valuable object. Asked only while there is no room. Changes nothing. REQUIRES:
+  // `in_place_of` is here.
+  virtual uint32_t Admit(const EvictionObject& object, std::optional<EvictionId> in_place_of) = 0;
+  uint32_t Admit(const EvictionObject& object) { return Admit(object, std::nullopt); }
 
   // `object` is here now with its first `band_count` bands, used now. In place of what was known
   // of its sizes, if it was here. REQUIRES: 1 <= band_count <= bands.size(); a floor in its range.

@@ -92,17 +92,20 @@ void ObjectPolicy::Remove(const ObjectPtr& object) {
   Forget(*object);
 }
 
-void ObjectPolicy::Use(const TenantId& tenant, const Key& key) {
+void ObjectPolicy::Use(const TenantId& tenant, const Key& key, const ObjectState* object) {
   const EvictionId id = IdOf(tenant, key);
   if (held_.contains(id)) {
     policy_->Access(id);
-  } else {
-    policy_->Miss(id);
+  } else if (!policy_->Miss(id) && object != nullptr) {
+    policy_->Insert(Describe(*object, id), static_cast<uint32_t>(object->manifest->bands.size()));
+    policy_->Shrink(id, 0);  // Gone, and remembered as such.
   }
 }
 
-uint32_t ObjectPolicy::Admit(const ObjectState& object) {
-  return policy_->Admit(Describe(object, IdOf(object.tenant, object.manifest->key)));
+uint32_t ObjectPolicy::Admit(const ObjectState& object, const ObjectState* in_place_of) {
+  return policy_->Admit(
+      Describe(object, IdOf(object.tenant, object.manifest->key)),
+      in_place_of == nullptr ? std::nullopt : std::optional(objects_.at(in_place_of)));
 }
 
 ObjectPolicy::ObjectPtr ObjectPolicy::Next(absl::FunctionRef<bool(const ObjectPtr&)> may_go) {

@@ -37,11 +37,14 @@ class ObjectPolicy {
   void Hold(const ObjectPtr& object, uint32_t band_count);
   // The tier holds none any more, and nobody will ask for it again.
   void Remove(const ObjectPtr& object);
-  // Somebody asked for the key, whether the tier holds anything of it or not.
-  void Use(const TenantId& tenant, const Key& key);
+  // Somebody asked for the key, whether the tier holds anything of it or not. `object`: what the
+  // store has of it, in whatever tier, or null. What is asked for here and lies elsewhere is
+  // remembered, so that it shows when it is asked for often.
+  void Use(const TenantId& tenant, const Key& key, const ObjectState* object);
 
-  // How many bands of an object are worth more than what would have to go for them.
-  uint32_t Admit(const ObjectState& object);
+  // How many bands of an object are worth more than what would have to go for them: the top band of
+  // `in_place_of`, which the tier holds, or, if that is null, of whoever is next.
+  uint32_t Admit(const ObjectState& object, const ObjectState* in_place_of = nullptr);
   // Whose top band, or whole rest, goes next, passing over those for which `may_go` is false; null
   // if none may. `may_go` is not asked again after it has said yes.
   ObjectPtr Next(absl::FunctionRef<bool(const ObjectPtr&)> may_go);

@@ -80,6 +80,36 @@ void TieredStoreImpl::EndReadingAtAnyCost(const TenantId& tenant, const ReadMemo
 
 // --- Bands that come back ------------------------------------------------------------------------
 
+std::optional<TieredStoreImpl::Victim> TieredStoreImpl::NextVictimWorthLess(
+    const ObjectPtr& object, BandIndex band, const ObjectSet& passed_over) {
+  MutexLock lock(&mutex_);
+  const auto may_go = [&](const ObjectState& other) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return other.pin_count == 0 && !passed_over.contains(&other) &&
+           MayLeaveHost(other, RoomCost::kNothing);
+  };
+  std::optional<Victim> victim = NextVictim(host_policy_, /*own=*/nullptr, may_go);
+  if (victim.has_value() && host_policy_.Admit(*object, victim->object.get()) <= band.value()) {
+    victim.reset();
+  }
+  return victim;
+}
+
+bool TieredStoreImpl::MakeRoomByValue(const ObjectPtr& object, BandIndex band) {
+  const uint64_t bytes = memory_->ChargeOf(object->manifest->bands[band.value()]);
+  ObjectSet passed_over;
+  for (;;) {
+    const TierUsage usage = host_->Usage();
+    if (HasRoom(usage, bytes)) return true;
+    if (bytes > usage.budget_bytes) return false;
+    const std::optional<Victim> victim = NextVictimWorthLess(object, band, passed_over);
+    if (!victim.has_value()) return false;
+    const absl::Status left = DemoteTopBand(victim->object, RoomCost::kNothing);
+    if (!left.ok() || host_->Usage().bytes >= usage.bytes) {
+      passed_over.insert(victim->object.get());
+    }
+  }
+}
+
 bool TieredStoreImpl::MayBeFilled(const ObjectState& object, BandIndex band) const {
   const uint32_t in_host = HostBands(object);
   return !object.retired && band.value() < object.band_limit && band.value() >= in_host &&
@@ -93,9 +123,10 @@ std::shared_ptr<BandFill> TieredStoreImpl::BeginFill(const ObjectPtr& object, Ba
     MutexLock lock(&mutex_);
     if (!MayBeFilled(*object, band)) return nullptr;
   }
+  if (!MakeRoomByValue(object, band)) return nullptr;
   absl::StatusOr<std::shared_ptr<BandMemory>> memory =
       memory_->Allocate(object->manifest->bands[band.value()]);
-  if (!memory.ok()) return nullptr;  // There is no room.
+  if (!memory.ok()) return nullptr;  // Somebody else has taken it.
   auto fill = std::make_shared<BandFill>(*std::move(memory));
   MutexLock lock(&mutex_);
   if (!MayBeFilled(*object, band)) return nullptr;

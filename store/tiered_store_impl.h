@@ -144,6 +144,13 @@ class TieredStoreImpl final : public TieredStore {
     kQuality,     // Also bands that the disk has no room for: they are lost for good.
   };
 
+  // Whose band goes.
+  struct Victim {
+    ObjectPtr object;
+    std::optional<Turns::Turn> turn;  // Nothing if the caller holds it.
+  };
+  using ObjectSet = std::set<const ObjectState*>;
+
   // One turn per (tenant, key).
   static std::string TurnName(const TenantId& tenant, const Key& key);
 
@@ -225,10 +232,16 @@ class TieredStoreImpl final : public TieredStore {
   // Gives it back, if this reader has one.
   void EndReadingAtAnyCost(const TenantId& tenant, const ReadMemory& memory)
       ABSL_LOCKS_EXCLUDED(mutex_);
+  // What is on disk as well, nobody reads, and is worth less than the band `band` of `object`.
+  std::optional<Victim> NextVictimWorthLess(const ObjectPtr& object, BandIndex band,
+                                            const ObjectSet& passed_over)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Demotes such, and nothing else, until there is room for the band. False: that does not suffice.
+  bool MakeRoomByValue(const ObjectPtr& object, BandIndex band) ABSL_LOCKS_EXCLUDED(mutex_);
   bool MayBeFilled(const ObjectState& object, BandIndex band) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Memory for a band that a reader of it begins to read from disk. Null: there is no room,
-  // or another reader fills it already.
+  // Memory for a band that a reader of it begins to read from disk. Null: nobody has room that is
+  // worth less, or another reader fills it already.
   std::shared_ptr<BandFill> BeginFill(const ObjectPtr& object, BandIndex band)
       ABSL_LOCKS_EXCLUDED(mutex_);
   // It is whole, or nobody will complete it.
@@ -299,16 +312,11 @@ class TieredStoreImpl final : public TieredStore {
   void FillHost(const ObjectPtr& object, const std::vector<SegmentRef>& segments);
 
   // --- tiered_store_room.cc
-  struct Victim {
-    ObjectPtr object;
-    std::optional<Turns::Turn> turn;  // Nothing if the caller holds it.
-  };
   // The next victim that `may_go` and whose turn is free, or that is `own` (may be null), whose
   // turn the caller holds.
   std::optional<Victim> NextVictim(ObjectPolicy& policy, const ObjectPtr& own,
                                    absl::FunctionRef<bool(const ObjectState&)> may_go)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  using ObjectSet = std::set<const ObjectState*>;
   // `may_be_read`: readers fall back to the disk.
   std::optional<Victim> NextHostVictim(const ObjectPtr& own, RoomCost most,
                                        const ObjectSet& passed_over, bool may_be_read)

@@ -21,7 +21,7 @@ absl::Status GivenUp(const ObjectState& object, BandIndex band) {
 }  // namespace
 
 // One reader of one upload. What it reads from disk may come back into host memory, band by band:
-// whether there is room for a band is asked when its first segment is read.
+// whether there is room for a band that is worth it is asked when its first segment is read.
 class PinnedObjectImpl final : public PinnedObject {
  public:
   PinnedObjectImpl(TieredStoreImpl& store, TieredStoreImpl::ObjectPtr object,
@@ -230,10 +230,10 @@ absl::StatusOr<std::unique_ptr<PinnedObject>> TieredStoreImpl::Pin(
     const TenantId& tenant, const Key& key, const std::optional<UploadId>& upload) {
   MutexLock lock(&mutex_);
   const ObjectPtr object = FindLive(tenant, key);
-  host_policy_.Use(tenant, key);
-  disk_policy_.Use(tenant, key);
+  host_policy_.Use(tenant, key, object.get());
+  if (disk_ != nullptr) disk_policy_.Use(tenant, key, object.get());
   if (const auto own = quota_policies_.find(tenant); own != quota_policies_.end()) {
-    own->second.Use(tenant, key);
+    own->second.Use(tenant, key, object.get());
   }
   const uint32_t resident = object == nullptr ? 0 : ResidentBands(*object);
   if (resident == 0) {

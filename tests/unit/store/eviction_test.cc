@@ -227,6 +227,17 @@ TEST(GdsfPolicyTest, AdmitsWhatIsWorthMoreThanTheLeast) {
   EXPECT_EQ(policy->present_count(), 1u);
 }
 
+TEST(GdsfPolicyTest, AdmitsInPlaceOfWhatIsNamedAndNotOfWhatIsLeast) {
+  SimulatedClock clock;
+  const std::unique_ptr<EvictionPolicy> policy = MakeGdsfPolicy({}, clock);
+  policy->Insert(Object(1, {5}), 1);
+  policy->Insert(Object(3, {0.5}), 1);
+  const EvictionObject object = Object(2, {9, 6, 4, 1});
+  EXPECT_EQ(policy->Admit(object), 4u);
+  EXPECT_EQ(policy->Admit(object, Id(3)), 4u);
+  EXPECT_EQ(policy->Admit(object, Id(1)), 2u) << "what is least may be busy";
+}
+
 TEST(GdsfPolicyTest, RemembersABoundedNumberOfThoseThatWent) {
   SimulatedClock clock;
   const std::unique_ptr<EvictionPolicy> policy = MakeGdsfPolicy({.remembered_max = 3}, clock);

@@ -124,7 +124,7 @@ TEST_F(ObjectPolicyTest, UseAndRefusalChangeWhoIsNext) {
   Hold(a_, 4);
   Hold(b_, 4);
   clock_.AdvanceTime(absl::Hours(1));
-  policy_.Use(a_->tenant, a_->manifest->key);
+  policy_.Use(a_->tenant, a_->manifest->key, a_.get());
   EXPECT_EQ(Next(), b_);
   EXPECT_EQ(policy_.Next([&](const ObjectPtr& object) { return object != b_; }), a_);
   policy_.Remove(b_);
@@ -164,7 +164,7 @@ TEST_F(ObjectPolicyTest, NamesThatHashAlikeAreKeptApart) {
   EXPECT_EQ(policy.held_bands(*b_), 3u);
   EXPECT_EQ(next(), b_);
   clock_.AdvanceTime(absl::Hours(1));
-  policy.Use(b_->tenant, b_->manifest->key);
+  policy.Use(b_->tenant, b_->manifest->key, b_.get());
   EXPECT_EQ(next(), c);
   hold(a_, 4);
   policy.Remove(c);
@@ -200,7 +200,7 @@ TEST_F(ObjectPolicyTest, ThePolicyHearsWhatAnObjectExtends) {
   class Recorder final : public EvictionPolicy {
    public:
     explicit Recorder(Heard& heard) : heard_(heard) {}
-    uint32_t Admit(const EvictionObject&) override { return 0; }
+    uint32_t Admit(const EvictionObject&, std::optional<EvictionId>) override { return 0; }
     void Insert(const EvictionObject& object, uint32_t) override {
       heard_.inserted.push_back(object);
     }
@@ -231,7 +231,7 @@ TEST_F(ObjectPolicyTest, TenantsMayShareAKey) {
   Hold(a_, 4);
   Hold(other, 4);
   clock_.AdvanceTime(absl::Hours(1));
-  policy_.Use(other->tenant, other->manifest->key);
+  policy_.Use(other->tenant, other->manifest->key, other.get());
   EXPECT_EQ(Next(), a_);
 }
 

@@ -1,8 +1,9 @@
 // Host memory that reading from disk takes: it is in the budget, readers that have begun finish,
-// and bands come back where there is room.
+// and bands come back where there is room or what is there is worth less.
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -34,11 +35,11 @@ class ReadRoomTest : public testing::Test {
   ReadRoomTest() { Open(kPlenty); }
 
   // `disk_bytes`: 0 is without a limit.
-  void Open(uint64_t host_bytes, uint64_t disk_bytes = 0) {
+  void Open(uint64_t host_bytes, uint64_t disk_bytes = 0, const std::string& policy = "lru") {
     store_.reset();
     absl::StatusOr<std::unique_ptr<TieredStore>> store = OpenTestStore(
         dir_.File("store"),
-        {.host_budget_bytes = host_bytes, .upload_bytes_max = 1 << 30, .eviction_policy = "lru"},
+        {.host_budget_bytes = host_bytes, .upload_bytes_max = 1 << 30, .eviction_policy = policy},
         clock_, disk_bytes);
     KVTIER_CHECK_OK(store);
     store_ = *std::move(store);
@@ -554,6 +555,58 @@ TEST_F(ReadRoomTest, ABandOnItsWayInStaysWhereWhatTheDiskHasMayGo) {
   EXPECT_LT(HostBands(d), kBands);
   KVTIER_EXPECT_OK(CheckPinned(*reader, a, kBands));
   EXPECT_GE(HostBands(a), 1u);
+}
+
+TEST_F(ReadRoomTest, WhatIsReadOftenComesBackInPlaceOfWhatIsNot) {
+  const CompressedObject a = Object(1), b = Object(2), c = Object(3);
+  for (const CompressedObject* object : {&a, &b, &c}) Put(*object);
+  Open(a.manifest->total_bytes() + b.manifest->total_bytes() + 2 * SegmentBytesMax(c) + 64,
+       /*disk_bytes=*/0, "gdsf");
+  for (int i = 0; i < 3; ++i) {
+    KVTIER_ASSERT_OK(Read(a));
+    KVTIER_ASSERT_OK(Read(b));
+    clock_.AdvanceTime(absl::Seconds(1));
+  }
+  EXPECT_EQ(HostBands(a) + HostBands(b), 2 * kBands);
+  EXPECT_EQ(HostBands(c), 0u);
+  for (int i = 0; i < 30; ++i) {
+    clock_.AdvanceTime(absl::Seconds(10));
+    KVTIER_ASSERT_OK(Read(c));
+    KVTIER_ASSERT_OK(store_->CheckInvariants());
+  }
+  EXPECT_EQ(HostBands(c), kBands);
+  EXPECT_LT(HostBands(a) + HostBands(b), 2 * kBands);
+  const uint64_t hits = store_->counters().host_hits;
+  KVTIER_ASSERT_OK(Read(c));
+  EXPECT_EQ(store_->counters().host_hits, hits + 1);
+  EXPECT_EQ(store_->counters().bands_dropped, 0u);
+  EXPECT_GT(store_->counters().bands_filled, 2 * kBands);
+}
+
+// Four objects that are asked for every eight seconds, and a pass over sixty that are not. Of one
+// band each: of several, the first ones of what is asked for seldom may well be worth more than the
+// last ones of what is asked for often.
+TEST_F(ReadRoomTest, APassOverManyDoesNotDisplaceWhatIsReadOften) {
+  constexpr uint64_t kHot = 4, kCold = 60;
+  constexpr int kSteps = 600;
+  std::vector<CompressedObject> objects;
+  for (uint64_t i = 0; i < kHot + kCold; ++i) {
+    objects.push_back(MakeTestObject({.layers = kLayers, .edges = "1", .seed = i + 1}));
+    Put(objects.back());
+  }
+  const auto read = [&](uint64_t i) { return CheckStored(*store_, tenant_, objects[i], 1); };
+  Open(5 * objects[0].manifest->total_bytes() + 2 * SegmentBytesMax(objects[0]),
+       /*disk_bytes=*/0, "gdsf");
+  uint64_t hits = 0;
+  for (int step = 0; step < kSteps; ++step) {
+    clock_.AdvanceTime(absl::Seconds(2));
+    const uint64_t before = store_->counters().host_hits;
+    KVTIER_ASSERT_OK(read(static_cast<uint64_t>(step) % kHot));
+    if (step >= kSteps / 2) hits += store_->counters().host_hits - before;
+    KVTIER_ASSERT_OK(read(kHot + static_cast<uint64_t>(step) % kCold));
+  }
+  EXPECT_GT(hits, kSteps / 2 * 9 / 10);
+  KVTIER_EXPECT_OK(store_->CheckInvariants());
 }
 
 // --- Verification --------------------------------------------------------------------------------
