@@ -4,7 +4,11 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "base/status_macros.h"
+#include "base/too_large.h"
+#include "services/status_grpc.h"
 
 namespace kvtier {
 
@@ -21,6 +25,12 @@ struct Held {
   std::shared_ptr<const ResidentCache> cache;
 };
 
+// Until an object is detached, or a question answered.
+absl::Status TryAgainLater(absl::string_view message) {
+  constexpr absl::Duration kDelay = absl::Seconds(2);
+  return WithRetryAfter(absl::ResourceExhaustedError(message), kDelay);
+}
+
 }  // namespace
 
 Attachments::Room::~Room() {
@@ -32,13 +42,17 @@ Attachments::Attachments(Options options, Metrics& metrics)
 
 absl::Status Attachments::ChargeLocked(uint64_t bytes) {
   if (entries_.size() >= options_.objects_max) {
-    return absl::ResourceExhaustedError(
+    return TryAgainLater(
         absl::StrCat("this worker holds ", entries_.size(), " objects, its limit; detach one"));
+  }
+  if (options_.bytes_max != 0 && bytes > options_.bytes_max) {
+    return TooLargeError(absl::StrCat("attaching ", bytes, " bytes exceeds this worker's limit of ",
+                                      options_.bytes_max));
   }
   // Charged under the lock, so that only giving back runs beside this.
   const uint64_t used = account_->bytes.load();
   if (options_.bytes_max != 0 && (used > options_.bytes_max || bytes > options_.bytes_max - used)) {
-    return absl::ResourceExhaustedError(
+    return TryAgainLater(
         absl::StrCat("attaching ", bytes, " bytes beside the ", used,
                      " attached, on their way or still read exceeds this worker's limit of ",
                      options_.bytes_max));
@@ -120,8 +134,8 @@ absl::StatusOr<std::unique_ptr<Attachments::Ask>> Attachments::BeginAsk(uint64_t
   const auto it = entries_.find(id);
   if (it == entries_.end()) return absl::NotFoundError(absl::StrCat("no attachment ", id));
   if (it->second.running_asks >= options_.asks_per_object_max) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "attachment ", id, " answers ", it->second.running_asks, " questions already, its limit"));
+    return TryAgainLater(absl::StrCat("attachment ", id, " answers ", it->second.running_asks,
+                                      " questions already, its limit"));
   }
   ++it->second.running_asks;
   return std::make_unique<Ask>(*this, id, it->second.cache);

@@ -78,7 +78,7 @@ class Attachments {
   Attachments(Options options, Metrics& metrics);
 
   // Before a fetch: room for another object of `bytes`. RESOURCE_EXHAUSTED naming the limit that it
-  // would exceed.
+  // would exceed, and when to try again unless it does so alone.
   absl::StatusOr<Room> Reserve(uint64_t bytes);
   // The attachment of this upload and band count, with one reference more; NOT_FOUND.
   absl::StatusOr<Entry> FindAndReference(const Key& key, const UploadId& upload,
@@ -88,7 +88,8 @@ class Attachments {
   absl::StatusOr<Entry> Add(std::shared_ptr<const ResidentCache> cache, Room room);
   // Drops one reference; the last one lets go of the cache. NOT_FOUND.
   absl::Status Remove(uint64_t id);
-  // NOT_FOUND: no such attachment. RESOURCE_EXHAUSTED: too many questions at once (named).
+  // NOT_FOUND: no such attachment. RESOURCE_EXHAUSTED: too many questions at once
+  // (named), and when to try again.
   absl::StatusOr<std::unique_ptr<Ask>> BeginAsk(uint64_t id);
   std::vector<Entry> List();
 

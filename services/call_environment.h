@@ -15,6 +15,7 @@
 #include "services/call_slots.h"
 #include "services/load_times.h"
 #include "services/metrics.h"
+#include "services/status_grpc.h"
 #include "services/store_service.h"
 #include "store/tiered_store.h"
 
@@ -23,6 +24,13 @@ namespace kvtier {
 // What a refused caller is told to wait: until a call ends; until eviction or somebody made room.
 inline constexpr absl::Duration kBusyRetryDelay = absl::Milliseconds(200);
 inline constexpr absl::Duration kFullRetryDelay = absl::Seconds(2);
+
+// What a caller hears of a tier, a quota or a pool that is full: when to come back, unless the
+// status says that already, or that nothing but a larger limit would help.
+inline absl::Status WithRetryIfFull(absl::Status status) {
+  if (!absl::IsResourceExhausted(status) || RetryAfter(status).has_value()) return status;
+  return WithRetryAfter(std::move(status), kFullRetryDelay);
+}
 
 // Thread-safe.
 class CallEnvironment {

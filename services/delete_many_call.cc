@@ -89,8 +89,9 @@ class DeleteManyCall final : public grpc::ServerWriteReactor<v1::DeleteManyRespo
       return absl::OkStatus();
     }();
     if (!removed.ok()) {
-      End(absl::Status(removed.code(), absl::StrCat("after ", response_.objects(),
-                                                    " objects: ", removed.message())));
+      End(WithRetryIfFull(absl::Status(
+          removed.code(),
+          absl::StrCat("after ", response_.objects(), " objects: ", removed.message()))));
       return;
     }
     StartWrite(&response_);

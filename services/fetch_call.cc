@@ -73,6 +73,10 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     v1::FetchHeader& header = *response.mutable_header();
     header = source_.Header();
     is_last_message_ = source_.fits_in_header() && source_.AddFramesFromMemory(header);
+    if (!is_last_message_) {  // All of it comes in frames of their own.
+      header.clear_frames();
+      source_.StartOver();
+    }
     message_ = SerializeToByteBuffer(response);
     if (is_last_message_) {
       environment_.metrics().store_fetch_bytes.Increment(
@@ -80,7 +84,6 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
       Leave(absl::OkStatus());
       return;
     }
-    source_.StartOver();
     ReadAhead();
     StartWrite(&message_);
   }
@@ -195,9 +198,7 @@ class FetchCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
 
   // Counts before the caller hears of the end, so that who asks next sees it counted.
   void End(absl::Status status) {
-    if (absl::IsResourceExhausted(status) && !RetryAfter(status).has_value()) {
-      status = WithRetryAfter(std::move(status), kFullRetryDelay);  // Others' segments will go.
-    }
+    status = WithRetryIfFull(std::move(status));  // Others' segments will go.
     bytes_ = SegmentRef();
     {
       MutexLock lock(&mutex_);

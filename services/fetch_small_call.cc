@@ -3,9 +3,14 @@
 #include <memory>
 #include <utility>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "base/limits.h"
+#include "kvtier/v1/store.pb.h"
+#include "services/call_environment.h"
 #include "services/fetch_source.h"
+#include "services/load_times.h"
 #include "services/status_grpc.h"
 #include "services/unary_call.h"
 
@@ -63,10 +68,7 @@ class FetchSmall : public std::enable_shared_from_this<FetchSmall> {
     } else {
       response_.Clear();
     }
-    if (absl::IsResourceExhausted(status) && !RetryAfter(status).has_value()) {
-      status = WithRetryAfter(std::move(status), kFullRetryDelay);  // Others' segments will go.
-    }
-    call_.End(status);
+    call_.End(WithRetryIfFull(std::move(status)));  // Others' segments will go.
   }
 
   CallEnvironment& environment_;

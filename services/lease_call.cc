@@ -158,10 +158,7 @@ class LeaseCall final : public grpc::ServerBidiReactor<v1::LeaseRequest, v1::Lea
                             FetchRequestFromProto(slot_.tenant(), message));
     absl::StatusOr<std::unique_ptr<kvtier::Lease>> lease =
         environment_.options().leases->Acquire(request, BandPlacement::kAny);
-    if (absl::IsResourceExhausted(lease.status())) {
-      return WithRetryAfter(lease.status(), kFullRetryDelay);
-    }
-    KVTIER_RETURN_IF_ERROR(lease.status());
+    KVTIER_RETURN_IF_ERROR(WithRetryIfFull(lease.status()));
     FillLeaseGranted(**lease, granted);
     const uint64_t id = (*lease)->id().id;
     leases_.emplace(id, *std::move(lease));

@@ -5,6 +5,9 @@
 #include <string>
 #include <utility>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "base/bytes.h"
 #include "base/limits.h"
 #include "base/status_macros.h"
@@ -132,9 +135,7 @@ class PutCall final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   }
 
   void End(absl::Status status) {
-    if (absl::IsResourceExhausted(status) && !RetryAfter(status).has_value()) {
-      status = WithRetryAfter(std::move(status), kFullRetryDelay);
-    }
+    status = WithRetryIfFull(std::move(status));
     upload_.reset();
     environment_.Count("Put", status, start_);
     Finish(ToGrpcStatus(status));

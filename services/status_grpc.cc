@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "base/too_large.h"
 #include "kvtier/v1/rpc_status.pb.h"
 
 namespace kvtier {
@@ -103,7 +104,7 @@ absl::Status FromGrpcStatus(const grpc::Status& status) {
 }
 
 absl::Status WithRetryAfter(absl::Status status, absl::Duration delay) {
-  if (status.ok()) return status;
+  if (status.ok() || IsTooLarge(status)) return status;
   if (delay < absl::ZeroDuration()) delay = absl::ZeroDuration();
   if (delay > absl::Seconds(kDelaySecondsMax)) delay = absl::Seconds(kDelaySecondsMax);
   v1::RpcRetryInfo info;

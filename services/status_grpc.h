@@ -23,7 +23,8 @@ absl::Status FromGrpcStatus(const grpc::Status& status);
 std::string RpcStatusBytes(const absl::Status& status);
 absl::Status StatusFromRpcStatusBytes(const std::string& bytes);
 
-// Attaches and reads "try again after": survives both mappings.
+// Attaches and reads "try again after": survives both mappings. What is too large
+// (base/too_large.h) stays as it is: no delay would help.
 absl::Status WithRetryAfter(absl::Status status, absl::Duration delay);
 std::optional<absl::Duration> RetryAfter(const absl::Status& status);
 

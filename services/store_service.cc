@@ -114,8 +114,9 @@ class StoreServiceImpl final : public RawStoreService {
                                      Response* response) {
     auto* const call = new UnaryCall(name, environment_.metrics(), environment_.clock());
     if (call->Admit(environment_.slots(), *context)) {
-      environment_.Schedule(
-          [=, this] { call->End(method(environment_, call->tenant(), *request, *response)); });
+      environment_.Schedule([=, this] {
+        call->End(WithRetryIfFull(method(environment_, call->tenant(), *request, *response)));
+      });
     }
     return call;
   }

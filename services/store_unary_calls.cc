@@ -106,13 +106,9 @@ absl::Status SetAttributes(CallEnvironment& environment, const TenantId& tenant,
   if (!change.pinned.has_value() && !change.expires_at.has_value()) {
     return absl::InvalidArgumentError("nothing to change: set pinned or ttl_ms");
   }
-  absl::StatusOr<ObjectStat> stat =
-      environment.store().SetAttributes(tenant, name.key, name.upload_id, change);
-  if (absl::IsResourceExhausted(stat.status())) {
-    return WithRetryAfter(stat.status(), kFullRetryDelay);
-  }
-  KVTIER_RETURN_IF_ERROR(stat.status());
-  *response.mutable_object() = SummaryToProto(*stat);
+  KVTIER_ASSIGN_OR_RETURN(const ObjectStat stat, environment.store().SetAttributes(
+                                                     tenant, name.key, name.upload_id, change));
+  *response.mutable_object() = SummaryToProto(stat);
   return absl::OkStatus();
 }
 

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "base/too_large.h"
 #include "compressor/decoder.h"
 #include "compressor/resident_cache.h"
 #include "compressor/sampler.h"
@@ -162,7 +163,7 @@ absl::Status WorkerService::DoAsk(grpc::ServerContext& context, const v1::AskReq
   // The last token of the answer is never fed back.
   const uint64_t tail_tokens = uint64_t{question.size()} + answer_max - 1;
   if (tail_tokens > options_.tail_tokens_max) {
-    return absl::ResourceExhaustedError(absl::StrCat(
+    return TooLargeError(absl::StrCat(
         "question and answer need ", tail_tokens, " tokens, more than this worker's limit of ",
         options_.tail_tokens_max, " (", question.size(), " + ", answer_max, " - 1)"));
   }

@@ -4,6 +4,8 @@
 #include "base/fair_share.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "base/sync_point.h"
+#include "base/too_large.h"
 
 namespace kvtier {
 
@@ -13,6 +15,7 @@ Lease::~Lease() {
   const std::shared_ptr<const Manifest> manifest = object_->manifest();
   const uint32_t band_count = object_->band_count();
   object_.reset();  // First: what is not counted is not held, but for reads that go on.
+  KVTIER_SYNC_POINT("store.lease.before_release");
   table_.Release(tenant, *manifest, band_count);
 }
 
@@ -42,9 +45,15 @@ absl::Status LeaseTable::Reserve(const TenantId& tenant, const Manifest& manifes
       return absl::ResourceExhaustedError(
           absl::StrCat(options_.leases_max, " leases are held already, the limit (leases_max)"));
   }
+  if (const uint64_t bytes = manifest.PrefixBytes(band_count);
+      options_.bytes_max != 0 && bytes > options_.bytes_max) {
+    ++refused_;
+    return TooLargeError(absl::StrCat("a lease of ", bytes, " bytes; all leases together may hold ",
+                                      options_.bytes_max, " (lease_bytes_max)"));
+  }
   uint64_t more_bytes = 0;
   for (uint32_t band = 0; band < band_count; ++band) {
-    if (!band_holders_.contains({manifest.upload_id, band})) {
+    if (!band_holders_.contains({&manifest, band})) {
       more_bytes += manifest.bands[band].encoded_bytes();
     }
   }
@@ -55,7 +64,7 @@ absl::Status LeaseTable::Reserve(const TenantId& tenant, const Manifest& manifes
         options_.bytes_max, " (lease_bytes_max)"));
   }
   for (uint32_t band = 0; band < band_count; ++band) {
-    ++band_holders_[{manifest.upload_id, band}];
+    ++band_holders_[{&manifest, band}];
   }
   ++reserved_;
   ++own_[tenant];
@@ -66,7 +75,7 @@ absl::Status LeaseTable::Reserve(const TenantId& tenant, const Manifest& manifes
 void LeaseTable::Release(const TenantId& tenant, const Manifest& manifest, uint32_t band_count) {
   MutexLock lock(&mutex_);
   for (uint32_t band = 0; band < band_count; ++band) {
-    const auto holders = band_holders_.find({manifest.upload_id, band});
+    const auto holders = band_holders_.find({&manifest, band});
     KVTIER_CHECK(holders != band_holders_.end());
     if (--holders->second > 0) continue;
     band_holders_.erase(holders);

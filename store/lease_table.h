@@ -119,7 +119,9 @@ class LeaseTable {
 
  private:
   friend class Lease;
-  using BandName = std::pair<UploadId, uint32_t>;
+  // Of one stored object, by its manifest, which a lease keeps: an upload id can name another
+  // object as soon as nobody reads the first one, and that is before its lease is counted out.
+  using BandName = std::pair<const Manifest*, uint32_t>;
 
   absl::Status Reserve(const TenantId& tenant, const Manifest& manifest, uint32_t band_count)
       ABSL_LOCKS_EXCLUDED(mutex_);

@@ -1,6 +1,7 @@
 #include "store/tenant_ledger.h"
 
 #include <algorithm>
+#include <string>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -8,6 +9,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "base/too_large.h"
 
 namespace kvtier {
 
@@ -83,7 +85,7 @@ absl::StatusOr<uint64_t> TenantLedger::ExcessBytes(const TenantId& tenant, uint6
                                                    uint64_t replaced_bytes) const {
   const uint64_t quota = quota_bytes(tenant);
   if (quota == 0) return 0;
-  if (bytes > quota) return QuotaError(tenant, bytes);
+  if (bytes > quota) return TooLargeError(QuotaError(tenant, bytes).message());
   const uint64_t used = UseOf(tenant).bytes();
   const uint64_t rest = used - std::min(used, replaced_bytes);
   return rest <= quota - bytes ? 0 : rest - (quota - bytes);
@@ -99,9 +101,10 @@ absl::Status TenantLedger::CheckPin(const TenantId& tenant, uint64_t bytes) cons
   const uint64_t used = UseOf(tenant).pinned_bytes;
   const uint64_t own_max = pinned_bytes_max(tenant);
   if (own_max != 0 && (used > own_max || bytes > own_max - used)) {
-    return absl::ResourceExhaustedError(absl::StrCat("tenant ", tenant.name(), " has pinned ", used,
-                                                     " of at most ", own_max, " bytes, ", bytes,
-                                                     " more are asked for"));
+    const std::string message =
+        absl::StrCat("tenant ", tenant.name(), " has pinned ", used, " of at most ", own_max,
+                     " bytes, ", bytes, " more are asked for");
+    return bytes > own_max ? TooLargeError(message) : absl::ResourceExhaustedError(message);
   }
   if (pinned_bytes_max_ != 0 &&
       (pinned_bytes_ > pinned_bytes_max_ || bytes > pinned_bytes_max_ - pinned_bytes_)) {

@@ -33,6 +33,9 @@ absl::StatusOr<std::unique_ptr<TieredStore>> TieredStore::Create(TieredStoreOpti
   if (!floor.ok()) {
     return absl::InvalidArgumentError(absl::StrCat("floor_ratio: ", floor.status().message()));
   }
+  if (options.objects_max == 0) {
+    return absl::InvalidArgumentError("objects_max is 0; a store takes at least one object");
+  }
   KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<EvictionPolicy> host_policy,
                           MakeEvictionPolicy(options.eviction_policy, clock));
   KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<EvictionPolicy> disk_policy,

@@ -10,8 +10,9 @@
 //
 // Under pressure (docs/adr/0010-degrade.md): bands leave host memory for the disk, least valuable
 // first; where that is full, or there is none, bands are given up for good from the top of the
-// least valuable objects; at its floor ratio an object goes whole. What somebody has pinned keeps
-// its bytes. Only when nothing may go, new work gets RESOURCE_EXHAUSTED.
+// least valuable objects; at its floor ratio an object goes whole. So does one that must make place
+// in a full index. What somebody has pinned keeps its bytes. Only when nothing may go, new work
+// gets RESOURCE_EXHAUSTED.
 //
 // Thread-safe. No lock is held during disk work that another object's reader would need.
 #ifndef KVTIER_STORE_TIERED_STORE_H_
@@ -29,6 +30,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "base/clock.h"
+#include "base/limits.h"
 #include "kvcache/compressed_object.h"
 #include "kvcache/transport.h"
 #include "store/durable_tier.h"
@@ -141,6 +143,10 @@ struct TieredStoreOptions {
   // Which bands go first when there is no room, in host memory and on disk: "gdsf" or "lru"
   // (store/eviction.h).
   std::string eviction_policy = "gdsf";
+  // Objects in the index. A new one beyond them takes the place of the least valuable one that
+  // nobody reads or has pinned, which goes whole. Uploads that are open already do not count, so
+  // their number (limits::kUploadsMax) may come on top.
+  uint64_t objects_max = limits::kObjectsMax;
   // Pressure does not shrink an object below its first edge that reaches this, in (0, 1]: at that
   // floor it goes whole.
   double floor_ratio = 0.1;
@@ -168,7 +174,10 @@ class TieredStore {
   //                       first: those that failed must not keep others out
   //   FAILED_PRECONDITION kDisk asked of a store without disk
   //   RESOURCE_EXHAUSTED  also: the tenant's quota is used up (named), and giving up bands of its
-  //                       own objects does not suffice
+  //                       own objects does not suffice; or there are objects_max objects, and none
+  //                       of them may go
+  // Here and in FinishUpload it is too large (base/too_large.h) if only a larger budget, limit or
+  // quota would admit it.
   // `replaces`: the stored upload that this one was made from (re-banding), and is to replace
   // although that one may be whole. `ttl`: from sealing on; infinite: it never expires, or, where
   // it replaces an upload, when that one would have. A resumed upload keeps what it began with.

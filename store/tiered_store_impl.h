@@ -349,6 +349,15 @@ class TieredStoreImpl final : public TieredStore {
   // Makes `bytes` of the disk's budget free by giving bands up for good. `disk_is_full`: it refuses
   // although the budget has room, so at least that much must go.
   absl::Status MakeDiskRoom(uint64_t bytes, bool disk_is_full) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Whether sealing it would add an object to an index that is full. A key that is there already
+  // keeps its place.
+  bool NeedsIndexRoom(const TenantId& tenant, const Manifest& manifest) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Nothing: no object may go.
+  std::optional<Victim> NextIndexVictim(const ObjectSet& passed_over) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Gives up whole objects, least valuable first, until there is place for one more.
+  // RESOURCE_EXHAUSTED: all are read or pinned.
+  absl::Status MakeIndexRoom() ABSL_LOCKS_EXCLUDED(mutex_);
   // Gives up the top band of `victim` for good, or all of them at its floor. REQUIRES: its turn.
   // RESOURCE_EXHAUSTED: somebody reads it.
   absl::Status GiveUpTopBand(const ObjectPtr& victim) ABSL_LOCKS_EXCLUDED(mutex_);

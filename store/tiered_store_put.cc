@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "base/sync_point.h"
+#include "base/too_large.h"
 #include "store/tiered_store_impl.h"
 
 namespace kvtier {
@@ -81,10 +82,6 @@ void TieredStoreImpl::CloseUpload(const UploadName& name) {
 
 absl::Status TieredStoreImpl::MakeRoomForUpload(const TenantId& tenant, const Manifest& manifest,
                                                 std::vector<std::shared_ptr<Upload>>* closed) {
-  if (index_.size() >= limits::kObjectsMax) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        index_.size(), " objects are stored, the limit (kObjectsMax) is ", limits::kObjectsMax));
-  }
   // Nobody but us holds them, and only under mutex_ could somebody come to: no stream sends them.
   std::vector<const OpenUpload*> idle;
   uint64_t busy_bytes = upload_bytes_;
@@ -116,6 +113,10 @@ absl::Status TieredStoreImpl::MakeRoomForUpload(const TenantId& tenant, const Ma
     return upload_bytes_max_ == 0 ||
            (beside_bytes <= upload_bytes_max_ && bytes <= upload_bytes_max_ - beside_bytes);
   };
+  if (!has_room(0)) {
+    return TooLargeError(absl::StrCat(
+        "an upload of ", bytes, " bytes; the limit (upload_bytes_max) is ", upload_bytes_max_));
+  }
   if (!has_room(busy_bytes)) {
     return absl::ResourceExhaustedError(
         absl::StrCat("an upload of ", bytes, " bytes beside ", busy_bytes,
@@ -142,6 +143,7 @@ absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::StartUpload(
     return absl::FailedPreconditionError("durability DISK: this store has no disk");
   }
   for (;;) {
+    bool needs_quota = false;
     {
       std::vector<std::shared_ptr<Upload>> closed;
       MutexLock lock(&mutex_);
@@ -154,15 +156,16 @@ absl::StatusOr<std::shared_ptr<Upload>> TieredStoreImpl::StartUpload(
         ++counters_.quota_refusals;
         return excess.status();
       }
-      if (*excess == 0) {
+      needs_quota = *excess > 0;
+      if (!needs_quota && !NeedsIndexRoom(tenant, *manifest)) {
         KVTIER_RETURN_IF_ERROR(MakeRoomForUpload(tenant, *manifest, &closed));
         ReserveUploadBytes(tenant, manifest->total_bytes());  // While we allocate.
         break;
       }
     }
-    // Another upload of the tenant may take what this frees; then the tenant gives up more, and in
-    // the end there is nothing left.
-    KVTIER_RETURN_IF_ERROR(MakeRoomInQuota(tenant, *manifest));
+    // Another upload may take what this frees; then more is given up, and in the end there is
+    // nothing left.
+    KVTIER_RETURN_IF_ERROR(needs_quota ? MakeRoomInQuota(tenant, *manifest) : MakeIndexRoom());
   }
   absl::StatusOr<std::shared_ptr<Upload>> upload = AllocateUpload(manifest);
 

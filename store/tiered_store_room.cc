@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "base/sync_point.h"
+#include "base/too_large.h"
 #include "store/tiered_store_impl.h"
 
 namespace kvtier {
@@ -55,18 +56,22 @@ absl::Status TieredStoreImpl::MakeRoom(uint64_t bytes, const ObjectPtr& own, Roo
   for (;;) {
     const TierUsage usage = host_->Usage();
     if (HasRoom(usage, bytes)) return absl::OkStatus();
-    const bool may_fit = bytes <= usage.budget_bytes;
+    if (bytes > usage.budget_bytes) {
+      return TooLargeError(absl::StrCat(bytes,
+                                        " bytes of host memory are needed at once; the budget "
+                                        "(host_budget_bytes) is ",
+                                        usage.budget_bytes));
+    }
     // If the disk takes nothing now, what it has already may still go.
     const RoomCost cost = disk_refuses && most == RoomCost::kDiskWrites ? RoomCost::kNothing : most;
-    std::optional<Victim> unread =
-        may_fit ? NextHostVictim(own, cost, passed_over, /*may_be_read=*/false) : std::nullopt;
+    std::optional<Victim> unread = NextHostVictim(own, cost, passed_over, /*may_be_read=*/false);
     const bool is_free =
         unread.has_value() && HostBands(*unread->object) <= DiskBands(*unread->object);
-    if (may_fit && !is_free && most != RoomCost::kNothing && DropAFill()) continue;
+    if (!is_free && most != RoomCost::kNothing && DropAFill()) continue;
     // Readers fall back to the disk, and what they hold at that moment stays in use: better than to
     // refuse.
     const std::optional<Victim> victim =
-        unread.has_value() || !may_fit || most == RoomCost::kNothing
+        unread.has_value() || most == RoomCost::kNothing
             ? std::move(unread)
             : NextHostVictim(own, cost, passed_over, /*may_be_read=*/true);
     if (!victim.has_value()) {
@@ -100,7 +105,7 @@ absl::Status TieredStoreImpl::DemoteTopBand(const ObjectPtr& victim, RoomCost mo
       if (is_worth_it) {
         on_disk = StoreMakingRoom(BytesNotOnDisk(victim), [&] { return EnsureOnDisk(victim); });
       }
-      // Quality goes before whole objects do (design.md section 2).
+      // Quality goes before whole objects do (docs/adr/0010-degrade.md).
       if (absl::IsResourceExhausted(on_disk)) return GiveUpTopBand(victim);
     }
     KVTIER_RETURN_IF_ERROR(on_disk);
@@ -202,9 +207,11 @@ absl::Status TieredStoreImpl::MakeDiskRoom(uint64_t bytes, bool disk_is_full) {
     if (HasRoom(usage, bytes) && (!disk_is_full || given_up_bytes >= bytes)) {
       return absl::OkStatus();
     }
-    const std::optional<Victim> victim = usage.budget_bytes == 0 || bytes <= usage.budget_bytes
-                                             ? NextDiskVictim(passed_over)
-                                             : std::nullopt;
+    if (usage.budget_bytes != 0 && bytes > usage.budget_bytes) {
+      return TooLargeError(absl::StrCat(
+          bytes, " bytes of disk are needed at once; the disk budget is ", usage.budget_bytes));
+    }
+    const std::optional<Victim> victim = NextDiskVictim(passed_over);
     // What has gone may do: only the disk itself knows.
     if (!victim.has_value() && HasRoom(usage, bytes) && given_up_bytes > 0) {
       return absl::OkStatus();
@@ -230,6 +237,51 @@ absl::Status TieredStoreImpl::MakeDiskRoom(uint64_t bytes, bool disk_is_full) {
     }
   }
 }
+
+// --- The index -----------------------------------------------------------------------------------
+
+bool TieredStoreImpl::NeedsIndexRoom(const TenantId& tenant, const Manifest& manifest) const {
+  return index_.size() >= options_.objects_max && index_.Find(tenant, manifest.key) == nullptr;
+}
+
+std::optional<TieredStoreImpl::Victim> TieredStoreImpl::NextIndexVictim(
+    const ObjectSet& passed_over) {
+  MutexLock lock(&mutex_);
+  const auto may_go = [&](const ObjectState& object) {
+    return MayGiveUp(object) && !passed_over.contains(&object);
+  };
+  // Each policy judges what its tier holds: first the one that knows most of the objects.
+  const bool most_on_disk = disk_policy_.held_count() >= host_policy_.held_count();
+  std::optional<Victim> victim =
+      NextVictim(most_on_disk ? disk_policy_ : host_policy_, /*own=*/nullptr, may_go);
+  if (victim.has_value()) return victim;
+  return NextVictim(most_on_disk ? host_policy_ : disk_policy_, /*own=*/nullptr, may_go);
+}
+
+absl::Status TieredStoreImpl::MakeIndexRoom() {
+  ObjectSet passed_over;
+  for (;;) {
+    {
+      MutexLock lock(&mutex_);
+      if (index_.size() < options_.objects_max) return absl::OkStatus();
+    }
+    const std::optional<Victim> victim = NextIndexVictim(passed_over);
+    if (!victim.has_value()) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("the limit of ", options_.objects_max,
+                       " stored objects (objects_max) is reached, and none may go now"));
+    }
+    const absl::Status gone = RemoveWhole(victim->object, ChangeCause::kPressure);
+    if (gone.ok()) {
+      Trim();
+    } else {
+      KVTIER_LOG_EVERY_N_SEC(WARNING, 10) << "an object cannot be given up: " << gone.message();
+      passed_over.insert(victim->object.get());
+    }
+  }
+}
+
+// --- Giving up -----------------------------------------------------------------------------------
 
 absl::Status TieredStoreImpl::GiveUpTopBand(const ObjectPtr& victim) {
   uint32_t keep = 0;

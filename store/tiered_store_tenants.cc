@@ -2,7 +2,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "base/limits.h"
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "store/tiered_store_impl.h"
@@ -165,27 +164,32 @@ class TieredStoreImpl::Watching final : public ObjectWatch {
     ObjectPtr object;
     uint32_t resident_bands;
   };
-  Watching(TieredStoreImpl& store, std::unique_ptr<EventWatcher> events, uint64_t sequence,
-           std::optional<std::vector<Seen>> snapshot)
-      : store_(store),
-        events_(std::move(events)),
-        sequence_(sequence),
-        snapshot_(std::move(snapshot)) {}
+  Watching(TieredStoreImpl& store, std::unique_ptr<EventWatcher> events, uint64_t sequence)
+      : store_(store), events_(std::move(events)), sequence_(sequence) {}
+
+  // REQUIRES: before anybody watches.
+  void BeginWith(std::vector<Seen> snapshot) {
+    snapshot_ = std::move(snapshot);
+    has_snapshot_ = true;
+  }
 
   std::optional<Part> NextPart(size_t objects_max) override {
-    if (!snapshot_.has_value()) return std::nullopt;
+    if (!has_snapshot_) return std::nullopt;
     Part part;
-    const size_t end = std::min(snapshot_->size(), next_ + objects_max);
+    const size_t end = std::min(snapshot_.size(), next_ + objects_max);
     {
       MutexLock lock(&store_.mutex_);
       for (; next_ < end; ++next_) {
-        const Seen& seen = (*snapshot_)[next_];
+        const Seen& seen = snapshot_[next_];
         part.objects.push_back(store_.StatOf(*seen.object));
         part.objects.back().resident_bands = seen.resident_bands;
       }
     }
-    part.is_last = next_ == snapshot_->size();
-    if (part.is_last) snapshot_.reset();
+    part.is_last = next_ == snapshot_.size();
+    if (part.is_last) {
+      has_snapshot_ = false;
+      snapshot_ = {};
+    }
     return part;
   }
   uint64_t snapshot_sequence() const override { return sequence_; }
@@ -195,7 +199,8 @@ class TieredStoreImpl::Watching final : public ObjectWatch {
   TieredStoreImpl& store_;
   const std::unique_ptr<EventWatcher> events_;
   const uint64_t sequence_;
-  std::optional<std::vector<Seen>> snapshot_;
+  bool has_snapshot_ = false;  // With objects or without, until its last part is given.
+  std::vector<Seen> snapshot_;
   size_t next_ = 0;
 };
 
@@ -205,7 +210,7 @@ absl::StatusOr<std::unique_ptr<ObjectWatch>> TieredStoreImpl::Watch(
   if (after.has_value()) {
     absl::StatusOr<std::unique_ptr<EventWatcher>> events = event_log_.Watch(tenant, *after);
     if (events.ok()) {
-      return std::make_unique<Watching>(*this, *std::move(events), *after, std::nullopt);
+      return std::make_unique<Watching>(*this, *std::move(events), *after);
     }
     if (!absl::IsOutOfRange(events.status())) return events.status();
   }
@@ -213,12 +218,14 @@ absl::StatusOr<std::unique_ptr<ObjectWatch>> TieredStoreImpl::Watch(
   KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<EventWatcher> events, event_log_.Watch(tenant, sequence));
   // Under the lock no more than a pointer for each object; descriptions are made part by part.
   std::vector<Watching::Seen> snapshot;
-  for (ObjectPtr& object : index_.List(tenant, std::nullopt, limits::kObjectsMax)) {
+  for (ObjectPtr& object : index_.List(tenant, std::nullopt, index_.size())) {
     // Also what has expired: its end has not been told yet.
     const uint32_t bands = object->accounted_bands;
     snapshot.push_back({std::move(object), bands});
   }
-  return std::make_unique<Watching>(*this, std::move(events), sequence, std::move(snapshot));
+  auto watching = std::make_unique<Watching>(*this, std::move(events), sequence);
+  watching->BeginWith(std::move(snapshot));
+  return watching;
 }
 
 }  // namespace kvtier

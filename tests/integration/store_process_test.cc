@@ -242,8 +242,8 @@ TEST_F(StoreProcessTest, AnObjectThatDoesNotFitIsRefusedWhole) {
       {.layers = 4, .kv_heads = 4, .head_dim = 128, .context_tokens = 1000, .seed = 2});
   ASSERT_GT(large.manifest->total_bytes(), 7u << 20);
   const absl::Status status = Put(large);
-  EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted));
-  EXPECT_TRUE(RetryAfter(status).has_value());
+  EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("disk budget")));
+  EXPECT_FALSE(RetryAfter(status).has_value()) << "waiting cannot help";
   EXPECT_THAT(Check(large), StatusIs(absl::StatusCode::kNotFound));
   store_->Kill();
   Start({"--disk_budget_mib=8"});

@@ -233,11 +233,22 @@ TEST_F(StoreServiceTest, BadPutsAreRefused) {
   EXPECT_EQ(store_->object_count(), 0u) << "nothing half-stored";
 }
 
-TEST_F(StoreServiceTest, AFullStoreSaysWhenToTryAgain) {
-  Open("", 32 << 10);
-  const absl::Status status = Put(MakeTestObject({.context_tokens = 2000}), v1::DURABILITY_HOST);
-  EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted));
-  EXPECT_TRUE(RetryAfter(status).has_value());
+TEST_F(StoreServiceTest, AFullStoreSaysWhenToTryAgainUnlessNothingCanMakeRoom) {
+  const CompressedObject first = MakeTestObject({.seed = 1});
+  Open("", first.manifest->total_bytes() * 3 / 2);
+  KVTIER_ASSERT_OK(Put(first, v1::DURABILITY_HOST));
+  {
+    KVTIER_ASSERT_OK_AND_ASSIGN(const auto reader,
+                                store_->Pin(TenantId(), first.manifest->key, std::nullopt));
+    const absl::Status full = Put(MakeTestObject({.seed = 2}), v1::DURABILITY_HOST);
+    EXPECT_THAT(full, StatusIs(absl::StatusCode::kResourceExhausted));
+    EXPECT_GT(RetryAfter(full), absl::ZeroDuration());
+  }
+  const absl::Status too_large =
+      Put(MakeTestObject({.context_tokens = 2000, .seed = 3}), v1::DURABILITY_HOST);
+  EXPECT_THAT(too_large, StatusIs(absl::StatusCode::kResourceExhausted));
+  EXPECT_EQ(RetryAfter(too_large), std::nullopt);
+  EXPECT_EQ(store_->Stat(TenantId(), first.manifest->key)->resident_bands, 6u) << "nor costs it";
 }
 
 // Pressure costs quality, and who fetches is told how much.

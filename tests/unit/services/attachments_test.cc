@@ -1,6 +1,7 @@
 #include "services/attachments.h"
 
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "compressor/reference_backend.h"
 #include "gtest/gtest.h"
 #include "services/metrics.h"
+#include "services/status_grpc.h"
 #include "tests/testing/test_object.h"
 
 namespace kvtier {
@@ -121,8 +123,9 @@ TEST_F(AttachmentsTest, NeverGivesAnIdTwice) {
 TEST_F(AttachmentsTest, RefusesMoreObjectsThanItMayHold) {
   Attachments& attachments = Make({.objects_max = 1});
   KVTIER_ASSERT_OK(Attach(attachments, MakeCache(1, 3)));
-  EXPECT_THAT(attachments.Reserve(0),
-              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("holds 1 objects")));
+  const absl::Status full = attachments.Reserve(0).status();
+  EXPECT_THAT(full, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("holds 1 objects")));
+  EXPECT_GT(RetryAfter(full), absl::ZeroDuration());
   EXPECT_THAT(Attach(attachments, MakeCache(2, 3)),
               StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("holds 1 objects")));
   EXPECT_EQ(attachments.List().size(), 1);
@@ -133,11 +136,15 @@ TEST_F(AttachmentsTest, RefusesMoreBytesThanItMayHold) {
   const uint64_t limit = cache->bytes() + 10;
   Attachments& attachments = Make({.bytes_max = limit});
   KVTIER_EXPECT_OK(attachments.Reserve(limit));
-  EXPECT_THAT(attachments.Reserve(limit + 1), StatusIs(absl::StatusCode::kResourceExhausted));
+  const absl::Status too_large = attachments.Reserve(limit + 1).status();
+  EXPECT_THAT(too_large, StatusIs(absl::StatusCode::kResourceExhausted));
+  EXPECT_EQ(RetryAfter(too_large), std::nullopt) << "no detach makes room for it";
   EXPECT_THAT(attachments.Reserve(UINT64_MAX), StatusIs(absl::StatusCode::kResourceExhausted));
   KVTIER_ASSERT_OK_AND_ASSIGN(const Attachments::Entry entry, Attach(attachments, cache));
   KVTIER_EXPECT_OK(attachments.Reserve(10));
-  EXPECT_THAT(attachments.Reserve(11),
+  const absl::Status full = attachments.Reserve(11).status();
+  EXPECT_GT(RetryAfter(full), absl::ZeroDuration());
+  EXPECT_THAT(full,
               StatusIs(absl::StatusCode::kResourceExhausted,
                        AllOf(HasSubstr("attaching 11 bytes"), HasSubstr(std::to_string(limit)))));
 }
@@ -211,8 +218,10 @@ TEST_F(AttachmentsTest, BoundsTheQuestionsOfOneAttachment) {
   KVTIER_ASSERT_OK_AND_ASSIGN(auto first, attachments.BeginAsk(a.id));
   KVTIER_ASSERT_OK_AND_ASSIGN(const auto second, attachments.BeginAsk(a.id));
   EXPECT_EQ(attachments.List()[0].running_asks, 2);
-  EXPECT_THAT(attachments.BeginAsk(a.id), StatusIs(absl::StatusCode::kResourceExhausted,
-                                                   HasSubstr("answers 2 questions already")));
+  const absl::Status refused = attachments.BeginAsk(a.id).status();
+  EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted,
+                                HasSubstr("answers 2 questions already")));
+  EXPECT_GT(RetryAfter(refused), absl::ZeroDuration());
   KVTIER_EXPECT_OK(attachments.BeginAsk(b.id));
   first.reset();
   KVTIER_EXPECT_OK(attachments.BeginAsk(a.id));

@@ -6,6 +6,7 @@
 
 #include "absl/status/status.h"
 #include "base/status_matchers.h"
+#include "base/too_large.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kvtier/v1/rpc_status.pb.h"
@@ -49,6 +50,17 @@ TEST(StatusGrpcTest, RetryDelayIsEncodedAsOrdinaryClientsExpect) {
   // google.rpc.RetryInfo: field 1 is a google.protobuf.Duration {1: seconds, 2: nanos}.
   EXPECT_EQ(details.details(0).value(),
             std::string("\x0a\x08\x08\x01\x10\x80\xca\xb5\xee\x01", 10));
+}
+
+TEST(StatusGrpcTest, WhatIsTooLargeIsNotToldToComeBack) {
+  const absl::Status refused = TooLargeError("9 bytes, the budget is 8");
+  EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted, "9 bytes, the budget is 8"));
+  EXPECT_TRUE(IsTooLarge(refused));
+  EXPECT_FALSE(IsTooLarge(absl::ResourceExhaustedError("full")));
+  EXPECT_FALSE(IsTooLarge(absl::OkStatus()));
+  const absl::Status kept = WithRetryAfter(refused, absl::Seconds(1));
+  EXPECT_EQ(RetryAfter(kept), std::nullopt);
+  EXPECT_TRUE(ToGrpcStatus(kept).error_details().empty()) << "the mark stays in this process";
 }
 
 TEST(StatusGrpcTest, DelaysThatCannotBeSaidAreClamped) {

@@ -5,6 +5,8 @@
 #include "base/log.h"
 #include "base/simulated_clock.h"
 #include "base/status_matchers.h"
+#include "base/sync_point.h"
+#include "base/too_large.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/testing/store_checks.h"
@@ -138,6 +140,50 @@ TEST_F(LeaseTableTest, NumberAndBytesAreBoundedAndEqualBandsCountOnce) {
   EXPECT_EQ(table_->usage().bytes, 0u);
   KVTIER_EXPECT_OK(Acquire(b_, 0.1));
 }
+
+TEST_F(LeaseTableTest, OnlyALargerLimitAdmitsALeaseOfMoreThanAllMayHold) {
+  Put(a_);
+  Put(b_);
+  Open(kPlenty, {.bytes_max = Bytes(a_)});
+  const CompressedObject larger = MakeTestObject({.context_tokens = 300, .seed = 3});
+  Put(larger);
+  const absl::Status too_large = Acquire(larger).status();
+  EXPECT_THAT(too_large,
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("lease_bytes_max")));
+  EXPECT_TRUE(IsTooLarge(too_large));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto lease, Acquire(a_));
+  const absl::Status full = Acquire(b_, 0.1).status();
+  EXPECT_THAT(full, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("lease_bytes_max")));
+  EXPECT_FALSE(IsTooLarge(full));
+  EXPECT_EQ(table_->usage().refused, 2u);
+}
+
+#ifdef KVTIER_SYNC_POINTS
+// An upload id is free as soon as nobody reads its object, and that is before the lease of the last
+// reader is counted out.
+TEST_F(LeaseTableTest, AnUploadIdThatComesBackIsCountedAsAnotherObject) {
+  const CompressedObject before = MakeTestObject({.seed = 3});
+  const CompressedObject after = MakeTestObject({.context_tokens = 90, .seed = 3});
+  ASSERT_EQ(before.manifest->upload_id, after.manifest->upload_id);
+  ASSERT_NE(Bytes(before), Bytes(after));
+  Put(before);
+  KVTIER_ASSERT_OK_AND_ASSIGN(auto first, Acquire(before));
+  KVTIER_ASSERT_OK(store_->Delete(tenant_, before.manifest->key));
+  std::unique_ptr<Lease> second;
+  {
+    const ScopedSyncPoint at("store.lease.before_release", [&] {
+      Put(after);
+      KVTIER_ASSERT_OK_AND_ASSIGN(second, Acquire(after));
+    });
+    first.reset();
+  }
+  ASSERT_NE(second, nullptr);
+  ExpectHolds(second->object(), after);
+  EXPECT_EQ(table_->usage().bytes, Bytes(after));
+  second.reset();
+  EXPECT_EQ(table_->usage().bytes, 0u);
+}
+#endif
 
 TEST_F(LeaseTableTest, NoTenantTakesAllLeasesAndNoneHearsOfTheOthers) {
   Open(kPlenty, {.leases_max = 3});

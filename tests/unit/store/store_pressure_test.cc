@@ -5,12 +5,15 @@
 #include <map>
 #include <optional>
 #include <random>
+#include <variant>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/limits.h"
 #include "base/log.h"
 #include "base/simulated_clock.h"
 #include "base/status_matchers.h"
+#include "base/too_large.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "store/tiered_store.h"
@@ -38,6 +41,7 @@ class StorePressureTest : public testing::TestWithParam<const char*> {
     options.upload_bytes_max = kPlenty;
     options.eviction_policy = GetParam();
     options.floor_ratio = 0.25;
+    options.objects_max = objects_max_;
     absl::StatusOr<std::unique_ptr<TieredStore>> store = OpenTestStore(
         disk_bytes.has_value() ? dir_.File("store") : "", options, clock_, disk_bytes.value_or(0));
     KVTIER_CHECK_OK(store);
@@ -122,6 +126,7 @@ class StorePressureTest : public testing::TestWithParam<const char*> {
   SimulatedClock clock_;
   const TenantId tenant_;
   std::unique_ptr<TieredStore> store_;
+  uint64_t objects_max_ = limits::kObjectsMax;
   std::map<Key, Seen> seen_;
   uint64_t bands_dropped_ = 0, objects_evicted_ = 0;
 };
@@ -194,8 +199,10 @@ TEST_P(StorePressureTest, WhatIsBeingReadKeepsItsBytesOnDisk) {
     const auto reads_a = Pin(a);
     {
       const auto reads_b = Pin(b);
-      EXPECT_THAT(Put(c, Durability::kDisk),
+      const absl::Status refused = Put(c, Durability::kDisk);
+      EXPECT_THAT(refused,
                   StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("disk budget")));
+      EXPECT_FALSE(IsTooLarge(refused)) << "a reader will be done";
       KVTIER_EXPECT_OK(CheckPinned(*reads_b, b, kBands));
     }
     EXPECT_EQ(store_->counters().bands_dropped, 0u);
@@ -231,11 +238,78 @@ TEST_P(StorePressureTest, AnObjectThatCanNeverFitCostsNobodyAnything) {
     Open(2 * a.manifest->total_bytes(),
          with_disk ? std::optional(2 * DiskCharge(a)) : std::nullopt);
     KVTIER_ASSERT_OK(Put(a, with_disk ? Durability::kDisk : Durability::kHost));
-    EXPECT_THAT(Put(large, with_disk ? Durability::kDisk : Durability::kHost),
-                StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("budget")));
+    const absl::Status refused = Put(large, with_disk ? Durability::kDisk : Durability::kHost);
+    EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("budget")));
+    EXPECT_TRUE(IsTooLarge(refused));
     EXPECT_EQ(Resident(a), kBands);
     KVTIER_EXPECT_OK(store_->CheckInvariants());
   }
+}
+
+// The disk takes what host memory may not hold at once.
+TEST_P(StorePressureTest, AnObjectOfMoreThanTheDiskBudgetIsTooLargeForTheDiskAlone) {
+  const CompressedObject large = Object(2, 300);
+  Open(kPlenty, DiskCharge(large) / 2);
+  const absl::Status refused = Put(large, Durability::kDisk);
+  EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("disk budget")));
+  EXPECT_TRUE(IsTooLarge(refused));
+  KVTIER_EXPECT_OK(Put(large, Durability::kHost));
+}
+
+TEST_P(StorePressureTest, AFullIndexGivesUpItsLeastValuableObject) {
+  const CompressedObject a = Object(1), b = Object(2), c = Object(3), d = Object(4), e = Object(5);
+  objects_max_ = 3;
+  for (const bool with_disk : {false, true}) {
+    SCOPED_TRACE(with_disk);
+    const Durability durability = with_disk ? Durability::kDisk : Durability::kHost;
+    Open(kPlenty, with_disk ? std::optional(kPlenty) : std::nullopt);
+    for (const CompressedObject* object : {&a, &b, &c}) {
+      KVTIER_ASSERT_OK(Put(*object, durability));
+    }
+    for (int use = 0; use < 3; ++use) {
+      clock_.AdvanceTime(absl::Seconds(1));
+      KVTIER_ASSERT_OK(CheckPinned(*Pin(b), b, kBands));
+      KVTIER_ASSERT_OK(CheckPinned(*Pin(c), c, kBands));
+    }
+    KVTIER_ASSERT_OK_AND_ASSIGN(const auto watch, store_->Watch(tenant_, std::nullopt));
+    KVTIER_ASSERT_OK(Put(b, durability));  // Has its place.
+    EXPECT_EQ(store_->counters().objects_evicted, 0u);
+    KVTIER_ASSERT_OK(Put(d, durability));
+    EXPECT_EQ(store_->object_count(), 3u);
+    EXPECT_EQ(Resident(a), 0u) << "nobody asked for it";
+    EXPECT_EQ(store_->counters().objects_evicted, 1u);
+    EXPECT_EQ(store_->counters().bands_dropped, 0u) << "the others are whole";
+    KVTIER_ASSERT_OK_AND_ASSIGN(const std::vector<StoreEvent> events, watch->events().Next(10));
+    ASSERT_EQ(events.size(), 2u);
+    EXPECT_EQ(events[0].upload, a.manifest->upload_id);
+    const auto* const removed = std::get_if<StoreEvent::Removed>(&events[0].change);
+    ASSERT_NE(removed, nullptr);
+    EXPECT_EQ(removed->reason, StoreEvent::Removed::Reason::kEvicted);
+    KVTIER_EXPECT_OK(store_->CheckInvariants());
+
+    // What is read or pinned keeps its place; when that is all, nothing new gets one.
+    KVTIER_ASSERT_OK(
+        store_->SetAttributes(tenant_, c.manifest->key, std::nullopt, {.pinned = true}));
+    {
+      const auto reads_b = Pin(b), reads_d = Pin(d);
+      const absl::Status refused = Put(e, durability);
+      EXPECT_THAT(refused,
+                  StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("(objects_max)")));
+      EXPECT_FALSE(IsTooLarge(refused)) << "the readers will be done";
+      KVTIER_EXPECT_OK(CheckPinned(*reads_b, b, kBands));
+    }
+    KVTIER_ASSERT_OK(Put(e, durability));
+    EXPECT_EQ(store_->object_count(), 3u);
+    EXPECT_EQ(Resident(c), kBands);
+    EXPECT_EQ(store_->counters().objects_evicted, 2u);
+    KVTIER_EXPECT_OK(store_->CheckInvariants());
+  }
+  Open(kPlenty, kPlenty);  // Nor does what has gone come back.
+  EXPECT_EQ(store_->object_count(), 3u);
+  EXPECT_EQ(Resident(a), 0u);
+  KVTIER_EXPECT_OK(CheckStored(*store_, tenant_, e, kBands));
+  EXPECT_THAT(TieredStore::Create({.objects_max = 0}, nullptr, clock_),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("objects_max")));
 }
 
 TEST_P(StorePressureTest, HostObjectsDegradeWhenNeitherTierHasRoom) {
