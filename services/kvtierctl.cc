@@ -37,14 +37,15 @@ constexpr Command kCommands[] = {
      "--fidelity measures on N chunks how well the model repeats the context from each ratio, for\n"
      "'kvtierctl stat' to show; an object that is stored already is not measured."},
     {"ask", Ask, "ask questions over a stored object",
-     "key ratio min_ratio question token_ids questions parallel answer_tokens stop temperature "
-     "seed raw worker timeout json out",
+     "key ratio min_ratio question token_ids questions parallel answer_tokens stop "
+     "stop_token_ids temperature seed raw worker timeout json out",
      "kvtierctl ask --key HEX [--ratio R] [--min_ratio R]\n"
      "              (--question TEXT | --token_ids FILE | --questions FILE [--parallel N])\n"
-     "              [--answer_tokens N] [--stop BYTE] [--temperature T --seed S] [--raw]\n"
-     "              [--json] [--out FILE]\n\n"
+     "              [--answer_tokens N] [--stop BYTE] [--stop_token_ids ID,ID..]\n"
+     "              [--temperature T --seed S] [--raw] [--json] [--out FILE]\n\n"
      "Has the worker fetch the object at the ratio, answers, and lets go of it. --questions reads\n"
-     "{\"questions\": [{\"question_ids\": [..], \"answer_ids\": [..]}]} and counts exact answers."},
+     "{\"questions\": [{\"question_ids\": [..], \"answer_ids\": [..]}]} and counts exact answers.\n"
+     "What ends an answer is not part of it."},
     {"ls", List, "list stored objects", "store tenant timeout json",
      "kvtierctl ls [--json]\n\nOne line per object, in key order."},
     {"stat", Stat, "describe one object", "key heads_at plot store tenant timeout json",
@@ -105,7 +106,10 @@ constexpr Command kCommands[] = {
     {"models", Models, "list the compressor's models", "compressor timeout json",
      "kvtierctl models [--json]"},
     {"stats", Stats, "show a store's use and limits", "store tenant timeout json",
-     "kvtierctl stats [--json]"},
+     "kvtierctl stats [--json]\n\n"
+     "Objects, bytes and budgets of the tiers and of leases, what the tenant has and may have, "
+     "and\n"
+     "the limits that a caller must stay within, by their names in proto/kvtier/v1/store.proto."},
 };
 
 std::string Usage() {

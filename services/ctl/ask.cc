@@ -29,6 +29,8 @@ ABSL_FLAG(std::string, questions, "", "JSON file of questions with expected answ
 ABSL_FLAG(std::string, out, "", "write the result here: a JSON file (ask), a folder (fetch)");
 ABSL_FLAG(uint32_t, answer_tokens, 64, "longest answer to --question or --token_ids");
 ABSL_FLAG(std::string, stop, "", "a byte that ends the answer, e.g. $'\\n'");
+ABSL_FLAG(std::string, stop_token_ids, "",
+          "token ids that end the answer, separated by commas, e.g. 128001,128009");
 ABSL_FLAG(double, temperature, 0, "0 is greedy");
 ABSL_FLAG(uint64_t, seed, 0, "for a temperature above 0");
 ABSL_FLAG(bool, raw, false, "send ids as they are, without the model's query prefix");
@@ -72,12 +74,30 @@ absl::StatusOr<std::vector<Question>> ReadQuestions(const std::string& path) {
   return questions;
 }
 
-v1::AskRequest MakeAsk(uint64_t attachment, std::span<const uint32_t> ids, uint32_t answer_tokens) {
+// --stop and --stop_token_ids.
+absl::StatusOr<std::vector<uint32_t>> ReadStopIds(const std::optional<ByteVocabulary>& vocabulary,
+                                                  uint64_t vocabulary_size) {
+  const std::string stop = absl::GetFlag(FLAGS_stop);
+  const size_t listed_max = limits::kStopIdsMax - (stop.empty() ? 0 : 1);
+  KVTIER_ASSIGN_OR_RETURN(std::vector<uint32_t> ids,
+                          ParseIdList(absl::GetFlag(FLAGS_stop_token_ids), "--stop_token_ids",
+                                      vocabulary_size, listed_max));
+  if (stop.empty()) return ids;
+  if (!vocabulary.has_value() || stop.size() != 1) {
+    return absl::InvalidArgumentError("--stop takes one byte, for models of bytes");
+  }
+  ids.push_back(vocabulary->Encode(stop)[0]);
+  return ids;
+}
+
+v1::AskRequest MakeAsk(uint64_t attachment, std::span<const uint32_t> ids, uint32_t answer_tokens,
+                       std::span<const uint32_t> stop_ids) {
   v1::AskRequest request;
   request.set_attachment(attachment);
   request.mutable_token_ids()->Add(ids.begin(), ids.end());
   request.set_raw(absl::GetFlag(FLAGS_raw));
   request.set_answer_tokens_max(answer_tokens);
+  request.mutable_stop_ids()->Add(stop_ids.begin(), stop_ids.end());
   request.set_temperature(absl::GetFlag(FLAGS_temperature));
   request.set_seed(absl::GetFlag(FLAGS_seed));
   return request;
@@ -85,7 +105,8 @@ v1::AskRequest MakeAsk(uint64_t attachment, std::span<const uint32_t> ids, uint3
 
 // Answers in the order of the questions.
 absl::StatusOr<std::vector<std::vector<uint32_t>>> AskAll(WorkerClient& worker, uint64_t attachment,
-                                                          std::span<const Question> questions) {
+                                                          std::span<const Question> questions,
+                                                          std::span<const uint32_t> stop_ids) {
   std::vector<std::vector<uint32_t>> answers(questions.size());
   std::atomic<size_t> next{0};
   Mutex mutex;
@@ -96,7 +117,7 @@ absl::StatusOr<std::vector<std::vector<uint32_t>>> AskAll(WorkerClient& worker, 
     for (size_t i = next++; i < questions.size(); i = next++) {
       const absl::StatusOr<WorkerClient::Answer> answer =
           worker.Ask(MakeAsk(attachment, questions[i].ids,
-                             static_cast<uint32_t>(questions[i].expected.size())),
+                             static_cast<uint32_t>(questions[i].expected.size()), stop_ids),
                      nullptr, Deadline());
       MutexLock lock(&mutex);
       if (!answer.ok()) {
@@ -125,9 +146,9 @@ absl::Status PrintOrWrite(const nlohmann::json& json) {
 }
 
 absl::Status AskFile(WorkerClient& worker, const v1::AttachResponse& attached,
-                     const std::vector<Question>& questions) {
+                     const std::vector<Question>& questions, std::span<const uint32_t> stop_ids) {
   KVTIER_ASSIGN_OR_RETURN(const std::vector<std::vector<uint32_t>> answers,
-                          AskAll(worker, attached.attachment(), questions));
+                          AskAll(worker, attached.attachment(), questions, stop_ids));
   nlohmann::json list = nlohmann::json::array();
   size_t exact = 0;
   for (size_t i = 0; i < questions.size(); ++i) {
@@ -155,15 +176,10 @@ absl::Status AskFile(WorkerClient& worker, const v1::AttachResponse& attached,
 }
 
 absl::Status AskOne(WorkerClient& worker, const v1::AttachResponse& attached,
-                    std::span<const uint32_t> ids,
+                    std::span<const uint32_t> ids, std::span<const uint32_t> stop_ids,
                     const std::optional<ByteVocabulary>& vocabulary) {
-  v1::AskRequest request = MakeAsk(attached.attachment(), ids, absl::GetFlag(FLAGS_answer_tokens));
-  if (const std::string stop = absl::GetFlag(FLAGS_stop); !stop.empty()) {
-    if (!vocabulary.has_value() || stop.size() != 1) {
-      return absl::InvalidArgumentError("--stop takes one byte, for models of bytes");
-    }
-    request.add_stop_ids(vocabulary->Encode(stop)[0]);
-  }
+  const v1::AskRequest request =
+      MakeAsk(attached.attachment(), ids, absl::GetFlag(FLAGS_answer_tokens), stop_ids);
   const bool stream = !absl::GetFlag(FLAGS_json) && absl::GetFlag(FLAGS_out).empty();
   KVTIER_ASSIGN_OR_RETURN(const WorkerClient::Answer answer,
                           worker.Ask(
@@ -213,6 +229,8 @@ absl::Status Ask(const Arguments& arguments) {
     vocabulary = ByteVocabulary{.first_id = state.byte_vocabulary_first_id()};
   }
   // Everything that can be wrong with the input is found before anything is fetched.
+  KVTIER_ASSIGN_OR_RETURN(const std::vector<uint32_t> stop_ids,
+                          ReadStopIds(vocabulary, state.vocabulary()));
   std::vector<uint32_t> ids;
   std::vector<Question> questions;
   if (!questions_file.empty()) {
@@ -234,8 +252,8 @@ absl::Status Ask(const Arguments& arguments) {
       std::fprintf(stderr, "kvtierctl: detach: %s\n", status.ToString().c_str());
     }
   });
-  return questions.empty() ? AskOne(worker, attached, ids, vocabulary)
-                           : AskFile(worker, attached, questions);
+  return questions.empty() ? AskOne(worker, attached, ids, stop_ids, vocabulary)
+                           : AskFile(worker, attached, questions, stop_ids);
 }
 
 }  // namespace kvtier::ctl

@@ -2,7 +2,9 @@
 
 #include <fstream>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "base/limits.h"
 #include "base/status_macros.h"
 
@@ -30,6 +32,25 @@ absl::Status WriteFile(const std::string& path, absl::string_view bytes) {
   file.close();
   if (!file) return absl::UnavailableError(absl::StrCat("cannot write ", path));
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<uint32_t>> ParseIdList(absl::string_view text, absl::string_view flag,
+                                                  uint64_t vocabulary, size_t ids_max) {
+  std::vector<uint32_t> ids;
+  if (text.empty()) return ids;
+  for (const absl::string_view word : absl::StrSplit(text, ',')) {
+    uint32_t id = 0;
+    if (!absl::SimpleAtoi(word, &id) || id >= vocabulary) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          flag, ": '", word, "' is no token id; the vocabulary has ", vocabulary, " ids"));
+    }
+    ids.push_back(id);
+  }
+  if (ids.size() > ids_max) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(flag, " has ", ids.size(), " ids; at most ", ids_max));
+  }
+  return ids;
 }
 
 absl::StatusOr<std::vector<uint32_t>> EncodeText(absl::string_view text,

@@ -20,6 +20,11 @@ absl::Status WriteFile(const std::string& path, absl::string_view bytes);
 
 using kvtier::ReadTokenIds;
 
+// "2,128009" as ids, none for "". INVALID_ARGUMENT naming `flag`: what is no id below `vocabulary`,
+// or more than `ids_max` of them.
+absl::StatusOr<std::vector<uint32_t>> ParseIdList(absl::string_view text, absl::string_view flag,
+                                                  uint64_t vocabulary, size_t ids_max);
+
 // Text as ids. INVALID_ARGUMENT with the flag to use instead when the model has no byte vocabulary.
 absl::StatusOr<std::vector<uint32_t>> EncodeText(absl::string_view text,
                                                  const std::optional<ByteVocabulary>& vocabulary,

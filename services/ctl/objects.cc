@@ -5,7 +5,12 @@
 #include <cstdio>
 #include <filesystem>
 #include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include <google/protobuf/descriptor.h>
+#include <google/protobuf/message.h>
 #include <nlohmann/json.hpp>
 
 #include "absl/flags/flag.h"
@@ -352,6 +357,25 @@ absl::Status Verify(const Arguments& arguments) {
   return PrintChecked(checked);
 }
 
+namespace {
+
+// Every field of the message, by its name.
+std::vector<std::pair<std::string, uint64_t>> ListLimits(const v1::Limits& limits) {
+  using google::protobuf::FieldDescriptor;
+  std::vector<std::pair<std::string, uint64_t>> list;
+  const google::protobuf::Descriptor& fields = *v1::Limits::descriptor();
+  const google::protobuf::Reflection& reflection = *v1::Limits::GetReflection();
+  for (int i = 0; i < fields.field_count(); ++i) {
+    const FieldDescriptor* const field = fields.field(i);
+    list.emplace_back(field->name(), field->cpp_type() == FieldDescriptor::CPPTYPE_UINT32
+                                         ? reflection.GetUInt32(limits, field)
+                                         : reflection.GetUInt64(limits, field));
+  }
+  return list;
+}
+
+}  // namespace
+
 absl::Status Stats(const Arguments& arguments) {
   KVTIER_RETURN_IF_ERROR(NoArguments(arguments));
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<StoreClient> store, OpenStore());
@@ -368,7 +392,13 @@ absl::Status Stats(const Arguments& arguments) {
                              {"quota_bytes", stats.tenant().quota_bytes()},
                              {"pinned_bytes", stats.tenant().pinned_bytes()},
                              {"pinned_bytes_max", stats.tenant().pinned_bytes_max()}}},
+                           {"leases",
+                            {{"leases", stats.leases().leases()},
+                             {"bytes", stats.leases().bytes()},
+                             {"bytes_max", stats.leases().bytes_max()}}},
+                           {"limits", nlohmann::json::object()},
                            {"version", stats.version()}};
+    for (const auto& [name, value] : ListLimits(stats.limits())) json["limits"][name] = value;
     if (stats.has_disk()) {
       json["disk_bytes"] = stats.disk().bytes();
       json["disk_budget_bytes"] = stats.disk().budget_bytes();
@@ -385,13 +415,21 @@ absl::Status Stats(const Arguments& arguments) {
     rows.push_back(
         {"disk", FormatBytes(stats.disk().bytes()), budget(stats.disk().budget_bytes())});
   }
-  absl::PrintF("%d objects\n%s", stats.objects(), FormatTable(rows));
+  rows.push_back(
+      {"leases", FormatBytes(stats.leases().bytes()), budget(stats.leases().bytes_max())});
+  absl::PrintF("%d objects, %d leases\n%s", stats.objects(), stats.leases().leases(),
+               FormatTable(rows));
   const v1::TenantStats& tenant = stats.tenant();
   absl::PrintF(
       "own: %d objects, %s of %s; pinned %s of %s\n", tenant.objects(), FormatBytes(tenant.bytes()),
       tenant.quota_bytes() == 0 ? "no quota" : FormatBytes(tenant.quota_bytes()),
       FormatBytes(tenant.pinned_bytes()),
       tenant.pinned_bytes_max() == 0 ? "no limit" : FormatBytes(tenant.pinned_bytes_max()));
+  std::vector<std::vector<std::string>> table = {{"limit", "value"}};
+  for (const auto& [name, value] : ListLimits(stats.limits())) {
+    table.push_back({name, absl::StrCat(value)});
+  }
+  absl::PrintF("%s", FormatTable(table));
   return absl::OkStatus();
 }
 

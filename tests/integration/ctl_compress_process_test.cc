@@ -255,6 +255,19 @@ TEST_F(CtlTest, AsksOneQuestion) {
     EXPECT_TRUE(stopped.json()["stopped"]) << stopped.err;
     EXPECT_THAT(stopped.json()["answer_ids"], IsEmpty());
   }
+  // Any id of the answer: it ends where that comes first.
+  const uint32_t last = answer["answer_ids"][5];
+  nlohmann::json before = nlohmann::json::array();
+  for (const nlohmann::json& id : answer["answer_ids"]) {
+    if (id == last) break;
+    before.push_back(id);
+  }
+  const Outcome stopped =
+      Run("ask", {key, "--question", "lamp =", "--answer_tokens=6", "--ratio=0.3", "--json",
+                  absl::StrCat("--stop_token_ids=263,", last)});
+  ASSERT_EQ(stopped.exit_code, 0) << stopped.err;
+  EXPECT_TRUE(stopped.json()["stopped"]);
+  EXPECT_EQ(stopped.json()["answer_ids"], before);
   EXPECT_EQ(Metric(*worker_, "kvtier_worker_attached_objects"), 0);  // Each ask detached.
 }
 
@@ -308,6 +321,7 @@ TEST_F(CtlTest, RefusesQuestionsThatMakeNoSense) {
       {{key, "--question=x", "--ratio=nan"}, 2, "(0, 1]"},
       {{key, "--question=x", "--answer_tokens=100"}, 1, "limit of 50"},
       {{key, "--question=x", "--stop=ab"}, 2, "one byte"},
+      {{key, "--question=x", "--stop_token_ids=1,264"}, 2, "--stop_token_ids: '264'"},
       {{key, "--questions", Write("list", "[]")}, 2, "'questions'"},
       {{key, "--questions", Write("half", R"({"questions":[{"question_ids":[1]}]})")},
        2,

@@ -2,14 +2,18 @@
 // verifies.
 #include <filesystem>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "base/limits.h"
+#include "kvtier/v1/store.pb.h"
 #include "services/client.h"
 #include "tests/integration/ctl_fixture.h"
 #include "tests/testing/files.h"
@@ -51,7 +55,23 @@ TEST_F(CtlTest, ShowsWhatAStoreAndACompressorHave) {
   EXPECT_GT(stats["host_bytes"], 0);
   EXPECT_GE(stats["disk_bytes"], stats["host_bytes"]);
   EXPECT_GT(stats["frame_bytes_max"], 0);
-  EXPECT_THAT(Run("stats").out, AllOf(StartsWith("1 objects\n"), HasSubstr("disk")));
+  EXPECT_EQ(stats["leases"]["bytes"], 0);
+  EXPECT_GT(stats["leases"]["bytes_max"], 0);
+  EXPECT_EQ(stats["limits"]["uploads_max"], limits::kUploadsMax);
+  EXPECT_EQ(stats["limits"]["object_bytes_max"], stats["object_bytes_max"]);
+  EXPECT_EQ(stats["limits"].size(), v1::Limits::descriptor()->field_count());
+  const std::string text = Run("stats").out;
+  EXPECT_THAT(text, AllOf(StartsWith("1 objects, 0 leases\n"), ContainsRegex("\ndisk +[0-9]"),
+                          ContainsRegex("\nleases +0 B +[0-9]"),
+                          ContainsRegex("\nframe_bytes_max +1048576\n")));
+  // Values end in one column.
+  const size_t table = text.find("\nlimit ");
+  ASSERT_NE(table, std::string::npos);
+  std::set<size_t> widths;
+  for (const absl::string_view line : absl::StrSplit(text.substr(table), '\n', absl::SkipEmpty())) {
+    widths.insert(line.size());
+  }
+  EXPECT_THAT(widths, testing::SizeIs(1));
 }
 
 TEST_F(CtlTest, StatDescribesBandsAndHeads) {

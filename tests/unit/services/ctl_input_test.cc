@@ -47,6 +47,19 @@ TEST_F(CtlInputTest, NamesWhatCannotBeReadOrWritten) {
               StatusIs(absl::StatusCode::kUnavailable, HasSubstr("no/such/folder")));
 }
 
+TEST_F(CtlInputTest, ReadsIdsFromAFlag) {
+  const auto parse = [](absl::string_view text) { return ParseIdList(text, "--ids", 100, 3); };
+  EXPECT_THAT(parse(""), IsOkAndHolds(IsEmpty()));
+  EXPECT_THAT(parse("7"), IsOkAndHolds(ElementsAre(7u)));
+  EXPECT_THAT(parse("99,0,7"), IsOkAndHolds(ElementsAre(99u, 0u, 7u)));
+  for (const char* text : {",", "1,", ",1", "x", "1;2", "-1", "1.5", "4294967296"}) {
+    EXPECT_THAT(parse(text), StatusIs(kInvalidArgument, HasSubstr("--ids: '"))) << text;
+  }
+  EXPECT_THAT(parse("1,100"), StatusIs(kInvalidArgument, AllOf(HasSubstr("'100' is no token id"),
+                                                               HasSubstr("has 100 ids"))));
+  EXPECT_THAT(parse("1,2,3,4"), StatusIs(kInvalidArgument, HasSubstr("4 ids; at most 3")));
+}
+
 TEST_F(CtlInputTest, ReadsIdsFromJson) {
   EXPECT_THAT(ReadTokenIds(Write("a.json", " [0, 1,\n 4294967295] ")),
               IsOkAndHolds(ElementsAre(0u, 1u, 4294967295u)));
