@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "services/drain_signal.h"
+#include "services/file_mode.h"
 #include "services/metrics.h"
 #include "services/page_service.h"
 #include "services/server.h"
@@ -68,7 +69,8 @@ ABSL_FLAG(uint64_t, scrub_bytes_per_second, kvtier::ScrubberOptions().bytes_per_
 ABSL_FLAG(std::string, shm_socket, "",
           "path of a UNIX socket on which workers of this host are handed the memory of what they "
           "read; empty: none. Whoever may open it can read any tenant's objects");
-ABSL_FLAG(uint32_t, shm_socket_mode, 0600, "mode of that socket's file, e.g. 432 (0660)");
+ABSL_FLAG(kvtier::FileMode, shm_socket_mode, kvtier::FileMode{0600},
+          "mode of that socket's file, in octal as for chmod; who may write to it may connect");
 ABSL_FLAG(double, lease_fraction, 0.5,
           "part of the host memory budget that leases may hold, in (0, 1]");
 
@@ -182,8 +184,9 @@ absl::Status Run(const ServerOptions& server_options) {
   std::unique_ptr<ShmServer> shm_server;
   if (const std::string path = absl::GetFlag(FLAGS_shm_socket); !path.empty()) {
     KVTIER_ASSIGN_OR_RETURN(
-        shm_server, ShmServer::Start({.path = path, .mode = absl::GetFlag(FLAGS_shm_socket_mode)},
-                                     leases, metrics));
+        shm_server,
+        ShmServer::Start({.path = path, .mode = absl::GetFlag(FLAGS_shm_socket_mode).bits}, leases,
+                         metrics));
   }
   const std::unique_ptr<grpc::Service> service =
       MakeStoreService(service_options, *store, metrics, Clock::Real());

@@ -278,6 +278,8 @@ TEST_F(PipelineTest, ProgramsThatCannotStartSayWhy) {
       {"kvtier-worker", {"--threads=many"}, 2, {"--threads=many"}},
       {"kvtier-worker", {"stray"}, 2, {"stray"}},
       {"kvtier-store", {"--log_level=loud"}, 2, {"loud"}},
+      {"kvtier-store", {"--shm_socket_mode=432"}, 2, {"--shm_socket_mode=432", "0432 (octal)"}},
+      {"kvtier-store", {"--shm_socket_mode=rw"}, 2, {"--shm_socket_mode=rw", "octal digits"}},
   };
   for (const auto& [program, flags, exit_code, words] : cases) {
     SCOPED_TRACE(testing::Message() << program << " " << testing::PrintToString(flags));
