@@ -1,9 +1,11 @@
 #include "compressor/cpu_score.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <span>
 #include <vector>
 
 namespace kvtier {
@@ -63,7 +65,7 @@ class Scorer {
       piece.packed_at = head_words_;
       head_words_ += DivideUp(piece.end - piece.begin, kTileKeys) * kTileKeys * words_;
     }
-    pieces_.push_back(piece);
+    pieces_[piece_count_++] = piece;
   }
   KeyPiece KeysOf(const Piece& piece, int64_t head) const {
     return piece.repeat ? PieceOf(args_.repeat, head, 0, piece.end, 1)
@@ -73,6 +75,7 @@ class Scorer {
     kernels_.load_transposed(keys.keys + at * dim_ * DTypeBytes(args_.cache.dtype), element_,
                              std::min(kTileKeys, keys.rows - at), dim_, to, kTileKeys);
   }
+  std::span<const Piece> pieces() const { return std::span(pieces_).first(piece_count_); }
   void PackHead(int64_t head, float* to) const;
   // Logits of queries [first, first + count) and, from them, their part of the column maxima.
   void RunTile(int64_t head, int64_t first, int64_t count, const float* packed, float* memory,
@@ -94,14 +97,15 @@ class Scorer {
   const int64_t width_;  // columns_, padded.
   const int64_t stride_;
   const int64_t tile_queries_;
-  const int64_t tiles_;  // Of one KV head.
-  const int64_t parts_;  // Of one KV head: runs of tiles.
-  std::vector<Piece> pieces_;
+  const int64_t tiles_;          // Of one KV head.
+  const int64_t parts_;          // Of one KV head: runs of tiles.
+  std::array<Piece, 4> pieces_;  // Those that have rows; the constructor adds no more.
+  size_t piece_count_ = 0;
   int64_t head_words_ = 0;  // Packed keys of one head.
 };
 
 void Scorer::PackHead(int64_t head, float* to) const {
-  for (const Piece& piece : pieces_) {
+  for (const Piece& piece : pieces()) {
     if (piece.packed_at < 0) continue;
     const KeyPiece keys = KeysOf(piece, head);
     for (int64_t at = 0; at < keys.rows; at += kTileKeys) {
@@ -125,7 +129,7 @@ void Scorer::RunTile(int64_t head, int64_t first, int64_t count, const float* pa
     sum[r] = 0;
   }
   const int64_t last_row = (first + count - 1) / group_;
-  for (const Piece& piece : pieces_) {
+  for (const Piece& piece : pieces()) {
     const KeyPiece keys = KeysOf(piece, head);
     const int64_t end = keys.SeenFrom(0, keys.rows, last_row);
     for (int64_t at = 0; at < end; at += kTileKeys) {

@@ -85,20 +85,20 @@ absl::StatusOr<SegmentRef> FetchSource::Read(const Segment& segment) {
 }
 
 bool FetchSource::AddFramesFromMemory(v1::FetchHeader& header) {
-  StartOver();
-  while (const std::optional<Segment> segment = Next()) {
+  for (;;) {
+    const uint32_t layer = next_layer_, band = next_band_;
+    const std::optional<Segment> segment = Next();
+    if (!segment.has_value()) return true;
     const std::optional<SegmentRef> bytes = ReadFromMemory(*segment);
     if (!bytes.has_value()) {
-      header.clear_frames();
+      next_layer_ = layer, next_band_ = band;  // This one is next still.
       return false;
     }
     AddFrame(*segment, *bytes, header);
   }
-  return true;
 }
 
 absl::Status FetchSource::AddFrames(v1::FetchHeader& header) {
-  StartOver();
   while (const std::optional<Segment> segment = Next()) {
     KVTIER_ASSIGN_OR_RETURN(const SegmentRef bytes, Read(*segment));
     AddFrame(*segment, bytes, header);

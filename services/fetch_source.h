@@ -56,10 +56,10 @@ class FetchSource {
   // On the pool. DATA_LOSS, RESOURCE_EXHAUSTED, UNAVAILABLE as PinnedObject::Read.
   absl::StatusOr<SegmentRef> Read(const Segment& segment);
 
-  // Every segment, copied into frames. False: not all of them are in host memory, and `header` has
-  // no frames.
+  // Copies segments into frames, from the next one to the last. False: the next one is not in host
+  // memory; what comes before it is in frames.
   bool AddFramesFromMemory(v1::FetchHeader& header);
-  // The same from wherever they are; on the pool.
+  // The same from wherever they are; on the pool. After an error some are in frames.
   absl::Status AddFrames(v1::FetchHeader& header);
 
   // Counts no request of the store's: the caller asks again with another method.

@@ -1,16 +1,28 @@
 // MakeGrpcTransport and FetchRaggedCache of services/client.h.
 #include <atomic>
+#include <memory>
+#include <optional>
 #include <utility>
+#include <vector>
 
+#include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
+#include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/sync_stream.h>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "base/aligned_bytes.h"
 #include "base/bytes.h"
 #include "base/limits.h"
 #include "base/status_macros.h"
+#include "kvcache/ragged_view.h"
 #include "kvcache/segment_filler.h"
+#include "kvcache/segment_ref.h"
+#include "kvcache/transport.h"
 #include "kvtier/v1/store.grpc.pb.h"
 #include "services/client.h"
 #include "services/fetch_plan.h"

@@ -140,6 +140,29 @@ TEST_F(FetchSmallTest, BringsWhatFetchBringsFromHostMemoryAndFromDisk) {
             2 * static_cast<double>(object.manifest->total_bytes()));
 }
 
+// The answer begins with what memory has, and goes on with the rest.
+TEST_F(FetchSmallTest, BringsEachSegmentOnceWhenBandsAreInHostMemoryInPart) {
+  const CompressedObject object = Small(1);
+  KVTIER_ASSERT_OK(store_->Put(TenantId(), object, Durability::kDisk));
+  Open();
+  FetchRequest least;
+  least.key = object.manifest->key;
+  least.ratio = object.manifest->bands[1].edge;
+  least.min_ratio = least.ratio;
+  KVTIER_ASSERT_OK(leases_->Acquire(least, BandPlacement::kAny));  // Reads two bands into memory.
+  ASSERT_EQ(store_->Stat(TenantId(), object.manifest->key)->host_bands, 2u);
+  std::string expected;
+  for (uint32_t layer = 0; layer < object.manifest->geometry.layer_count(); ++layer) {
+    for (uint32_t band = 0; band < object.manifest->bands.size(); ++band) {
+      const std::span<const std::byte> bytes =
+          object.segment(BandIndex(band), LayerIndex(layer)).bytes();
+      expected.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    }
+  }
+  EXPECT_THAT(Call(RequestOf(object)), IsOkAndHolds(expected));
+  EXPECT_EQ(store_->counters().failures, 0u);
+}
+
 TEST_F(FetchSmallTest, WhatIsLargerIsOutOfRangeByNameAndTheClientGoesOnWithFetch) {
   const CompressedObject object = Large(1);
   ASSERT_GT(object.manifest->total_bytes(), limits::kSmallFetchBytesMax);
