@@ -113,7 +113,7 @@ class LeaseServiceTest : public testing::Test {
   LeaseServiceTest() {
     store_ = *OpenTestStore("", uint64_t{64} << 20, Clock::Real());
     leases_ = std::make_unique<LeaseTable>(
-        LeaseTable::Options{.leases_max = 4, .bytes_max = object_.manifest->total_bytes()},
+        LeaseTable::Options{.leases_max = 4, .bytes_max = object_.manifest->total_bytes() * 3 / 2},
         *store_);
     service_ = MakeStoreService({.leases = leases_.get(), .drain = &drain_}, *store_, metrics_,
                                 Clock::Real());

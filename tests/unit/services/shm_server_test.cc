@@ -279,7 +279,7 @@ TEST_F(ShmServerTest, LeasesThatHoldTheBudgetMakeTheStoreSayWhenToComeBack) {
   const CompressedObject b = MakeTestObject({.seed = 2});
   Put(a_);
   Put(b);
-  Open(uint64_t{64} << 20, {.bytes_max = a_.manifest->total_bytes()});
+  Open(uint64_t{64} << 20, {.bytes_max = a_.manifest->total_bytes() * 3 / 2});
   KeepingSink first;
   KVTIER_ASSERT_OK(Fetch(RequestFor(a_), first));
   KeepingSink second;
