@@ -32,12 +32,12 @@ TokenBlockHash Hash(int number) {
 
 class FindPrefixesTest : public testing::Test {
  protected:
-  FindPrefixesTest() { Open(kPlenty); }
+  FindPrefixesTest() { Open(); }
 
-  void Open(uint64_t host_bytes) {
+  void Open() {
     store_.reset();
     absl::StatusOr<std::unique_ptr<TieredStore>> store =
-        OpenTestStore(dir_.File("store"), host_bytes, clock_);
+        OpenTestStore(dir_.File("store"), kPlenty, clock_);
     KVTIER_CHECK_OK(store);
     store_ = *std::move(store);
   }
@@ -140,7 +140,7 @@ TEST_F(FindPrefixesTest, SurvivesARestart) {
   const CompressedObject in_host = Object(2, 2, 130);
   Put(one);
   Put(in_host, Durability::kHost);
-  Open(kPlenty);
+  Open();
   EXPECT_THAT(FindKeys({1, 2}), ElementsAre(one.manifest->key));
 }
 
@@ -148,7 +148,7 @@ TEST_F(FindPrefixesTest, SurvivesARestart) {
 TEST_F(FindPrefixesTest, WhatIsLostIsGone) {
   const CompressedObject one = Object(1, 1, 65);
   Put(one);
-  Open(/*host_bytes=*/1);  // Nothing in host memory: reads come from the disk.
+  Open();  // Nothing is in host memory yet: reads come from the disk.
   FlipFirstByteOnDisk(one);
   EXPECT_THAT(store_->Verify(tenant_, one.manifest->key), StatusIs(absl::StatusCode::kDataLoss));
   EXPECT_THAT(FindKeys({1}), IsEmpty());
