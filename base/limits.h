@@ -39,9 +39,9 @@ inline constexpr uint32_t kSystemTokensMax = 65536;
 
 // Six by default. Each band costs a segment per layer, so more of them means small reads.
 inline constexpr uint32_t kBandsMax = 16;
-// Every bound above at once, at about 24 bytes per (band, layer, head), is 48 MiB; a 70B model
-// needs 2 MiB. Held in memory for every indexed object. Larger than a control message: a reply
-// carries a manifest in pieces, or refuses one that does not fit.
+// Every bound above at once, at 16 bytes per (band, layer, head), is 32 MiB; 80 layers of 8 heads
+// in six bands need 60 KiB. Held in memory for every indexed object. Larger than a control message:
+// a reply carries a manifest in pieces, or refuses one that does not fit.
 inline constexpr uint64_t kManifestBytesMax = 64 * kMiB;
 // One layer of a band: 1M tokens x 8 heads x 128 x 2 x fp16 is 4 GiB.
 inline constexpr uint64_t kSegmentBytesMax = 8 * kGiB;
