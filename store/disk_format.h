@@ -4,6 +4,7 @@
 //   FORMAT                  text file: "kvtier store format 2\n"
 //   LOCK                    empty; flock(2)ed by whoever has the folder open
 //   staging/<upload>-<band>.sst   band files of uploads that are not sealed; emptied at every start
+//   db/LIST                 how far RocksDB's list of files is synced (store/rocksdb_list_mark.h)
 //   db/                     RocksDB, these column families beside the default one:
 //     segments   upload id (16 bytes) ++ band ++ layer ++ part (u32 big endian each)
 //                  -> at most kPartBytes bytes of the segment, part 0 first

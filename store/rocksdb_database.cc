@@ -19,6 +19,7 @@
 #include "rocksdb/table.h"
 #include "rocksdb/write_batch.h"
 #include "store/rocksdb_files.h"
+#include "store/rocksdb_list_mark.h"
 #include "store/rocksdb_status.h"
 
 namespace kvtier {
@@ -164,14 +165,25 @@ absl::StatusOr<std::unique_ptr<OpenRocksDb>> RocksDbDatabase::OpenFolder(bool re
       families.pop_back();
     }
   }
+  KVTIER_RETURN_IF_ERROR(CheckMark(options_.env, folder_));
+  const std::shared_ptr<ListMarker> marker = ListMarker::Create(options_.env, folder_);
+  if (!read_only) options.listeners.push_back(ListMarker::ListenerOf(marker));
   absl::StatusOr<std::unique_ptr<OpenRocksDb>> opened =
       OpenRocks(folder_, options, families, read_only);
-  if (!absl::IsDataLoss(opened.status())) return opened;
-  // One damaged file must not take every object with it: without paranoid checks RocksDB opens
-  // the rest, and reading the damaged band says DATA_LOSS.
-  KVTIER_LOG(ERROR) << opened.status().message() << "; opening what is intact";
-  options.paranoid_checks = false;
-  return OpenRocks(folder_, options, families, read_only);
+  if (absl::IsDataLoss(opened.status())) {
+    // One damaged file must not take every object with it: without paranoid checks RocksDB opens
+    // the rest, and reading the damaged band says DATA_LOSS.
+    KVTIER_LOG(ERROR) << opened.status().message() << "; opening what is intact";
+    options.paranoid_checks = false;
+    opened = OpenRocks(folder_, options, families, read_only);
+  }
+  if (opened.ok() && !read_only) {
+    // What opening flushed of the log, whose file is gone now; and at the end what RocksDB's
+    // threads did last, of which it tells no listener once it is being closed.
+    marker->Mark(*(*opened)->db);
+    (*opened)->before_close = [marker](rocksdb::DB& db) { marker->Mark(db); };
+  }
+  return opened;
 }
 
 // --- After a failed write ------------------------------------------------------------------------

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "base/sync_point.h"
+#include "rocksdb/convenience.h"
 #include "rocksdb/db.h"
 #include "rocksdb/env.h"
 #include "store/rocksdb_status.h"
@@ -46,6 +47,10 @@ OpenRocksDb::OpenRocksDb() = default;
 
 OpenRocksDb::~OpenRocksDb() {
   if (db == nullptr) return;
+  if (before_close != nullptr) {
+    rocksdb::CancelAllBackgroundWork(db.get(), /*wait=*/true);
+    before_close(*db);
+  }
   const absl::Status closed = Rocks("close", [&] {
     for (rocksdb::ColumnFamilyHandle* one : families) {
       db->DestroyColumnFamilyHandle(one).PermitUncheckedError();

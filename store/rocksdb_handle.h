@@ -60,6 +60,8 @@ struct OpenRocksDb {
   std::unique_ptr<rocksdb::DB> db;
   std::vector<rocksdb::ColumnFamilyHandle*> families;  // As they were asked for.
   bool read_only = false;
+  // Called before it is closed, when its background work has ended. May be null.
+  std::function<void(rocksdb::DB&)> before_close;
 
   OpenRocksDb();
   ~OpenRocksDb();

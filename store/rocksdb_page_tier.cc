@@ -1,32 +1,19 @@
-#include "store/rocksdb_page_tier.h"
-
 #include <algorithm>
 #include <map>
 #include <set>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/container/flat_hash_map.h"
-#include "absl/container/flat_hash_set.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/bytes.h"
+#include "base/crc32c.h"
 #include "base/limits.h"
 #include "base/log.h"
-#include "base/mutex.h"
 #include "base/status_macros.h"
 #include "base/sync_point.h"
 #include "rocksdb/db.h"
-#include "rocksdb/env.h"
-#include "rocksdb/metadata.h"
-#include "rocksdb/options.h"
-#include "rocksdb/table.h"
 #include "rocksdb/write_batch.h"
-#include "store/page_disk_format.h"
-#include "store/rocksdb_files.h"
-#include "store/rocksdb_handle.h"
+#include "store/rocksdb_page_tier_impl.h"
 #include "store/rocksdb_status.h"
-#include "store/rocksdb_torn_list.h"
 
 namespace kvtier {
 namespace {
@@ -37,277 +24,12 @@ using page_disk_format::PositionKey;
 
 rocksdb::Slice ToSlice(absl::string_view text) { return {text.data(), text.size()}; }
 
-constexpr char kPagesFamily[] = "pages";
-constexpr uint64_t kWriteBufferBytesMax = uint64_t{64} << 20;
 // Names that are remembered while no write succeeds, and how many of them one batch removes. Pages
 // of others may come back: whole ones.
 constexpr size_t kInDoubtMax = 65536;
 constexpr size_t kInDoubtOfBatch = 256;
-constexpr uint64_t kMemoryBytesMin = uint64_t{256} << 10;
-// From which the largest page that there is fits into a write buffer.
-constexpr uint64_t kMemoryBytesOfLargestPage =
-    (limits::kPageBytesMax + kPageDiskOverheadBytes) / 2 * 5;
-constexpr uint64_t kMemoryBytesMax = kWriteBufferBytesMax / 2 * 5;
 
-// How the budget is spent. In 60ths (so that 1 GiB has room for the largest page), beside the
-// window: the write-ahead log has up to 3 (RocksDB flushes above 2, and a batch is at most 1), the
-// newest file up to 2 before the oldest goes, the names 1, files that wait for their removal on a
-// busy machine 4; and the files hold 3 more than the window, because whole files go.
-struct Shares {
-  // Of the memory, 2 of 5 parts are the pages that are being written, 2 those that are being
-  // flushed, and less than 1 the same of names.
-  Shares(uint64_t budget, uint64_t memory)
-      : write_buffer(std::min({budget / 60, kWriteBufferBytesMax, memory / 5 * 2})),
-        files(budget - 10 * write_buffer),
-        window(budget - 13 * write_buffer) {}
-  // While there are files as large as `largest`, of an earlier start with a larger write buffer.
-  uint64_t WindowWith(uint64_t largest) const {
-    return files - std::min(files, std::max(3 * write_buffer, largest + write_buffer));
-  }
-  uint64_t write_buffer;
-  uint64_t files;   // Of pages, before RocksDB drops the oldest.
-  uint64_t window;  // Positions that are still found.
-};
-
-class RocksDbPageTier final : public PageTier {
- public:
-  explicit RocksDbPageTier(const RocksDbPageTierOptions& options)
-      : options_(options),
-        env_(options.env != nullptr ? options.env : rocksdb::Env::Default()),
-        shares_(options.budget_bytes, options.memory_bytes == 0
-                                          ? kMemoryBytesMax
-                                          : std::max(options.memory_bytes, kMemoryBytesMin)),
-        handle_(options.folder, [this](bool read_only) { return OpenDatabase(read_only); }) {}
-
-  absl::Status Open();
-
-  std::vector<absl::Status> Put(std::span<const Write> pages) override;
-  absl::StatusOr<std::string> Get(const PageName& name) override;
-  std::optional<PageDigest> Find(const PageName& name) override;
-  absl::Status Remove(std::span<const PageName> names) override;
-  PageTierUsage Usage() override;
-  uint64_t BytesOf(const TenantId& tenant) override;
-  uint64_t ChargeOf(uint64_t bytes) const override { return bytes + kPageDiskOverheadBytes; }
-
- private:
-  std::string DatabaseFolder() const { return options_.folder + "/db"; }
-  absl::Status CheckFormat();
-  absl::StatusOr<std::unique_ptr<OpenRocksDb>> OpenDatabase(bool read_only);
-  // Pages are a cache: a database that cannot be opened for what is in it is begun anew, and what
-  // can be read of one that is damaged is served.
-  absl::Status OpenOrReset();
-  absl::Status ReadNames();
-
-  // Positions that are still found, back from next_position_.
-  uint64_t Window() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Names that have left the window: not found any more, and busy until EndBusy.
-  std::vector<PageName> TakeExpired() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Publish(const PageName& name, const Place& place) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  bool Forget(const PageName& name, const std::optional<uint64_t>& position)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void EndBusy(std::span<const PageName> names) ABSL_LOCKS_EXCLUDED(mutex_);
-  // Names whose page is gone while their record is there, or may come back from RocksDB's log after
-  // a write that failed: some of them, to be removed with the next batch, and busy until EndBusy.
-  // Those in `own` are written anew.
-  std::vector<PageName> TakeInDoubt(std::span<const Write* const> own)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void PutInDoubt(const PageName& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Durable, all or nothing. `pages` at the positions of `places`.
-  absl::Status WriteBatch(std::span<const Write* const> pages, std::span<const Place> places,
-                          std::span<const PageName> gone);
-  // Those of one batch that are to be written: at most a write buffer of them.
-  absl::Status PutSome(std::span<const Write* const> pages);
-
-  const RocksDbPageTierOptions options_;
-  rocksdb::Env* const env_;
-  const Shares shares_;
-  const RocksDbMessages messages_;
-  RocksDbHandle handle_;
-  bool has_found_damage_ = false;  // OpenDatabase's last attempt; it is called one at a time.
-
-  Mutex mutex_;
-  CondVar changed_;  // Something is not busy any more.
-  absl::flat_hash_map<PageName, Place> places_ ABSL_GUARDED_BY(mutex_);
-  std::map<uint64_t, PageName> order_ ABSL_GUARDED_BY(mutex_);  // By position.
-  // Being written or removed: who wants one of them waits, so that the first one's bytes stay.
-  absl::flat_hash_set<PageName> busy_ ABSL_GUARDED_BY(mutex_);
-  uint64_t next_position_ ABSL_GUARDED_BY(mutex_) = 0;
-  uint64_t position_at_open_ ABSL_GUARDED_BY(mutex_) = 0;
-  uint64_t window_at_open_ ABSL_GUARDED_BY(mutex_) = 0;  // Of what was there then.
-  uint64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;           // Charged, of places_.
-  absl::flat_hash_map<TenantId, uint64_t> bytes_of_ ABSL_GUARDED_BY(mutex_);  // None is 0.
-  uint64_t evicted_ ABSL_GUARDED_BY(mutex_) = 0;
-  uint64_t records_lost_ ABSL_GUARDED_BY(mutex_) = 0;
-  uint64_t resets_ ABSL_GUARDED_BY(mutex_) = 0;
-  uint64_t list_cuts_ ABSL_GUARDED_BY(mutex_) = 0;  // Torn ends of the list of files.
-  absl::flat_hash_set<PageName> in_doubt_ ABSL_GUARDED_BY(mutex_);  // None that places_ has.
-};
-
-// --- Opening -------------------------------------------------------------------------------------
-
-// Families as OpenDatabase asks for them.
-rocksdb::ColumnFamilyHandle* PagesOf(const OpenRocksDb& opened) { return opened.families[1]; }
-rocksdb::ColumnFamilyHandle* NamesOf(const OpenRocksDb& opened) { return opened.families[2]; }
-
-absl::Status RocksDbPageTier::Open() {
-  if (options_.budget_bytes < kPageDiskBudgetMin) {
-    return absl::InvalidArgumentError(absl::StrCat("a disk budget for pages of ",
-                                                   options_.budget_bytes, " bytes; the least is ",
-                                                   kPageDiskBudgetMin));
-  }
-  KVTIER_RETURN_IF_ERROR(rocksdb_files::CreateFolder(env_, options_.folder));
-  KVTIER_RETURN_IF_ERROR(CheckFormat());
-  // By us, because RocksDB does not sync the folder that names it.
-  KVTIER_RETURN_IF_ERROR(rocksdb_files::CreateFolder(env_, DatabaseFolder()));
-  KVTIER_RETURN_IF_ERROR(OpenOrReset());
-  return ReadNames();
-}
-
-absl::Status RocksDbPageTier::OpenOrReset() {
-  absl::Status opened = handle_.Open(/*read_only=*/false);
-  if (opened.ok() || !has_found_damage_) return opened;
-  // What a loss of power tore off its list of files was never acknowledged, what is in front of it
-  // was. A missing list, say, is no such thing.
-  const absl::StatusOr<std::optional<TornList>> torn = FindTornList(env_, DatabaseFolder());
-  if (torn.ok() && torn->has_value()) {
-    KVTIER_LOG(WARNING) << (*torn)->ToString();
-    KVTIER_RETURN_IF_ERROR(CutTornEnd(env_, **torn));
-    {
-      MutexLock lock(&mutex_);
-      ++list_cuts_;
-    }
-    opened = handle_.Open(/*read_only=*/false);
-    if (opened.ok() || !has_found_damage_) return opened;
-  }
-  KVTIER_LOG(ERROR) << opened.message() << "; pages begin anew";
-  KVTIER_RETURN_IF_ERROR(rocksdb_files::EmptyFolder(env_, DatabaseFolder()));
-  {
-    MutexLock lock(&mutex_);
-    ++resets_;
-  }
-  return handle_.Open(/*read_only=*/false);
-}
-
-absl::Status RocksDbPageTier::CheckFormat() {
-  const std::string file = options_.folder + "/FORMAT";
-  KVTIER_ASSIGN_OR_RETURN(const bool exists, rocksdb_files::Exists(env_, file));
-  if (!exists)
-    return rocksdb_files::WriteAtomically(env_, options_.folder, "FORMAT",
-                                          page_disk_format::kFormatFile);
-  KVTIER_ASSIGN_OR_RETURN(const std::string text, rocksdb_files::Read(env_, file));
-  if (text != page_disk_format::kFormatFile) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(options_.folder, ": pages of another format: \"",
-                     absl::string_view(text).substr(0, text.find('\n')), "\""));
-  }
-  return absl::OkStatus();
-}
-
-absl::StatusOr<std::unique_ptr<OpenRocksDb>> RocksDbPageTier::OpenDatabase(bool read_only) {
-  rocksdb::DBOptions options;
-  options.env = env_;
-  options.create_if_missing = true;
-  options.create_missing_column_families = true;
-  // A damaged log record costs the pages in it, not all that came after.
-  options.wal_recovery_mode = rocksdb::WALRecoveryMode::kSkipAnyCorruptedRecords;
-  options.max_open_files = -1;  // FIFO compaction wants it.
-  options.max_total_wal_size = 2 * shares_.write_buffer;
-  options.info_log = messages_.logger();
-  options.stats_dump_period_sec = 0;
-  options.stats_persist_period_sec = 0;
-  options.max_bgerror_resume_count = 0;  // We recover from failed writes ourselves.
-
-  rocksdb::BlockBasedTableOptions table;
-  table.no_block_cache = true;  // Host memory is the cache, and has a budget.
-  table.checksum = rocksdb::kXXH3;
-  table.format_version = 5;
-  table.block_size = 16 << 10;  // Fewer index entries than blocks of a page each.
-
-  constexpr uint64_t kNever = uint64_t{100} * 365 * 24 * 3600;  // Seconds.
-  rocksdb::ColumnFamilyOptions pages;
-  pages.compaction_style = rocksdb::kCompactionStyleFIFO;
-  pages.compaction_options_fifo.max_table_files_size = shares_.files;
-  // Pages go when the budget is full, not when they are old: left alone, RocksDB takes 30 days.
-  pages.ttl = kNever;
-  pages.periodic_compaction_seconds = kNever;
-  pages.compression = rocksdb::kNoCompression;
-  pages.write_buffer_size = shares_.write_buffer;
-  pages.max_write_buffer_number = 2;
-  pages.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
-
-  rocksdb::ColumnFamilyOptions names;
-  names.compression = rocksdb::kNoCompression;
-  names.write_buffer_size = std::max(shares_.write_buffer / 8, uint64_t{64} << 10);
-  names.max_write_buffer_number = 2;
-  names.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
-
-  const std::vector<rocksdb::ColumnFamilyDescriptor> families = {
-      {rocksdb::kDefaultColumnFamilyName, names}, {kPagesFamily, pages}, {"names", names}};
-  bool is_lost = false;
-  absl::StatusOr<std::unique_ptr<OpenRocksDb>> opened =
-      OpenRocks(DatabaseFolder(), options, families, read_only, &is_lost);
-  if (!opened.ok() && is_lost) {
-    // Without paranoid checks RocksDB opens what is left when a file of pages is gone.
-    KVTIER_LOG(ERROR) << opened.status().message() << "; opening what is intact";
-    options.paranoid_checks = false;
-    opened = OpenRocks(DatabaseFolder(), options, families, read_only, &is_lost);
-  }
-  has_found_damage_ = is_lost;
-  KVTIER_RETURN_IF_ERROR(opened.status());
-  KVTIER_CHECK_GE((*opened)->db->GetOptions(PagesOf(**opened)).ttl, kNever)
-      << "RocksDB would remove pages by age";
-  return opened;
-}
-
-absl::Status RocksDbPageTier::ReadNames() {
-  const RocksDbHandle::Access access(&handle_);
-  KVTIER_RETURN_IF_ERROR(access.status());
-  MutexLock lock(&mutex_);
-  bool is_file_gone = false;
-  uint64_t largest_bytes = 0;  // Of the files of pages.
-  const absl::Status read = Rocks("read names", [&] {
-    std::vector<rocksdb::LiveFileMetaData> files;
-    access->db->GetLiveFilesMetaData(&files);
-    for (const rocksdb::LiveFileMetaData& file : files) {
-      if (file.column_family_name == kPagesFamily) {
-        largest_bytes = std::max(largest_bytes, uint64_t{file.size});
-      }
-    }
-    const std::unique_ptr<rocksdb::Iterator> records(
-        access->db->NewIterator(rocksdb::ReadOptions(), NamesOf(*access)));
-    for (records->SeekToFirst(); records->Valid(); records->Next()) {
-      mutex_.AssertHeld();
-      const absl::string_view key(records->key().data(), records->key().size());
-      const absl::string_view value(records->value().data(), records->value().size());
-      const std::optional<PageName> name = page_disk_format::ParseNameKey(key);
-      const std::optional<Place> place = page_disk_format::DecodePlace(key, value);
-      if (!name.has_value() || !place.has_value()) {
-        ++records_lost_;
-        continue;
-      }
-      Publish(*name, *place);
-      next_position_ = std::max(next_position_, place->position + ChargeOf(place->digest.bytes));
-    }
-    is_file_gone = records->status().IsPathNotFound();
-    return records->status();
-  });
-  if (absl::IsDataLoss(read) || is_file_gone) {
-    // Pages behind the damage are misses from now on; the others are served.
-    KVTIER_LOG(ERROR) << options_.folder << ": " << read.message();
-    ++records_lost_;
-  } else {
-    KVTIER_RETURN_IF_ERROR(read);
-  }
-  position_at_open_ = next_position_;
-  window_at_open_ = shares_.WindowWith(largest_bytes);
-  // After a start with a smaller budget. Batches to come remove their records.
-  const std::vector<PageName> expired = TakeExpired();
-  busy_.clear();
-  for (const PageName& name : expired) PutInDoubt(name);
-  KVTIER_LOG(INFO) << "recovered " << places_.size() << " pages, " << expired.size()
-                   << " were beyond the budget, lost " << records_lost_ << " records";
-  return absl::OkStatus();
-}
+}  // namespace
 
 // --- In memory -----------------------------------------------------------------------------------
 
@@ -604,20 +326,6 @@ absl::StatusOr<std::string> RocksDbPageTier::Get(const PageName& name) {
   if (is_ours) EndBusy(names);
   if (!removed.ok()) KVTIER_LOG(WARNING) << "a damaged page comes back: " << removed.message();
   return absl::DataLossError(absl::StrCat("page ", name.key.ToHex(), " fails its CRC32C on disk"));
-}
-
-}  // namespace
-
-uint64_t RocksDbPageMemoryBytes(uint64_t host_budget_bytes) {
-  const uint64_t for_largest = std::min(host_budget_bytes / 2, kMemoryBytesOfLargestPage);
-  return std::clamp(std::max(host_budget_bytes / 4, for_largest), kMemoryBytesMin, kMemoryBytesMax);
-}
-
-absl::StatusOr<std::unique_ptr<PageTier>> OpenRocksDbPageTier(
-    const RocksDbPageTierOptions& options) {
-  auto tier = std::make_unique<RocksDbPageTier>(options);
-  KVTIER_RETURN_IF_ERROR(tier->Open());
-  return tier;
 }
 
 }  // namespace kvtier

@@ -1,5 +1,6 @@
 // The tier of store/rocksdb_tier.h. Private to the files that implement it: rocksdb_tier.cc (bands
-// in, segments out, bands out) and rocksdb_tier_recover.cc (start-up).
+// in, segments out, bands out), rocksdb_tier_open.cc (the folder and its database) and
+// rocksdb_tier_recover.cc (what is in it).
 #ifndef KVTIER_STORE_ROCKSDB_TIER_IMPL_H_
 #define KVTIER_STORE_ROCKSDB_TIER_IMPL_H_
 

@@ -13,7 +13,8 @@
 //     syncs entries of two threads together now and then. If power tears the first of those and
 //     leaves the second, the list counts as damaged.)
 // Who cuts it off looks first at what the database would be without it (WithoutTornEnd): whether
-// all is there that records name. docs/adr/0012-what-damage-costs.md.
+// the list is as long then as it is known to have been synced (store/rocksdb_list_mark.h), and all
+// is there that records name. docs/adr/0012-what-damage-costs.md.
 //
 // Private to the files that see RocksDB. Stateless; nothing else may have the database open.
 #ifndef KVTIER_STORE_ROCKSDB_TORN_LIST_H_

@@ -21,14 +21,13 @@
 #include "store/tiered_store.h"
 #include "tests/fault/store/disk_state.h"
 #include "tests/fault/store/simulated_disk.h"
+#include "tests/fault/store/torn_write.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/testing/test_object.h"
 
 namespace kvtier {
 namespace {
-
-constexpr uint64_t kSectorBytes = 512;
 
 // Its entry in the list has more than a sector.
 constexpr uint32_t kBands = 16;
@@ -51,27 +50,6 @@ bool IsListWrite(const DiskOp& op) {
   constexpr size_t kNumbersBytesMax = 24;
   return op.kind == DiskOp::Kind::kWrite && absl::StrContains(op.path, "/db/MANIFEST-") &&
          op.data->size() > kNumbersBytesMax;
-}
-
-uint64_t SectorsOf(const DiskOp& write) {
-  return (write.offset + write.data->size() - 1) / kSectorBytes - write.offset / kSectorBytes + 1;
-}
-
-// The sectors of a write whose bits are in `kept` reach the disk.
-void ApplySome(const DiskOp& write, uint64_t kept, DiskState* state) {
-  const uint64_t end = write.offset + write.data->size();
-  for (uint64_t at = write.offset; at < end; kept >>= 1) {
-    const uint64_t next = std::min(end, (at / kSectorBytes + 1) * kSectorBytes);
-    if ((kept & 1) != 0) {
-      DiskOp sector = write;
-      sector.offset = at;
-      sector.data =
-          std::make_shared<const std::string>(write.data->substr(at - write.offset, next - at));
-      state->Apply(sector);
-    }
-    at = next;
-  }
-  state->Apply({.kind = DiskOp::Kind::kSyncFile, .path = write.path, .file = write.file});
 }
 
 class TornListFaultTest : public testing::Test {
