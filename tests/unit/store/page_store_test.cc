@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <filesystem>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/bytes.h"
 #include "base/limits.h"
@@ -333,6 +335,35 @@ TEST_F(PageStoreTest, TheDiskKeepsTheNewestWithinItsBudget) {
     ASSERT_EQ(Get(i), is_there ? Bytes(i) : "") << i;
   }
   ExpectCountersAddUp();
+}
+
+// RocksDB's list of files: an entry for each file that comes and goes, and 1 GiB if it has its way.
+TEST_F(PageStoreTest, TheListOfFilesIsBegunAnew) {
+  constexpr uint64_t kListBytes = 64 << 10;  // With so small a budget; an entry more, and it ends.
+  constexpr size_t kSize = 96 << 10;         // A file of its own.
+  KVTIER_ASSERT_OK_AND_ASSIGN(const std::unique_ptr<PageTier> tier,
+                              OpenRocksDbPageTier({.folder = dir_.File("pages"),
+                                                   .budget_bytes = kPageDiskBudgetMin,
+                                                   .memory_bytes = 256 << 10}));
+  std::set<std::string> lists;
+  uint64_t largest = 0;
+  for (int number = 0; number < 4000 && lists.size() < 2; ++number) {
+    const std::string bytes = Bytes(number, 0, kSize);
+    const PageTier::Write writes[] = {
+        {.name = {tenant_, Key(number)}, .bytes = bytes, .crc32c = ComputeCrc32c(AsBytes(bytes))}};
+    ASSERT_THAT(tier->Put(writes), ElementsAre(IsOk()));
+    if (number % 32 != 0) continue;
+    std::error_code gone;
+    for (const auto& file : std::filesystem::directory_iterator(dir_.File("pages") + "/db", gone)) {
+      const std::string name = file.path().filename();
+      if (!absl::StartsWith(name, "MANIFEST-")) continue;
+      const uint64_t size = file.file_size(gone);
+      if (!gone) largest = std::max(largest, size);
+      lists.insert(name);
+    }
+  }
+  EXPECT_EQ(lists.size(), 2u);
+  EXPECT_LE(largest, kListBytes + 1024);
 }
 
 TEST_F(PageStoreTest, DamageOnDiskIsALossThenAMiss) {
