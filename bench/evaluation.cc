@@ -165,9 +165,9 @@ absl::StatusOr<ScoreTable> Evaluation::RecipeScores(const Recipe& recipe,
                                                     const RecipeInputs& inputs) const {
   const auto rows = static_cast<int64_t>(model_->profile().RepeatRowsMax(context_.size()));
   KVTIER_ASSIGN_OR_RETURN(ForwardScratch scratch, ForwardScratch::Create(*model_, rows));
-  return ScoreByRecipe(recipe, inputs, *model_, context_,
-                       static_cast<int64_t>(identity_.system_tokens), cache_, scratch,
-                       CancelToken(), nullptr);
+  return ReadScores(ScoreByRecipe(recipe, inputs, *model_, context_,
+                                  static_cast<int64_t>(identity_.system_tokens), cache_, scratch,
+                                  CancelToken(), nullptr));
 }
 
 ScoreTable Evaluation::RandomScores(uint64_t seed) const {

@@ -22,6 +22,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "compressor/backend_scores.h"
 #include "kvcache/geometry.h"
 #include "kvcache/ragged_view.h"
 
@@ -130,7 +131,8 @@ struct ScoreArgs {
   int64_t chunk_end = 0;
   KvLayerView repeat = {};  // rows [0, q_rows): the repeat rows' own keys
   float scale = 0;
-  float* out = nullptr;  // host, [kv_heads, out_stride], column 0 = chunk_begin
+  // Backend memory, fp32, [kv_heads, out_stride], column 0 = chunk_begin (BackendScores::From).
+  float* out = nullptr;
   int64_t out_stride = 0;
   // The softmax runs over rows [0, full_rows) of the cache, which include the chunk, instead of
   // {sinks, chunk}: recipe full-softmax. 0: chunk-local.
@@ -199,6 +201,9 @@ class Backend {
   // The operations this project exists for.
   virtual absl::Status Attention(const AttentionArgs& args) = 0;
   virtual absl::Status ScoreColumnMax(const ScoreArgs& args) = 0;
+  // Room for the scores of a context, where ScoreColumnMax writes them and packer() ranks them.
+  // RESOURCE_EXHAUSTED: no memory. INVALID_ARGUMENT: more pairs than this backend can rank.
+  virtual absl::StatusOr<std::unique_ptr<BackendScores>> MakeScores(const ScoreShape& shape) = 0;
   // Copies row positions[i] of head `head` to row i of keys_out and values_out (host memory,
   // [positions.size(), head_dim] of the layer's dtype).
   virtual absl::Status GatherRows(const KvLayerView& layer, int64_t head,

@@ -45,15 +45,6 @@ void HeadScores::Merge(const HeadScores& other) {
   }
 }
 
-ScoreTable HeadScores::Broadcast(uint64_t tokens) const {
-  ScoreTable table = ScoreTable::Create(layers, kv_heads, tokens);
-  for (size_t i = 0; i < log_scores.size(); ++i) {
-    std::fill_n(table.log_scores.begin() + static_cast<ptrdiff_t>(i * tokens), tokens,
-                log_scores[i]);
-  }
-  return table;
-}
-
 absl::Status HeadScores::CheckFits(const Model& model, const Geometry& geometry) const {
   if (model_digest != model.digest()) {
     return absl::InvalidArgumentError(absl::StrCat("head scores are of a model with digest ",

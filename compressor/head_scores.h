@@ -33,8 +33,6 @@ struct HeadScores {
   static HeadScores FromTable(const ScoreTable& scores, const Digest& model_digest);
   // Elementwise maximum with scores of another context of the same model. REQUIRES: same shape.
   void Merge(const HeadScores& other);
-  // The same score for every token of a head.
-  ScoreTable Broadcast(uint64_t tokens) const;
   // INVALID_ARGUMENT: measured on another model, or of another shape (both named).
   absl::Status CheckFits(const Model& model, const Geometry& geometry) const;
 };

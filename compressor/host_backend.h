@@ -20,6 +20,9 @@ class HostBackend : public CheckedBackend {
   DType activation_dtype() const final { return DType::kF32; }
   absl::Status Synchronize() final { return absl::OkStatus(); }
   bool host_addressable() const final { return true; }
+  absl::StatusOr<std::unique_ptr<BackendScores>> MakeScores(const ScoreShape& shape) final {
+    return MakeHostScores(shape);
+  }
 
  protected:
   absl::StatusOr<Tensor> RunAllocate(DType dtype, int64_t rows, int64_t cols) final;

@@ -39,9 +39,9 @@ class HeadPacker {
 
 class HostRankedRows final : public RankedRows {
  public:
-  // The assignment is of these scores, its bands are below thresholds.size(). Neither backend nor
-  // scores are owned.
-  HostRankedRows(Backend& backend, const ScoreTable& scores,
+  // The assignment is of these scores, its bands are below thresholds.size(). The backend is not
+  // owned.
+  HostRankedRows(Backend& backend, std::shared_ptr<const ScoreTable> scores,
                  std::shared_ptr<const BandAssignment> assignment);
 
   const BandCounts& counts() const override { return counts_; }
@@ -53,7 +53,7 @@ class HostRankedRows final : public RankedRows {
   // after the other, and share one pass over its pairs.
   void Split(uint32_t scored_layer, uint64_t protected_tokens);
 
-  const ScoreTable& scores_;
+  const std::shared_ptr<const ScoreTable> scores_;
   const std::shared_ptr<const BandAssignment> assignment_;
   HeadPacker heads_;
   BandCounts counts_;

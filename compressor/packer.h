@@ -23,7 +23,7 @@
 namespace kvtier {
 
 struct RankRequest {
-  const ScoreTable* scores = nullptr;  // As AssignBandsByRule takes them.
+  const BackendScores* scores = nullptr;  // Of the same backend; as AssignBandsByRule takes them.
   const BandEdges* edges = nullptr;
   SelectionRule rule = SelectionRule::kExact;
   bool system_prompt = false;  // There is one, so that no first token needs to come first.
@@ -93,7 +93,7 @@ class RankedRows {
   }
 };
 
-// Memory beside the table of scores, on the host or the device, of every pair.
+// Memory beside the scores (BackendScores), on the host or the device, of every pair.
 struct PairBytes {
   uint64_t ranking = 0;  // At the peak of ranking.
   uint64_t ranked = 0;   // From then on, by the RankedRows.

@@ -183,10 +183,10 @@ absl::StatusOr<CompressedObject> PackObject(
                   [&](uint8_t band) { return band >= edges.size(); })) {
     return absl::InvalidArgumentError("packing: the band assignment does not fit scores and edges");
   }
-  // Not owned: it outlives this call.
-  HostRankedRows ranked(
-      backend, scores,
-      std::shared_ptr<const BandAssignment>(std::shared_ptr<const void>(), &assignment));
+  // Not owned: both outlive this call.
+  const std::shared_ptr<const void> nobody;
+  HostRankedRows ranked(backend, std::shared_ptr<const ScoreTable>(nobody, &scores),
+                        std::shared_ptr<const BandAssignment>(nobody, &assignment));
   return PackObject(backend, cache, ranked, edges, identity, on_layer, window);
 }
 

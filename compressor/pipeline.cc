@@ -60,6 +60,10 @@ absl::string_view CompressStageName(CompressStage stage) {
 
 Pipeline::Pipeline(const Model& model, PipelineOptions options)
     : model_(&model), options_(std::move(options)), norms_(model) {
+  if (options_.prefill_rows == 0) {
+    options_.prefill_rows =
+        model.backend().host_addressable() ? kHostPrefillRows : kDevicePrefillRows;
+  }
   KVTIER_CHECK_GT(options_.prefill_rows, 0);
 }
 
@@ -187,10 +191,9 @@ absl::StatusOr<Manifest> Pipeline::DescribeObject(const CompressInput& input) co
   return manifest;
 }
 
-absl::StatusOr<ScoreTable> Pipeline::FillAndScore(const CompressInput& input, const Recipe& recipe,
-                                                  DenseCache& cache, const Progress& progress,
-                                                  const CancelToken& cancel,
-                                                  std::span<float> last_logits) const {
+absl::StatusOr<std::unique_ptr<BackendScores>> Pipeline::FillAndScore(
+    const CompressInput& input, const Recipe& recipe, DenseCache& cache, const Progress& progress,
+    const CancelToken& cancel, std::span<float> last_logits) const {
   const std::vector<uint32_t> ids = PrefillIds(input);
   const uint64_t context_tokens = input.context.size();
   const uint64_t system_tokens = ids.size() - context_tokens;
@@ -239,7 +242,8 @@ absl::StatusOr<ScoredContext> Pipeline::Score(const CompressInput& input, const 
   result.last_logits.resize(static_cast<size_t>(model_->config().vocabulary));
   const Progress report = progress ? progress : [](const CompressProgress&) {};
   KVTIER_ASSIGN_OR_RETURN(
-      result.scores, FillAndScore(input, result.recipe, cache, report, cancel, result.last_logits));
+      result.scores,
+      ReadScores(FillAndScore(input, result.recipe, cache, report, cancel, result.last_logits)));
   return result;
 }
 
@@ -253,7 +257,7 @@ absl::StatusOr<CompressedObject> Pipeline::Compress(const CompressInput& input,
   KVTIER_ASSIGN_OR_RETURN(DenseCache cache,
                           DenseCache::Create(model_->backend(), identity.geometry,
                                              static_cast<int64_t>(identity.logical_length())));
-  KVTIER_ASSIGN_OR_RETURN(const ScoreTable scores,
+  KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<BackendScores> scores,
                           FillAndScore(input, recipe, cache, report, cancel, /*last_logits=*/{}));
 
   const uint64_t layers = identity.geometry.layer_count();
@@ -265,7 +269,7 @@ absl::StatusOr<CompressedObject> Pipeline::Compress(const CompressInput& input,
   KVTIER_RETURN_IF_ERROR(on_layer(0));
   KVTIER_ASSIGN_OR_RETURN(
       const std::unique_ptr<RankedRows> ranked,
-      RankRows(model_->backend(), {.scores = &scores,
+      RankRows(model_->backend(), {.scores = scores.get(),
                                    .edges = &options_.edges,
                                    .rule = recipe.selection(),
                                    .system_prompt = identity.system_tokens > 0}));

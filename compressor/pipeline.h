@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "base/cancel_token.h"
+#include "compressor/backend_scores.h"
 #include "compressor/dense_cache.h"
 #include "compressor/head_scores.h"
 #include "compressor/model.h"
@@ -44,17 +45,26 @@ enum class CompressStage { kPrefill, kScore, kPack, kMeasure };
 // "prefill", "scoring", "packing", "measuring"
 absl::string_view CompressStageName(CompressStage stage);
 
-// Stages come in order; tokens_done ascends from 0 to tokens_total inside each.
+// Stages come in order; tokens_done ascends from 0 to tokens_total inside each. On a device, which
+// computes by itself, prefill and scoring count what has been enqueued: that is ahead of what has
+// been computed, by no more than the device's queue holds. Packing begins when all has been scored.
 struct CompressProgress {
   CompressStage stage = CompressStage::kPrefill;
   uint64_t tokens_done = 0;
   uint64_t tokens_total = 0;
 };
 
+// Rows of one prefill piece where the options leave it open. On a CPU products run at their full
+// rate from a few hundred rows on, and a piece is what a cancelled compression still finishes. On a
+// device a piece reads all weights and launches every kernel once, whatever its size, and attention
+// has blocks for every multiprocessor only with some thousand rows; more rows are more scratch.
+inline constexpr int64_t kHostPrefillRows = 512;
+inline constexpr int64_t kDevicePrefillRows = 2048;
+
 struct PipelineOptions {
   DType kv_dtype = DType::kBf16;
   BandEdges edges = BandEdges::Default();
-  int64_t prefill_rows = 512;       // Rows of one prefill piece; at least 1.
+  int64_t prefill_rows = 0;         // Of one prefill piece; 0: as the backend is, see above.
   uint64_t context_tokens_max = 0;  // 0: only the model's positions bound it.
   std::string recipe = "kvzip";     // For inputs that name none.
   // What recipe head ranks by; null: that recipe is refused. Must be of the pipeline's model.
@@ -118,10 +128,9 @@ class Pipeline {
   absl::StatusOr<Manifest> DescribeObject(const CompressInput& input) const;
   // Prefill into `cache`, then score it. Scratch memory is gone when this returns. Writes the
   // logits after the last token to `last_logits` unless it is empty.
-  absl::StatusOr<ScoreTable> FillAndScore(const CompressInput& input, const Recipe& recipe,
-                                          DenseCache& cache, const Progress& progress,
-                                          const CancelToken& cancel,
-                                          std::span<float> last_logits) const;
+  absl::StatusOr<std::unique_ptr<BackendScores>> FillAndScore(
+      const CompressInput& input, const Recipe& recipe, DenseCache& cache, const Progress& progress,
+      const CancelToken& cancel, std::span<float> last_logits) const;
   // Adds fidelity to the manifest of a packed object.
   absl::Status Measure(const CompressInput& input, CompressedObject& object, const Progress& report,
                        const CancelToken& cancel) const;

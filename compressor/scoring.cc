@@ -13,22 +13,6 @@
 namespace kvtier {
 namespace {
 
-// A score of NaN or infinity would be ranked somewhere: an overflow in the model must not pass for
-// an opinion about the context.
-absl::Status CheckChunkScores(const ScoreTable& table, PromptProfile::Chunk chunk) {
-  for (uint32_t layer = 0; layer < table.layers; ++layer) {
-    for (uint32_t head = 0; head < table.kv_heads; ++head) {
-      for (uint64_t token = chunk.begin; token < chunk.end; ++token) {
-        const float score = table.at(layer, head, token);
-        if (std::isfinite(score)) continue;
-        return absl::InvalidArgumentError(absl::StrCat("score of layer ", layer, ", head ", head,
-                                                       ", context token ", token, " is ", score));
-      }
-    }
-  }
-  return absl::OkStatus();
-}
-
 // Row of each model layer in the score table; -1 for layers that are not scored.
 std::vector<int64_t> ScoredRows(const Geometry& geometry) {
   std::vector<int64_t> rows;
@@ -82,11 +66,10 @@ class NormOffsets {
 
 }  // namespace
 
-absl::StatusOr<ScoreTable> ScoreContext(const Model& model, std::span<const uint32_t> context,
-                                        int64_t system_tokens, const DenseCache& cache,
-                                        ForwardScratch& scratch, const CancelToken& cancel,
-                                        const std::function<void(uint64_t tokens_done)>& on_chunk,
-                                        const ScoringRule& rule) {
+absl::StatusOr<std::unique_ptr<BackendScores>> ScoreContext(
+    const Model& model, std::span<const uint32_t> context, int64_t system_tokens,
+    const DenseCache& cache, ForwardScratch& scratch, const CancelToken& cancel,
+    const std::function<void(uint64_t tokens_done)>& on_chunk, const ScoringRule& rule) {
   const PromptProfile& profile = model.profile();
   const Geometry& geometry = cache.geometry();
   const uint64_t tokens = context.size();
@@ -95,7 +78,10 @@ absl::StatusOr<ScoreTable> ScoreContext(const Model& model, std::span<const uint
         absl::StrCat("scoring: the cache holds ", cache.length(), " rows, not ", system_tokens,
                      " of the system prompt and ", tokens, " of the context"));
   }
-  ScoreTable table = ScoreTable::Create(geometry.scored_layer_count(), geometry.kv_heads, tokens);
+  KVTIER_ASSIGN_OR_RETURN(std::unique_ptr<BackendScores> scores,
+                          model.backend().MakeScores({.layers = geometry.scored_layer_count(),
+                                                      .kv_heads = geometry.kv_heads,
+                                                      .tokens = rule.leading_tokens + tokens}));
   const std::vector<int64_t> scored_rows = ScoredRows(geometry);
   const DenseSpans spans(cache);
   KVTIER_ASSIGN_OR_RETURN(DenseCache repeat,
@@ -130,8 +116,9 @@ absl::StatusOr<ScoreTable> ScoreContext(const Model& model, std::span<const uint
       args.chunk_end = system_tokens + static_cast<int64_t>(chunk.end);
       args.repeat = repeat_layer;
       args.scale = model.config().softmax_scale();
-      args.out = &table.at(static_cast<uint32_t>(scored_rows[layer]), 0, chunk.begin);
-      args.out_stride = static_cast<int64_t>(tokens);
+      args.out = scores->From(static_cast<uint32_t>(scored_rows[layer]),
+                              rule.leading_tokens + chunk.begin);
+      args.out_stride = static_cast<int64_t>(scores->shape().tokens);
       if (offsets.wanted()) {
         KVTIER_RETURN_IF_ERROR(offsets.AddTo(layer, model.config().q_heads, args));
       }
@@ -139,11 +126,10 @@ absl::StatusOr<ScoreTable> ScoreContext(const Model& model, std::span<const uint
     };
     const std::vector<uint32_t> ids = profile.RepeatInput(context, c);
     KVTIER_RETURN_IF_ERROR(Forward(model, ids, plan, scratch, /*logits=*/{}));
-    KVTIER_RETURN_IF_ERROR(model.backend().Synchronize());
-    KVTIER_RETURN_IF_ERROR(CheckChunkScores(table, chunk));
     if (on_chunk) on_chunk(chunk.end);
   }
-  return table;
+  KVTIER_RETURN_IF_ERROR(CheckFinite(*scores, rule.leading_tokens));
+  return scores;
 }
 
 }  // namespace kvtier

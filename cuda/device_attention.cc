@@ -232,8 +232,6 @@ absl::Status RunDeviceScore(const ScoreArgs& args, const std::shared_ptr<Device>
   const uint64_t scores = uint64_t(cache.kv_heads) * columns;
   KVTIER_ASSIGN_OR_RETURN(const DeviceMemory best,
                           DeviceMemory::Allocate(device, scores * sizeof(uint32_t)));
-  KVTIER_ASSIGN_OR_RETURN(const DeviceMemory values,
-                          DeviceMemory::Allocate(device, scores * sizeof(float)));
   KVTIER_RETURN_IF_ERROR(device->Zero(best.as<void>(), scores * sizeof(uint32_t)));
   const bool has_rows = args.row_offsets != nullptr;
   const bool has_keys = args.key_offsets != nullptr;
@@ -265,18 +263,14 @@ absl::Status RunDeviceScore(const ScoreArgs& args, const std::shared_ptr<Device>
   KVTIER_RETURN_IF_ERROR(device->Check(tensor ? LaunchScoreTensor(params, device->stream())
                                               : LaunchScoreMax(params, device->stream()),
                                        "score"));
-  KVTIER_RETURN_IF_ERROR(device->Check(LaunchScoreValue({.best = best.as<uint32_t>(),
-                                                         .out = values.as<float>(),
-                                                         .count = static_cast<int64_t>(scores),
-                                                         .clamp = !has_rows && !has_keys},
-                                                        device->stream()),
-                                       "score"));
-  std::vector<float> host(scores);
-  KVTIER_RETURN_IF_ERROR(device->CopyOut(values.as<float>(), host.data(), scores * sizeof(float)));
-  for (int64_t head = 0; head < cache.kv_heads; ++head) {
-    std::copy_n(host.begin() + head * columns, columns, args.out + head * args.out_stride);
-  }
-  return absl::OkStatus();
+  return device->Check(LaunchScoreValue({.best = best.as<uint32_t>(),
+                                         .out = args.out,
+                                         .kv_heads = cache.kv_heads,
+                                         .columns = columns,
+                                         .out_stride = args.out_stride,
+                                         .clamp = !has_rows && !has_keys},
+                                        device->stream()),
+                       "score");
 }
 
 }  // namespace kvtier

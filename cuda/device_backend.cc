@@ -11,6 +11,7 @@
 #include "compressor/checked_backend.h"
 #include "cuda/device_attention.h"
 #include "cuda/device_packer.h"
+#include "cuda/device_scores.h"
 #include "cuda/elementwise.h"
 
 namespace kvtier {
@@ -47,6 +48,9 @@ class DeviceBackend final : public CheckedBackend {
   absl::string_view name() const override { return device_->name(); }
   DType activation_dtype() const override { return activations_; }
   bool host_addressable() const override { return false; }
+  absl::StatusOr<std::unique_ptr<BackendScores>> MakeScores(const ScoreShape& shape) override {
+    return MakeDeviceScores(device_, shape);
+  }
   Packer* packer() override { return packer_.get(); }
   absl::Status Synchronize() override {
     KVTIER_RETURN_IF_ERROR(device_->Enter());

@@ -17,8 +17,8 @@ namespace kvtier {
 // are kept in the same type; a table shared as weights stays what it is.
 //
 // Operations run in the order of the device's stream and do not wait, except where the host gets
-// something: Download, ReadLinear, GatherRows, ScoreColumnMax. Scratch and tables of a call are
-// taken from the device's pool and given back in stream order.
+// something: Download, ReadLinear, GatherRows, and scores that are read (cuda/device_scores.h).
+// Scratch and tables of a call are taken from the device's pool and given back in stream order.
 //
 // `fused` computes the attention that it takes; null: all runs on the kernels of this folder. With
 // one, new tensors hold zeros, because it may read rows of a cache that nobody has written yet

@@ -89,7 +89,7 @@ class DeviceRankedRows final : public RankedRows {
                         .head_dim = fill.layer.head_dim,
                         .code = static_cast<RowCode>(fill.codec),
                         .tokens = ranking_.tokens.as<uint32_t>(),
-                        .scores = ranking_.scores.as<float>(),
+                        .scores = ranking_.scores,
                         .protected_tokens = static_cast<int64_t>(fill.protected_tokens),
                         .blocks = blocks.as<PackBlock>(),
                         .block_count = static_cast<int64_t>(f.blocks.size()),

@@ -3,10 +3,10 @@
 // launch per segment writes its rows as the object stores them, which one copy brings to the host,
 // through pinned memory, while the next segment is gathered.
 //
-// While it ranks it takes kRankingPairBytes (device_ranking.h) of device memory per pair and a
-// little; between that and the last segment kRankedPairBytes, and the sizes of
-// the segments that are being filled. Whole heads (recipe head) are ranked on the
-// host, which has one score per head to look at.
+// It takes the scores where they lie on the device (device_scores.h). Beside them, while it ranks,
+// it takes kRankingPairBytes (device_ranking.h) of device memory per pair and a little; between
+// that and the last segment kRankedPairBytes, and the sizes of the segments that are being filled.
+// Whole heads (recipe head) are ranked on the host, which reads the scores for that.
 #ifndef KVTIER_CUDA_DEVICE_PACKER_H_
 #define KVTIER_CUDA_DEVICE_PACKER_H_
 

@@ -11,6 +11,7 @@
 #include "base/status_macros.h"
 #include "compressor/ranking.h"
 #include "compressor/rule_ranking.h"
+#include "cuda/device_scores.h"
 #include "cuda/rank_bands.h"
 #include "cuda/sort_pairs.h"
 
@@ -24,8 +25,6 @@ constexpr int kScoreKeyBits = 32;
 // Ranks that one block sums up.
 constexpr int64_t kMassRanks = 8192;
 
-int64_t RowCount(const ScoreTable& scores) { return int64_t{scores.layers} * scores.kv_heads; }
-
 // Bits of every number below `count`.
 int BitsBelow(int64_t count) {
   return std::max(1, static_cast<int>(std::bit_width(static_cast<uint64_t>(count - 1))));
@@ -34,20 +33,19 @@ int BitsBelow(int64_t count) {
 // A ranking in the making: keys and values, and spare arrays that sorts need.
 class Ranker {
  public:
-  Ranker(const RankRequest& request, const std::shared_ptr<Device>& device)
-      : scores_(*request.scores),
+  Ranker(const RankRequest& request, const float* scores, const std::shared_ptr<Device>& device)
+      : request_scores_(*request.scores),
+        scores_(scores),
         edges_(*request.edges),
         rule_(request.rule),
         first_token_first_(!request.system_prompt && PutsFirstTokenFirst(request.rule)),
         device_(device),
-        pairs_(static_cast<int64_t>(scores_.pairs())),
-        tokens_(static_cast<int64_t>(scores_.tokens)),
-        rows_(RowCount(scores_)) {}
+        pairs_(static_cast<int64_t>(request_scores_.shape().pairs())),
+        tokens_(static_cast<int64_t>(request_scores_.shape().tokens)),
+        rows_(static_cast<int64_t>(request_scores_.shape().rows())) {}
 
-  absl::Status Allocate(DeviceRanking& result) {
+  absl::Status Allocate() {
     const uint64_t bytes = static_cast<uint64_t>(pairs_) * sizeof(uint32_t);
-    KVTIER_ASSIGN_OR_RETURN(result.scores,
-                            DeviceMemory::Of(device_, std::span<const float>(scores_.log_scores)));
     KVTIER_ASSIGN_OR_RETURN(keys_, DeviceMemory::Allocate(device_, bytes));
     KVTIER_ASSIGN_OR_RETURN(values_, DeviceMemory::Allocate(device_, bytes));
     KVTIER_ASSIGN_OR_RETURN(spare_keys_, DeviceMemory::Allocate(device_, bytes));
@@ -63,12 +61,12 @@ class Ranker {
   // Bands, thresholds and masses of a rule that ranks pairs.
   absl::Status RankPairs(DeviceRanking& result) {
     const bool each_row = rule_ == SelectionRule::kPerHead;
-    KVTIER_RETURN_IF_ERROR(SortScores(result.scores.as<float>()));
+    KVTIER_RETURN_IF_ERROR(SortScores());
     if (each_row) KVTIER_RETURN_IF_ERROR(SortRows());
     std::vector<uint64_t> rank_ends;
     for (const Ratio edge : edges_.edges()) {
-      rank_ends.push_back(
-          KeptPairs(rule_, edge, each_row ? 1 : static_cast<uint64_t>(rows_), scores_.tokens));
+      rank_ends.push_back(KeptPairs(rule_, edge, each_row ? 1 : static_cast<uint64_t>(rows_),
+                                    static_cast<uint64_t>(tokens_)));
     }
     const int64_t period = each_row ? tokens_ : pairs_;
     KVTIER_RETURN_IF_ERROR(CheckRankEnds(rank_ends, static_cast<uint64_t>(period)));
@@ -148,11 +146,11 @@ class Ranker {
   }
 
   // All pairs by (score falling, first tokens first, flat index).
-  absl::Status SortScores(const float* scores) {
+  absl::Status SortScores() {
     KVTIER_ASSIGN_OR_RETURN(const DeviceMemory refused,
                             DeviceMemory::Allocate(device_, sizeof(uint32_t)));
     KVTIER_RETURN_IF_ERROR(device_->Zero(refused.as<void>(), sizeof(uint32_t)));
-    KVTIER_RETURN_IF_ERROR(Check(LaunchScoreKeys({.scores = scores,
+    KVTIER_RETURN_IF_ERROR(Check(LaunchScoreKeys({.scores = scores_,
                                                   .keys = keys_.as<uint32_t>(),
                                                   .values = values_.as<uint32_t>(),
                                                   .refused = refused.as<uint32_t>(),
@@ -164,7 +162,8 @@ class Ranker {
     uint32_t first = 0;
     KVTIER_RETURN_IF_ERROR(device_->CopyOut(refused.as<void>(), &first, sizeof(first)));
     if (first != 0) {
-      KVTIER_RETURN_IF_ERROR(CheckScores(scores_));  // Names it.
+      KVTIER_ASSIGN_OR_RETURN(const ScoreTable table, request_scores_.Read());
+      KVTIER_RETURN_IF_ERROR(CheckScores(table));  // Names it.
       return absl::InternalError(
           absl::StrCat(device_->name(), ": rank: refuses score ", ~first, ", which is a number"));
     }
@@ -189,7 +188,7 @@ class Ranker {
     KVTIER_ASSIGN_OR_RETURN(const DeviceMemory on_device,
                             DeviceMemory::Of(device_, std::span<const float>(thresholds)));
     AssignBandsParams params{.order = values_.as<uint32_t>(),
-                             .scores = result.scores.as<float>(),
+                             .scores = scores_,
                              .band = band_.as<uint8_t>(),
                              .thresholds = on_device.as<float>(),
                              .pairs = pairs_,
@@ -225,7 +224,7 @@ class Ranker {
     KVTIER_ASSIGN_OR_RETURN(const DeviceMemory sums_on_device,
                             DeviceMemory::Allocate(device_, sums.size() * sizeof(double)));
     KVTIER_RETURN_IF_ERROR(Check(LaunchScoreMass({.order = values_.as<uint32_t>(),
-                                                  .scores = result.scores.as<float>(),
+                                                  .scores = scores_,
                                                   .items = on_device.as<MassItem>(),
                                                   .sums = sums_on_device.as<double>(),
                                                   .item_count = static_cast<int64_t>(items.size())},
@@ -238,7 +237,8 @@ class Ranker {
     return absl::OkStatus();
   }
 
-  const ScoreTable& scores_;
+  const BackendScores& request_scores_;
+  const float* const scores_;  // The same on the device.
   const BandEdges& edges_;
   const SelectionRule rule_;
   const bool first_token_first_;
@@ -257,43 +257,31 @@ bool RanksPairs(SelectionRule rule) {
          rule == SelectionRule::kPerHead;
 }
 
-// Sizes only: a device looks at the scores themselves.
-absl::Status CheckSizes(const ScoreTable& scores) {
-  if (scores.pairs() != static_cast<uint64_t>(RowCount(scores)) * scores.tokens) {
-    return CheckScores(scores);  // Says so.
-  }
-  if (scores.pairs() > uint64_t{std::numeric_limits<int32_t>::max()}) {
-    return absl::InvalidArgumentError(absl::StrCat("ranking on a device: ", scores.pairs(),
-                                                   " pairs, at most ",
-                                                   std::numeric_limits<int32_t>::max()));
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 absl::StatusOr<DeviceRanking> RankOnDevice(const RankRequest& request,
                                            const std::shared_ptr<Device>& device) {
-  const ScoreTable& scores = *request.scores;
-  KVTIER_RETURN_IF_ERROR(CheckSizes(scores));
+  const ScoreShape& shape = request.scores->shape();
   DeviceRanking result;
-  result.counts.layers = scores.layers;
-  result.counts.kv_heads = scores.kv_heads;
-  result.counts.tokens = scores.tokens;
+  KVTIER_ASSIGN_OR_RETURN(result.scores, ScoresOnDevice(*request.scores, *device));
+  result.counts.layers = shape.layers;
+  result.counts.kv_heads = shape.kv_heads;
+  result.counts.tokens = shape.tokens;
   BandAssignment on_host;
-  if (!RanksPairs(request.rule) || scores.pairs() == 0) {
+  if (!RanksPairs(request.rule) || shape.pairs() == 0) {
+    KVTIER_ASSIGN_OR_RETURN(const ScoreTable table, request.scores->Read());
     KVTIER_ASSIGN_OR_RETURN(
-        on_host, AssignBandsByRule(scores, *request.edges, request.rule, request.system_prompt));
+        on_host, AssignBandsByRule(table, *request.edges, request.rule, request.system_prompt));
   }
-  if (scores.pairs() == 0) {
+  if (shape.pairs() == 0) {
     result.counts.thresholds = on_host.thresholds;
     result.counts.score_mass = on_host.score_mass;
-    result.counts.rows.assign(static_cast<size_t>(RowCount(scores)) * request.edges->size(), 0);
+    result.counts.rows.assign(shape.rows() * request.edges->size(), 0);
     result.starts.assign(result.counts.rows.size() + 1, 0);
     return result;
   }
-  Ranker ranker(request, device);
-  KVTIER_RETURN_IF_ERROR(ranker.Allocate(result));
+  Ranker ranker(request, result.scores, device);
+  KVTIER_RETURN_IF_ERROR(ranker.Allocate());
   KVTIER_RETURN_IF_ERROR(RanksPairs(request.rule) ? ranker.RankPairs(result)
                                                   : ranker.TakeBands(on_host, result));
   KVTIER_RETURN_IF_ERROR(ranker.Group(result));

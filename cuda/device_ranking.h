@@ -12,21 +12,21 @@
 
 namespace kvtier {
 
-// Device memory of each pair, the scores' included: while it is ranked (scores, keys and values
-// twice, the band), and kept by a DeviceRanking.
-inline constexpr uint64_t kRankingPairBytes = 21;
-inline constexpr uint64_t kRankedPairBytes = 8;
+// Device memory of each pair beside its score: while it is ranked (keys and values twice, the
+// band), and kept by a DeviceRanking (a token).
+inline constexpr uint64_t kRankingPairBytes = 17;
+inline constexpr uint64_t kRankedPairBytes = 4;
 
 struct DeviceRanking {
   BandCounts counts;
-  DeviceMemory scores;  // float[pairs]
+  const float* scores = nullptr;  // float[pairs], of the request.
   // uint32_t[pairs]: the tokens of each row (a head of a scored layer) and band, ascending; those
   // of row r and band b from starts[r * bands + b] on.
   DeviceMemory tokens;
   std::vector<uint32_t> starts;  // [rows * bands + 1]
 };
 
-// Errors as Packer::Rank. INVALID_ARGUMENT also: 2^31 pairs or more.
+// Errors as Packer::Rank. INVALID_ARGUMENT also: scores of another device.
 // REQUIRES: the calling thread has entered the device.
 absl::StatusOr<DeviceRanking> RankOnDevice(const RankRequest& request,
                                            const std::shared_ptr<Device>& device);

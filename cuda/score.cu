@@ -75,9 +75,9 @@ KVTIER_KERNEL void ScoreMaxKernel(ScoreMaxParams p) {
 
 KVTIER_KERNEL void ScoreValueKernel(ScoreValueParams p) {
   const int64_t i = int64_t{BlockX()} * ThreadCount() + ThreadIndex();
-  if (i >= p.count) return;
+  if (i >= p.kv_heads * p.columns) return;
   const float value = ValueOfOrderKey(p.best[i]);
-  p.out[i] = p.clamp && value > 0 ? 0 : value;
+  p.out[i / p.columns * p.out_stride + i % p.columns] = p.clamp && value > 0 ? 0 : value;
 }
 
 }  // namespace
@@ -89,7 +89,7 @@ DeviceError LaunchScoreMax(const ScoreMaxParams& p, DeviceStream stream) {
 }
 
 DeviceError LaunchScoreValue(const ScoreValueParams& p, DeviceStream stream) {
-  const Grid grid{.x = (p.count + kThreads - 1) / kThreads};
+  const Grid grid{.x = (p.kv_heads * p.columns + kThreads - 1) / kThreads};
   return LaunchKernel(ScoreValueKernel, grid, kThreads, 0, stream, p);
 }
 

@@ -37,11 +37,14 @@ struct ScoreMaxParams {
 // REQUIRES: kv_heads and parts within a grid's limits (65535).
 DeviceError LaunchScoreMax(const ScoreMaxParams& params, DeviceStream stream);
 
-// out[i] = the value of best[i], at most 0 if `clamp`; NaN stays NaN.
+// out[h * out_stride + i] = the value of best[h * columns + i], at most 0 if `clamp`; NaN stays
+// NaN.
 struct ScoreValueParams {
-  const uint32_t* best = nullptr;
+  const uint32_t* best = nullptr;  // [kv_heads, columns]
   float* out = nullptr;
-  int64_t count = 0;
+  int64_t kv_heads = 0;
+  int64_t columns = 0;
+  int64_t out_stride = 0;
   bool clamp = true;
 };
 DeviceError LaunchScoreValue(const ScoreValueParams& params, DeviceStream stream);

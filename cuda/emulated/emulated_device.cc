@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/mutex.h"
@@ -19,7 +20,8 @@ constexpr int kGuard = 0xA5;
 
 class EmulatedDevice final : public Device {
  public:
-  explicit EmulatedDevice(uint64_t bytes_max) : bytes_max_(bytes_max) {}
+  EmulatedDevice(uint64_t bytes_max, std::shared_ptr<EmulatedDeviceLog> log)
+      : bytes_max_(bytes_max), log_(std::move(log)) {}
   ~EmulatedDevice() override {
     for (const auto& [memory, bytes] : allocations_) std::free(memory);
   }
@@ -77,6 +79,7 @@ class EmulatedDevice final : public Device {
     return absl::OkStatus();
   }
   absl::Status CopyOut(const void* device, void* host, uint64_t bytes) override {
+    CountWait(bytes);
     if (bytes > 0) std::memcpy(host, device, bytes);
     return absl::OkStatus();
   }
@@ -90,7 +93,10 @@ class EmulatedDevice final : public Device {
     if (bytes > 0) std::memset(device, 0, bytes);
     return absl::OkStatus();
   }
-  absl::Status Synchronize() override { return Check(0, "synchronize"); }
+  absl::Status Synchronize() override {
+    CountWait(0);
+    return Check(0, "synchronize");
+  }
 
   absl::Status Check(DeviceError error, absl::string_view operation) override {
     if (error != 0) {
@@ -104,6 +110,12 @@ class EmulatedDevice final : public Device {
   }
 
  private:
+  void CountWait(uint64_t bytes_out) {
+    if (log_ == nullptr) return;
+    ++log_->waits;
+    log_->bytes_out += static_cast<int64_t>(bytes_out);
+  }
+
   class LateCopy final : public PendingCopy {
    public:
     LateCopy(EmulatedDevice& owner, const void* device, void* host, uint64_t bytes)
@@ -143,6 +155,7 @@ class EmulatedDevice final : public Device {
   }
 
   const uint64_t bytes_max_;
+  const std::shared_ptr<EmulatedDeviceLog> log_;
   Mutex mutex_;
   std::map<void*, uint64_t> allocations_ ABSL_GUARDED_BY(mutex_);
   uint64_t bytes_used_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -152,8 +165,9 @@ class EmulatedDevice final : public Device {
 
 }  // namespace
 
-std::shared_ptr<Device> MakeEmulatedDevice(uint64_t bytes_max) {
-  return std::make_shared<EmulatedDevice>(bytes_max);
+std::shared_ptr<Device> MakeEmulatedDevice(uint64_t bytes_max,
+                                           std::shared_ptr<EmulatedDeviceLog> log) {
+  return std::make_shared<EmulatedDevice>(bytes_max, std::move(log));
 }
 
 }  // namespace kvtier

@@ -9,6 +9,7 @@ set(KVTIER_BACKEND_CONFORMANCE
   ${folder}/backend_conformance_pack.cc
   ${folder}/backend_conformance_rows.cc
   ${folder}/backend_conformance_score.cc
+  ${folder}/backend_conformance_scores.cc
   ${folder}/backend_tensors.cc
   ${folder}/backend_threads.cc)
 # Those that compute on a device, in bf16 too, and rank there.

@@ -115,8 +115,10 @@ Packed PackBoth(Backend& here, Backend& reference, const PackShape& shape,
   const int64_t window = shape.sliding ? 20 : 0;
   const auto pack_here = [&]() -> absl::StatusOr<CompressedObject> {
     const DenseCache cache = FillCache(here, identity.geometry, shape.length(), layers);
+    absl::StatusOr<std::unique_ptr<BackendScores>> placed = PlaceScores(here, scores);
+    if (!placed.ok()) return placed.status();
     absl::StatusOr<std::unique_ptr<RankedRows>> ranked =
-        RankRows(here, {.scores = &scores,
+        RankRows(here, {.scores = placed->get(),
                         .edges = &edges,
                         .rule = identity.selection(),
                         .system_prompt = system_prompt});
@@ -242,7 +244,8 @@ TEST_P(BackendConformanceTest, RankingNamesAScoreThatIsNone) {
         scores.at(1, 0, token) = wrong;
         scores.at(1, 1, 3) = wrong;  // The first one is named.
         const BandEdges edges = BandEdges::Default();
-        EXPECT_THAT(RankRows(*backend_, {.scores = &scores,
+        KVTIER_ASSERT_OK_AND_ASSIGN(const auto placed, PlaceScores(*backend_, scores));
+        EXPECT_THAT(RankRows(*backend_, {.scores = placed.get(),
                                          .edges = &edges,
                                          .rule = IdentityOf(shape).selection(),
                                          .system_prompt = false}),
@@ -254,11 +257,13 @@ TEST_P(BackendConformanceTest, RankingNamesAScoreThatIsNone) {
   ScoreTable torn = ScoreTable::Create(2, 2, 4);
   torn.log_scores.pop_back();
   const BandEdges edges = BandEdges::Default();
-  EXPECT_THAT(RankRows(*backend_, {.scores = &torn, .edges = &edges}), StatusIs(kInvalid));
-  const ScoreTable whole = ScoreTable::Create(2, 2, 4);
-  EXPECT_THAT(
-      RankRows(*backend_, {.scores = &whole, .edges = &edges, .rule = SelectionRule::kPerLayer}),
-      StatusIs(kInvalid));
+  EXPECT_THAT(PlaceScores(*backend_, torn),
+              StatusIs(kInvalid, HasSubstr("15 scores for 2 layers x 2 heads x 4 tokens")));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto whole,
+                              PlaceScores(*backend_, ScoreTable::Create(2, 2, 4)));
+  EXPECT_THAT(RankRows(*backend_,
+                       {.scores = whole.get(), .edges = &edges, .rule = SelectionRule::kPerLayer}),
+              StatusIs(kInvalid));
 }
 
 // Of an object made from the lower bands of another.
@@ -270,8 +275,9 @@ TEST_P(BackendConformanceTest, RankingRefusesEdgesThatDoNotEndAtOne) {
   for (const SelectionRule rule : {SelectionRule::kExact, SelectionRule::kPerHead,
                                    SelectionRule::kWholeHeads, SelectionRule::kKvpress}) {
     SCOPED_TRACE(static_cast<int>(rule));
+    KVTIER_ASSERT_OK_AND_ASSIGN(const auto placed, PlaceScores(*backend_, scores));
     const absl::Status here =
-        RankRows(*backend_, {.scores = &scores, .edges = &edges, .rule = rule}).status();
+        RankRows(*backend_, {.scores = placed.get(), .edges = &edges, .rule = rule}).status();
     EXPECT_THAT(here, StatusIs(kInvalid, HasSubstr("rank ends")));
     EXPECT_EQ(here, AssignBandsByRule(scores, edges, rule, /*system_prompt=*/false).status());
   }

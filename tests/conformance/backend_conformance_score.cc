@@ -49,7 +49,8 @@ Floats RunScore(Backend& backend, const ScoreCase& c, uint64_t seed) {
   const Layer repeat = MakeLayer(backend, own, own, c.dtype, c.heads, repeat_capacity, c.dim);
   const int64_t columns = c.chunk_end - c.chunk_begin;
   const int64_t stride = columns + 4;
-  Floats out(static_cast<size_t>(c.heads * stride), 7.0f);
+  const Tensor out = MakeTensor(backend, Floats(static_cast<size_t>(c.heads * stride), 7.0f),
+                                DType::kF32, c.heads, stride);
   // Large enough that scores exceed 0 and that the largest weight does not decide alone.
   const Floats row_offsets = RandomFloats(random, c.q_rows, 12);
   const int64_t key_offset_stride = columns + 3;
@@ -62,14 +63,13 @@ Floats RunScore(Backend& backend, const ScoreCase& c, uint64_t seed) {
                               .chunk_end = c.chunk_end,
                               .repeat = repeat.view,
                               .scale = 1 / std::sqrt(static_cast<float>(c.dim)),
-                              .out = out.data(),
+                              .out = static_cast<float*>(out.data()),
                               .out_stride = stride,
                               .full_rows = c.full_rows,
                               .row_offsets = c.row_offsets ? row_offsets.data() : nullptr,
                               .key_offsets = c.key_offsets ? key_offsets.data() : nullptr,
                               .key_offset_stride = key_offset_stride}));
-  KVTIER_EXPECT_OK(backend.Synchronize());
-  return out;
+  return Read(backend, out);
 }
 
 TEST_P(BackendConformanceTest, ScoreColumnMaxEqualsTheReference) {

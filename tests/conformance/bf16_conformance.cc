@@ -209,7 +209,8 @@ TEST_P(Bf16ConformanceTest, ScoresEqualTheReference) {
       const Layer cache = MakeLayer(backend, keys, keys, DType::kBf16, heads, 200, dim);
       const Floats own = RandomFloats(random, heads * rows * dim);
       const Layer repeat = MakeLayer(backend, own, own, DType::kBf16, heads, rows, dim);
-      Floats out(static_cast<size_t>(heads * columns));
+      const Tensor out = MakeTensor(backend, Floats(static_cast<size_t>(heads * columns)),
+                                    DType::kF32, heads, columns);
       KVTIER_EXPECT_OK(backend.ScoreColumnMax({.q = q,
                                                .cache = cache.view,
                                                .sink_rows = 5,
@@ -217,10 +218,9 @@ TEST_P(Bf16ConformanceTest, ScoresEqualTheReference) {
                                                .chunk_end = 20 + columns,
                                                .repeat = repeat.view,
                                                .scale = 0.1f,
-                                               .out = out.data(),
+                                               .out = static_cast<float*>(out.data()),
                                                .out_stride = columns}));
-      KVTIER_EXPECT_OK(backend.Synchronize());
-      return out;
+      return Read(backend, out);
     };
     // Products of bf16 are exact in fp32, and scores are not rounded.
     ExpectNear(run(*backend_), run(*reference_), 4e-5, 1e-6);

@@ -11,6 +11,7 @@
 #include "base/status_matchers.h"
 #include "compressor/rule_ranking.h"
 #include "cuda/device_ranking.h"
+#include "cuda/device_scores.h"
 #include "cuda/sort_pairs.h"
 #include "gtest/gtest.h"
 #include "tests/testing/random.h"
@@ -115,8 +116,13 @@ void ExpectRanksAsTheHost(const std::shared_ptr<Device>& device, const ScoreTabl
   const Groups expected = GroupsOf(scores, host);
   KVTIER_ASSERT_OK(device->Enter());
   KVTIER_ASSERT_OK_AND_ASSIGN(
+      const auto placed,
+      MakeDeviceScores(
+          device, {.layers = scores.layers, .kv_heads = scores.kv_heads, .tokens = scores.tokens}));
+  KVTIER_ASSERT_OK(placed->Write(scores));
+  KVTIER_ASSERT_OK_AND_ASSIGN(
       const DeviceRanking here,
-      RankOnDevice({.scores = &scores, .edges = &edges, .rule = rule, .system_prompt = false},
+      RankOnDevice({.scores = placed.get(), .edges = &edges, .rule = rule, .system_prompt = false},
                    device));
   EXPECT_EQ(here.counts.thresholds, host.thresholds);
   ASSERT_EQ(here.counts.score_mass.size(), host.score_mass.size());

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <map>
+#include <numeric>
 #include <optional>
 #include <random>
 #include <utility>
@@ -13,6 +15,7 @@
 #include "compressor/dense_cache.h"
 #include "compressor/model.h"
 #include "compressor/packer.h"
+#include "compressor/packing.h"
 #include "compressor/pipeline.h"
 #include "compressor/ranking.h"
 #include "cuda/elementwise.h"
@@ -25,35 +28,51 @@ namespace {
 constexpr uint64_t kSeed = 20260101;
 constexpr double kKeptRatio = 0.3;
 
-// The kept rows of each head. Uneven: half of the heads give 0.9 or 0.4 of theirs to a neighbour,
-// so that the sum is that of equal ones.
-std::vector<int64_t> KeptRows(int64_t heads, int64_t tokens, bool uneven) {
-  const auto equal = static_cast<int64_t>(kKeptRatio * static_cast<double>(tokens));
-  std::vector<int64_t> rows(heads, std::max<int64_t>(1, equal));
-  if (!uneven) return rows;
-  for (int64_t head = 0; head + 1 < heads; head += 2) {
-    const int64_t moved = rows[head] * (head % 4 == 0 ? 9 : 4) / 10;
-    rows[head] -= moved;
-    rows[head + 1] += moved;
+#include "tests/gpu/kept_rows.inc"
+
+// The kept rows of each head, layer by layer.
+using LayerRows = std::vector<std::vector<int64_t>>;
+
+LayerRows EqualRows(int64_t heads, double ratio, int64_t tokens) {
+  const auto rows = static_cast<int64_t>(ratio * static_cast<double>(tokens));
+  return {std::vector<int64_t>(heads, std::max<int64_t>(1, rows))};
+}
+
+// As uneven as those of a real selection: the heads of the fixture model, one after the other and
+// from the first again, until they end with a layer; so each counts as often and the mean is
+// theirs.
+LayerRows FixtureRows(int64_t heads, int64_t tokens) {
+  constexpr auto kHeads = static_cast<int64_t>(std::size(kKeptRows));
+  LayerRows layers;
+  for (int64_t head = 0; layers.empty() || head % kHeads != 0; head += heads) {
+    std::vector<int64_t>& rows = layers.emplace_back();
+    for (int64_t h = head; h < head + heads; ++h) {
+      const double share = static_cast<double>(kKeptRows[h % kHeads]) / kKeptOfTokens;
+      rows.push_back(std::max<int64_t>(1, std::llround(share * static_cast<double>(tokens))));
+    }
   }
-  return rows;
+  return layers;
 }
 
 // Random bf16 numbers of a device, one block of them repeated: products of any size, no denormals.
-absl::StatusOr<Tensor> RandomTensor(Backend& backend, int64_t rows, int64_t cols) {
-  KVTIER_ASSIGN_OR_RETURN(Tensor tensor, backend.Allocate(DType::kBf16, rows, cols));
+absl::Status FillRandom(Backend& backend, const TensorView& tensor) {
   constexpr int64_t kBlockElements = int64_t{1} << 20;
-  const int64_t block_rows = std::clamp<int64_t>(kBlockElements / cols, 1, rows);
+  const int64_t block_rows = std::clamp<int64_t>(kBlockElements / tensor.cols, 1, tensor.rows);
   std::mt19937_64 random(kSeed);
   std::uniform_real_distribution<float> uniform(-1, 1);
-  std::vector<bfloat16> block(block_rows * cols);
+  std::vector<bfloat16> block(block_rows * tensor.cols);
   for (bfloat16& x : block) x = bfloat16(uniform(random));
-  for (int64_t row = 0; row < rows; row += block_rows) {
-    const int64_t count = std::min(block_rows, rows - row);
+  for (int64_t row = 0; row < tensor.rows; row += block_rows) {
+    const int64_t count = std::min(block_rows, tensor.rows - row);
     KVTIER_RETURN_IF_ERROR(
-        backend.Upload(std::as_bytes(std::span<const bfloat16>(block).first(count * cols)),
-                       TensorView(tensor).Rows(row, count)));
+        backend.Upload(std::as_bytes(std::span<const bfloat16>(block).first(count * tensor.cols)),
+                       tensor.Rows(row, count)));
   }
+  return absl::OkStatus();
+}
+absl::StatusOr<Tensor> RandomTensor(Backend& backend, int64_t rows, int64_t cols) {
+  KVTIER_ASSIGN_OR_RETURN(Tensor tensor, backend.Allocate(DType::kBf16, rows, cols));
+  KVTIER_RETURN_IF_ERROR(FillRandom(backend, tensor));
   return tensor;
 }
 
@@ -150,25 +169,34 @@ class Bench {
     return Figures{{"bytes_per_second", rate}};
   }
 
-  // One query row over the kept rows of each head, layer after layer.
-  absl::StatusOr<Figures> Decode(const BenchModel& model, const std::vector<int64_t>& head_rows) {
+  // One query row over the kept rows of each head, layer after layer. `head_rows` are those of the
+  // first layers, and of all others in turn.
+  absl::StatusOr<Figures> Decode(const BenchModel& model, const LayerRows& head_rows) {
     KVTIER_ASSIGN_OR_RETURN(const double copy_rate, CopyRate());
-    int64_t rows = 0;
-    for (const int64_t each : head_rows) rows += each;
-    const int64_t bytes = 2 * rows * model.head_dim * int64_t{sizeof(bfloat16)};
-    const int64_t layers = std::clamp<int64_t>(target_.rotate_bytes / bytes + 1, 1, model.layers);
+    const auto row_bytes = model.head_dim * int64_t{sizeof(bfloat16)};
+    const auto kinds = static_cast<int64_t>(head_rows.size());
+    std::vector<int64_t> rows;
+    for (const auto& each : head_rows) {
+      rows.push_back(std::accumulate(each.begin(), each.end(), int64_t{0}));
+    }
+    const int64_t bytes = 2 * std::accumulate(rows.begin(), rows.end(), int64_t{0}) * row_bytes;
+    // Whole turns, so that bytes per layer are those of all kinds.
+    const int64_t turns = std::clamp<int64_t>(target_.rotate_bytes / bytes + 1, 1,
+                                              std::max<int64_t>(1, model.layers / kinds));
+    const int64_t layers = turns * kinds;
     std::vector<Tensor> keys, values;
     std::vector<std::vector<RowSpan>> spans(layers);
     std::vector<HeadSpans> lists(layers);
     for (int64_t layer = 0; layer < layers; ++layer) {
-      KVTIER_ASSIGN_OR_RETURN(Tensor k, RandomTensor(backend(), rows, model.head_dim));
-      KVTIER_ASSIGN_OR_RETURN(Tensor v, RandomTensor(backend(), rows, model.head_dim));
+      KVTIER_ASSIGN_OR_RETURN(Tensor k,
+                              RandomTensor(backend(), rows[layer % kinds], model.head_dim));
+      KVTIER_ASSIGN_OR_RETURN(Tensor v,
+                              RandomTensor(backend(), rows[layer % kinds], model.head_dim));
       int64_t first = 0;
-      for (const int64_t each : head_rows) {
+      for (const int64_t each : head_rows[layer % kinds]) {
         RowSpan span;
-        const int64_t at = first * model.head_dim * int64_t{sizeof(bfloat16)};
-        span.keys = static_cast<const std::byte*>(k.data()) + at;
-        span.values = static_cast<const std::byte*>(v.data()) + at;
+        span.keys = static_cast<const std::byte*>(k.data()) + first * row_bytes;
+        span.values = static_cast<const std::byte*>(v.data()) + first * row_bytes;
         span.rows = static_cast<uint32_t>(each);
         spans[layer].push_back(span);
         first += each;
@@ -199,63 +227,72 @@ class Bench {
                               }
                               return absl::OkStatus();
                             }));
-    const double rate = static_cast<double>(bytes * layers) / seconds;
+    const double rate = static_cast<double>(bytes * turns) / seconds;
     return Figures{{"seconds_per_layer", seconds / static_cast<double>(layers)},
                    {"layers", static_cast<double>(layers)},
                    {"bytes_per_second", rate},
                    {"copy_share", rate / copy_rate}};
   }
 
-  // Scores into bands, and every band of one layer into segments.
+  // All pairs into bands; then some layers into an object, as Pipeline packs: a segment is gathered
+  // while the one before it is on its way to the host.
   absl::StatusOr<Figures> RankAndPack(const BenchModel& model, int64_t tokens) {
-    Packer* packer = backend().packer();
-    if (packer == nullptr) return absl::UnimplementedError("the backend packs on the host");
-    ScoreTable scores = ScoreTable::Create(model.layers, model.kv_heads, tokens);
-    std::mt19937_64 random(kSeed);
-    std::uniform_real_distribution<float> uniform(-12, 0);
-    for (float& score : scores.log_scores) score = uniform(random);
-    const BandEdges edges = BandEdges::Default();
-    const RankRequest request{.scores = &scores, .edges = &edges, .system_prompt = true};
-    std::unique_ptr<RankedRows> ranked;
-    KVTIER_ASSIGN_OR_RETURN(const double rank_seconds, Time([&](int) -> absl::Status {
-                              ranked.reset();
-                              KVTIER_ASSIGN_OR_RETURN(ranked, packer->Rank(request));
-                              return absl::OkStatus();
-                            }));
-    KVTIER_ASSIGN_OR_RETURN(const Tensor k,
-                            RandomTensor(backend(), model.kv_heads * tokens, model.head_dim));
-    KVTIER_ASSIGN_OR_RETURN(const Tensor v,
-                            RandomTensor(backend(), model.kv_heads * tokens, model.head_dim));
-    Geometry geometry{.kv_heads = model.kv_heads, .head_dim = model.head_dim, .layers = {}};
-    geometry.layers.assign(model.layers, LayerKind::kGlobal);
-    SegmentFill fill;
-    fill.layer = {.keys = k.data(),
-                  .values = v.data(),
-                  .dtype = DType::kBf16,
-                  .kv_heads = model.kv_heads,
-                  .capacity = tokens,
-                  .head_dim = model.head_dim};
-    fill.geometry = &geometry;
-    std::vector<SegmentBuilder> segments;
-    for (uint32_t band = 0; band < edges.size(); ++band) {
-      fill.band = band;
-      std::vector<uint32_t> rows;
-      for (uint32_t head = 0; head < model.kv_heads; ++head) {
-        rows.push_back(fill.RowsOf(ranked->counts(), head));
-      }
-      KVTIER_ASSIGN_OR_RETURN(SegmentBuilder segment,
-                              SegmentBuilder::Create(geometry, CodecId::kRaw, rows));
-      segments.push_back(std::move(segment));
+    if (backend().packer() == nullptr) {
+      return absl::UnimplementedError("the backend packs on the host");
     }
+    const BandEdges edges = BandEdges::Default();
+    std::unique_ptr<BackendScores> scores;
+    std::unique_ptr<RankedRows> ranked;
+    const auto rank = [&](int) -> absl::Status {
+      ranked.reset();
+      KVTIER_ASSIGN_OR_RETURN(ranked,
+                              backend().packer()->Rank({.scores = scores.get(), .edges = &edges}));
+      return absl::OkStatus();
+    };
+    KVTIER_ASSIGN_OR_RETURN(scores, RandomScores(model, model.layers, tokens));
+    KVTIER_ASSIGN_OR_RETURN(const double rank_seconds, Time(rank));
+
+    constexpr uint32_t kPackedLayers = 4;
+    const uint32_t layers = std::min(kPackedLayers, model.layers);
+    ranked.reset();
+    KVTIER_ASSIGN_OR_RETURN(scores, RandomScores(model, layers, tokens));
+    KVTIER_RETURN_IF_ERROR(rank(0));
+    Manifest identity;
+    KVTIER_ASSIGN_OR_RETURN(identity.key, Key::FromBytes(std::string(32, 'k')));
+    identity.upload_id = MakeUploadId();
+    identity.recipe = Recipe().ToString();
+    identity.geometry = {.kv_heads = model.kv_heads, .head_dim = model.head_dim, .layers = {}};
+    identity.geometry.layers.assign(layers, LayerKind::kGlobal);
+    identity.context_tokens = static_cast<uint64_t>(tokens);
+    KVTIER_ASSIGN_OR_RETURN(DenseCache cache,
+                            DenseCache::Create(backend(), identity.geometry, tokens));
+    for (uint32_t layer = 0; layer < layers; ++layer) {
+      const KvLayerView view = cache.layer(layer);
+      TensorView rows;
+      rows.dtype = view.dtype;
+      rows.rows = view.kv_heads * view.capacity;
+      rows.cols = view.head_dim;
+      for (void* const data : {view.keys, view.values}) {
+        rows.data = data;
+        KVTIER_RETURN_IF_ERROR(FillRandom(backend(), rows));
+      }
+    }
+    cache.SetLength(tokens);
+    uint64_t bytes = 0;
     KVTIER_ASSIGN_OR_RETURN(const double pack_seconds, Time([&](int) -> absl::Status {
-                              for (uint32_t band = 0; band < segments.size(); ++band) {
-                                fill.band = band;
-                                KVTIER_RETURN_IF_ERROR(ranked->FillSegment(fill, segments[band]));
-                              }
+                              KVTIER_ASSIGN_OR_RETURN(
+                                  const CompressedObject object,
+                                  PackObject(backend(), cache, *ranked, edges, identity));
+                              bytes = 0;
+                              for (const SegmentRef& segment : object.segments)
+                                bytes += segment.bytes().size();
                               return absl::OkStatus();
                             }));
-    return Figures{{"rank_seconds", rank_seconds},  // With the scores' way to the device.
-                   {"pack_seconds_per_layer", pack_seconds}};  // With the rows' way to the host.
+    return Figures{
+        {"rank_seconds", rank_seconds},  // Of scores that lie on the device.
+                                         // With the rows' way to the host and their check values.
+        {"pack_seconds_per_layer", pack_seconds / layers},
+        {"pack_bytes_per_second", static_cast<double>(bytes) / pack_seconds}};
   }
 
   // The scores of one chunk in one layer, and the attention of the same repeat rows.
@@ -283,14 +320,15 @@ class Bench {
                              .kv_heads = model.kv_heads,
                              .capacity = chunk,
                              .head_dim = model.head_dim};
-    std::vector<float> scores(model.kv_heads * chunk);
+    KVTIER_ASSIGN_OR_RETURN(const Tensor scores,
+                            backend().Allocate(DType::kF32, model.kv_heads, chunk));
     const ScoreArgs score{.q = q,
                           .cache = cache,
                           .chunk_begin = tokens - chunk,
                           .chunk_end = tokens,
                           .repeat = repeat,
                           .scale = scale,
-                          .out = scores.data(),
+                          .out = static_cast<float*>(scores.data()),
                           .out_stride = chunk};
     KVTIER_ASSIGN_OR_RETURN(const double score_seconds,
                             Time([&](int) { return backend().ScoreColumnMax(score); }));
@@ -417,6 +455,17 @@ class Bench {
   }
 
   const BenchTarget& target_;
+  // On the device, as a scoring pass leaves them.
+  absl::StatusOr<std::unique_ptr<BackendScores>> RandomScores(const BenchModel& model,
+                                                              uint32_t layers,
+                                                              int64_t tokens) const {
+    ScoreTable scores = ScoreTable::Create(layers, model.kv_heads, static_cast<uint64_t>(tokens));
+    std::mt19937_64 random(kSeed);
+    std::uniform_real_distribution<float> uniform(-12, 0);
+    for (float& score : scores.log_scores) score = uniform(random);
+    return PlaceScores(backend(), scores);
+  }
+
   std::optional<double> copy_rate_;
   std::unique_ptr<Model> model_;  // Of the last row that needed one.
   std::string model_name_;
@@ -459,15 +508,14 @@ std::vector<BenchRow> MakeBenchRows(const BenchTarget& target) {
       }
     }
   };
-  const auto decode = [bench](bool uneven) {
-    return [bench, uneven](const BenchModel& model, int64_t tokens) {
-      return bench->Decode(model, KeptRows(model.kv_heads, tokens, uneven));
-    };
-  };
-  each("decode", "/uneven", decode(true));
-  each("decode", "/equal", decode(false));
+  each("decode", "/uneven", [bench](const BenchModel& model, int64_t tokens) {
+    return bench->Decode(model, FixtureRows(model.kv_heads, tokens));
+  });
+  each("decode", "/equal", [bench](const BenchModel& model, int64_t tokens) {
+    return bench->Decode(model, EqualRows(model.kv_heads, kKeptRatio, tokens));
+  });
   each("decode", "/full", [bench](const BenchModel& model, int64_t tokens) {
-    return bench->Decode(model, std::vector<int64_t>(model.kv_heads, tokens));
+    return bench->Decode(model, EqualRows(model.kv_heads, 1, tokens));
   });
   each("rank-and-pack", "", [bench](const BenchModel& model, int64_t tokens) {
     return bench->RankAndPack(model, tokens);

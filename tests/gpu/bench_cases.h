@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "compressor/backend.h"
+#include "compressor/pipeline.h"
 #include "cuda/device.h"
 #include "tests/gpu/bench_run.h"
 
@@ -39,9 +40,9 @@ struct BenchTarget {
   Backend* backend = nullptr;     // Over that device; bf16 activations.
   std::function<double()> clock;  // Seconds that only grow.
   std::vector<BenchModel> models;
-  std::vector<int64_t> contexts;  // Tokens.
-  int64_t chunk = 2000;           // Tokens that a repeat input scores.
-  int64_t prefill_rows = 2048;    // Of a piece of a prefill.
+  std::vector<int64_t> contexts;              // Tokens.
+  int64_t chunk = 2000;                       // Tokens that a repeat input scores.
+  int64_t prefill_rows = kDevicePrefillRows;  // Of a piece of a prefill.
   int64_t copy_bytes = int64_t{1} << 30;
   // Layers that a decode goes through: more bytes than a cache of the device holds.
   int64_t rotate_bytes = int64_t{512} << 20;

@@ -66,6 +66,9 @@ class ForwardingBackend : public Backend {
   absl::Status ScoreColumnMax(const ScoreArgs& args) override {
     return inner_->ScoreColumnMax(args);
   }
+  absl::StatusOr<std::unique_ptr<BackendScores>> MakeScores(const ScoreShape& shape) override {
+    return inner_->MakeScores(shape);
+  }
   absl::Status GatherRows(const KvLayerView& layer, int64_t head,
                           std::span<const uint32_t> positions, std::byte* keys_out,
                           std::byte* values_out) override {

@@ -112,26 +112,30 @@ struct PackerOf {
   std::unique_ptr<Backend> backend;
   ScoreTable scores = ScoreTable::Create(2, 2, 500);
   BandEdges edges = BandEdges::Default();
+  std::unique_ptr<BackendScores> placed;
 
-  explicit PackerOf(uint64_t bytes_max) : device(MakeEmulatedDevice(bytes_max)) {
+  // `bytes` of memory beside the scores.
+  explicit PackerOf(uint64_t bytes)
+      : device(MakeEmulatedDevice(bytes + 2 * 2 * 500 * sizeof(float))) {
     backend = MakeDeviceBackend(device, MakePlainGemm(device), DType::kF32).value();
     for (uint64_t i = 0; i < scores.pairs(); ++i) {
       scores.log_scores[i] = -0.01f * static_cast<float>(i * 37 % 997);
     }
+    placed = PlaceScores(*backend, scores).value();
   }
-  RankRequest request() const { return {.scores = &scores, .edges = &edges}; }
+  RankRequest request() const { return {.scores = placed.get(), .edges = &edges}; }
   absl::StatusOr<std::unique_ptr<RankedRows>> Rank() { return backend->packer()->Rank(request()); }
 };
 
 TEST(DevicePackerTest, RankingSaysWhenMemoryIsShort) {
-  PackerOf packer(/*bytes_max=*/30'000);  // 2,000 pairs of kRankingPairBytes.
+  PackerOf packer(/*bytes=*/30'000);  // 2,000 pairs of kRankingPairBytes.
   EXPECT_THAT(packer.Rank(), StatusIs(absl::StatusCode::kResourceExhausted));
   // Nothing of it is kept.
   KVTIER_EXPECT_OK(packer.backend->Allocate(DType::kF32, 1, 7'000));
 }
 
 TEST(DevicePackerTest, RankingTakesTheMemoryThatItStates) {
-  const PackerOf sizes(/*bytes_max=*/0);
+  const PackerOf sizes(/*bytes=*/0);
   const PairBytes stated = PairBytesOf(*sizes.backend);
   const uint64_t pairs = sizes.scores.pairs();
   PackerOf less(pairs * stated.ranking - 1);
@@ -146,8 +150,8 @@ TEST(DevicePackerTest, RankingTakesTheMemoryThatItStates) {
 }
 
 TEST(DevicePackerTest, WhereMemoryIsShortTheHostRanks) {
-  PackerOf wide(/*bytes_max=*/1 << 20);
-  PackerOf tight(/*bytes_max=*/30'000);
+  PackerOf wide(/*bytes=*/1 << 20);
+  PackerOf tight(/*bytes=*/30'000);
   KVTIER_ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RankedRows> expected, wide.Rank());
   KVTIER_ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RankedRows> ranked,
                               RankRows(*tight.backend, tight.request()));
@@ -155,6 +159,7 @@ TEST(DevicePackerTest, WhereMemoryIsShortTheHostRanks) {
   EXPECT_EQ(ranked->counts().thresholds, expected->counts().thresholds);
   // Other errors stay what they are.
   wide.scores.at(1, 0, 3) = std::numeric_limits<float>::quiet_NaN();
+  KVTIER_ASSERT_OK(wide.placed->Write(wide.scores));
   EXPECT_THAT(RankRows(*wide.backend, wide.request()),
               StatusIs(absl::StatusCode::kInvalidArgument));
 }

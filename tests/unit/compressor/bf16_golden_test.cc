@@ -108,8 +108,8 @@ TEST_F(Bf16GoldenTest, KeepsWhatFp32Keeps) {
   const std::vector<uint32_t> context = GoldenTensor<uint32_t>(*scores_, "context");
   KVTIER_ASSERT_OK_AND_ASSIGN(
       const ScoreTable table,
-      ScoreContext(*model_, context, static_cast<int64_t>(ids_.size() - context.size()), *cache_,
-                   *scratch_, CancelToken(), nullptr));
+      ReadScores(ScoreContext(*model_, context, static_cast<int64_t>(ids_.size() - context.size()),
+                              *cache_, *scratch_, CancelToken(), nullptr)));
   KVTIER_ASSERT_OK_AND_ASSIGN(const BandAssignment bands, AssignBands(table, BandEdges::Default(),
                                                                       /*first_token_first=*/false));
   const std::vector<int32_t> ratios = GoldenTensor<int32_t>(*scores_, "millionths");

@@ -38,9 +38,6 @@ TEST(HeadScoresTest, AreTheBestTokensAndMergeByMaximum) {
   EXPECT_THAT(scores.log_scores, ElementsAre(-1, -2));
   scores.Merge(HeadScores::FromTable({1, 2, 1, {-3, 0}}, Digest()));
   EXPECT_THAT(scores.log_scores, ElementsAre(-1, 0));
-  const ScoreTable all = scores.Broadcast(2);
-  EXPECT_EQ(all.tokens, 2u);
-  EXPECT_THAT(all.log_scores, ElementsAre(-1, -1, 0, 0));
 }
 
 TEST(HeadScoresTest, ReadsWhatItWroteAndNamesTheFileByItsDigest) {

@@ -20,6 +20,7 @@
 #include "gtest/gtest.h"
 #include "kvcache/segment.h"
 #include "kvcache/token_block_hash.h"
+#include "tests/testing/fake_device_backend.h"
 #include "tests/unit/compressor/compress_testing.h"
 
 namespace kvtier {
@@ -482,6 +483,14 @@ TEST(PipelineMemoryTest, EstimateIsWithinTenPercentOfWhatCompressTakes) {
   }
 }
 
+TEST(PipelineOptionsTest, APieceOfAPrefillIsAsTheBackendIs) {
+  const TestModel host = MakeTestModel({}, MakeReferenceBackend());
+  const TestModel device = MakeTestModel({}, std::make_unique<FakeDeviceBackend>("fake:0"));
+  EXPECT_EQ(Pipeline(*host.model, {}).options().prefill_rows, kHostPrefillRows);
+  EXPECT_EQ(Pipeline(*device.model, {}).options().prefill_rows, kDevicePrefillRows);
+  EXPECT_EQ(Pipeline(*device.model, {.prefill_rows = 7}).options().prefill_rows, 7);
+}
+
 // A device that takes so much for each pair; ranks nothing.
 class StatingBackend final : public ForwardingBackend, public Packer {
  public:
@@ -575,7 +584,7 @@ TEST_F(PipelineTest, ASegmentIsBegunWhileTheOneBeforeItIsFinished) {
   KVTIER_ASSERT_OK_AND_ASSIGN(
       const CompressedObject expected,
       PackObject(model().backend(), cache, scores, *bands, edges, identity));
-  HostRankedRows host(model().backend(), scores, bands);
+  HostRankedRows host(model().backend(), std::make_shared<const ScoreTable>(scores), bands);
   const int segments = static_cast<int>(2 * edges.size());
   for (const int room : {2, 1}) {
     SCOPED_TRACE(room);

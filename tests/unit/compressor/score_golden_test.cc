@@ -246,9 +246,9 @@ TEST_P(KvpressGoldenTest, ScoresAndKeepsAsTheLibraryDoes) {
     ScoringRule rule;
     rule.sink_rows_max = kKvpressSinks;
     if (option == "kvpress+") rule.norms = norms.get();
-    KVTIER_ASSERT_OK_AND_ASSIGN(
-        const ScoreTable context_scores,
-        ScoreContext(*model_, context_, system_tokens, cache, scratch, CancelToken(), {}, rule));
+    KVTIER_ASSERT_OK_AND_ASSIGN(const ScoreTable context_scores,
+                                ReadScores(ScoreContext(*model_, context_, system_tokens, cache,
+                                                        scratch, CancelToken(), {}, rule)));
     const std::vector<float> want = Golden<float>(option + ".scores");
     std::vector<float> got_logs;
     std::vector<float> want_logs;
@@ -266,7 +266,12 @@ TEST_P(KvpressGoldenTest, ScoresAndKeepsAsTheLibraryDoes) {
     EXPECT_GT(want_logs.size(), context_scores.pairs() * 9 / 10);
     ExpectScores(option, got_logs, want_logs);
 
-    const ScoreTable all = RankSystemPromptToo(context_scores, prefix.size());
+    rule.leading_tokens = prefix.size();
+    KVTIER_ASSERT_OK_AND_ASSIGN(
+        const auto placed,
+        ScoreContext(*model_, context_, system_tokens, cache, scratch, CancelToken(), {}, rule));
+    KVTIER_ASSERT_OK(RankSystemPromptToo(*placed, prefix.size()));
+    KVTIER_ASSERT_OK_AND_ASSIGN(const ScoreTable all, placed->Read());
     if (option == "kvpress") {
       ExpectScores("recipe kvpress", scored.scores.log_scores, all.log_scores);
     }

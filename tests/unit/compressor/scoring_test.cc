@@ -37,8 +37,9 @@ absl::StatusOr<ScoreTable> Score(const Model& model, const std::vector<uint32_t>
   absl::StatusOr<ForwardScratch> scratch = ForwardScratch::Create(
       model, static_cast<int64_t>(model.profile().RepeatRowsMax(context.size())));
   KVTIER_CHECK_OK(scratch);
-  return ScoreContext(model, context, cache.length() - static_cast<int64_t>(context.size()), cache,
-                      *scratch, cancel, on_chunk);
+  return ReadScores(ScoreContext(model, context,
+                                 cache.length() - static_cast<int64_t>(context.size()), cache,
+                                 *scratch, cancel, on_chunk));
 }
 
 // One layer's queries and keys of a repeat pass, copied while it ran. fp32.
