@@ -148,7 +148,8 @@ struct RopeTable {
   float attention_scaling = 1.0f;          // Multiplies cos and sin.
 };
 
-class Packer;  // compressor/packer.h
+class Packer;       // compressor/packer.h
+class DecodeSteps;  // compressor/decode_step.h
 
 class Backend {
  public:
@@ -213,6 +214,10 @@ class Backend {
   // Ranks and packs where the rows lie; owned by the backend. Null: both are done on the host, with
   // GatherRows.
   virtual Packer* packer() { return nullptr; }
+
+  // Steps of one token that need nothing from the host but the token; owned by the backend. Null:
+  // such a step is made of the operations above.
+  virtual DecodeSteps* decode_steps() { return nullptr; }
 };
 
 }  // namespace kvtier

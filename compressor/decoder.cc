@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "compressor/activations.h"
 
 namespace kvtier {
 namespace {
@@ -40,7 +41,7 @@ absl::Status CheckSameModel(const Model& model, const Manifest& manifest, HeadRa
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const Model& model,
                                                          std::shared_ptr<const ResidentCache> cache,
-                                                         int64_t tail_tokens) {
+                                                         int64_t tail_tokens, StepMode steps) {
   KVTIER_RETURN_IF_ERROR(CheckSameModel(model, cache->manifest(), cache->heads()));
   if (!cache->IsReadableBy(model.backend())) {
     return absl::FailedPreconditionError(
@@ -54,8 +55,12 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const Model& model,
                           DenseCache::Create(model.backend(), cache->geometry(), tail_tokens));
   KVTIER_ASSIGN_OR_RETURN(ForwardScratch scratch,
                           ForwardScratch::Create(model, ScratchRows(tail_tokens)));
-  return std::unique_ptr<Decoder>(
+  std::unique_ptr<Decoder> decoder(
       new Decoder(model, std::move(cache), std::move(tail), std::move(scratch)));
+  if (steps != StepMode::kPlain) {
+    KVTIER_RETURN_IF_ERROR(decoder->MakeStep(steps == StepMode::kReplayed));
+  }
+  return decoder;
 }
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const Model& model,
@@ -75,6 +80,24 @@ Decoder::Decoder(const Model& model, std::shared_ptr<const ResidentCache> cache,
       tail_(std::move(tail)),
       scratch_(std::move(scratch)),
       logits_(model.config().vocabulary) {}
+
+absl::Status Decoder::MakeStep(bool replay) {
+  DecodeSteps* const steps = model_->backend().decode_steps();
+  if (steps == nullptr || cache_->prepared() == nullptr) return absl::OkStatus();
+  const ModelConfig& config = model_->config();
+  DecodeStepSpec spec;
+  spec.rows = cache_->prepared();
+  for (int64_t layer = 0; layer < config.layers; ++layer) {
+    spec.tails.push_back(tail_.layer(layer));
+    spec.windows.push_back(config.layer_window(layer));
+  }
+  spec.group = config.q_heads / config.kv_heads;
+  spec.scale = config.softmax_scale();
+  spec.vocabulary = config.vocabulary;
+  spec.replay = replay;
+  KVTIER_ASSIGN_OR_RETURN(step_, steps->Create(spec));
+  return absl::OkStatus();
+}
 
 uint64_t Decoder::EstimateBytes(const Model& model, int64_t tail_tokens, DType kv_dtype) {
   return DenseCache::EstimateBytes(model.config().MakeGeometry(kv_dtype), tail_tokens) +
@@ -108,6 +131,7 @@ absl::Status Decoder::CheckFits(std::span<const uint32_t> ids) const {
 
 absl::Status Decoder::Run(std::span<const uint32_t> ids, std::vector<float>* all) {
   KVTIER_RETURN_IF_ERROR(CheckFits(ids));
+  if (step_ != nullptr && ids.size() == 1 && all == nullptr) return RunStep(ids[0]);
   const int64_t length_before = tail_.length();
   ForwardPlan plan;
   plan.spans = [this](int64_t layer) { return &cache_->spans(layer); };  // Small: no allocation.
@@ -127,6 +151,18 @@ absl::Status Decoder::Run(std::span<const uint32_t> ids, std::vector<float>* all
     if (all != nullptr) all->insert(all->end(), all_logits_.begin(), all_logits_.end());
     begin += rows;
   }
+  return absl::OkStatus();
+}
+
+absl::Status Decoder::RunStep(uint32_t id) {
+  const int64_t row = tail_.length();
+  const StepState state{.token = id,
+                        .position = static_cast<int64_t>(cache_->manifest().logical_length()) + row,
+                        .tail_row = row};
+  KVTIER_RETURN_IF_ERROR(
+      step_->Run(state, [this] { return ForwardStep(*model_, *step_, scratch_); }));
+  KVTIER_RETURN_IF_ERROR(DownloadFloats(model_->backend(), scratch_.logits, logits_));
+  tail_.SetLength(row + 1);
   return absl::OkStatus();
 }
 

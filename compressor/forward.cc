@@ -61,8 +61,8 @@ absl::Status NormHeads(Backend& backend, TensorView x, const Tensor& weight, flo
 }
 
 // The layer's queries, and its new keys and values in the tail.
-absl::Status ProjectAndAppend(const Model& model, int64_t layer, KvLayerView tail, int64_t at,
-                              int64_t first_position, int64_t rows, ForwardScratch& s) {
+absl::Status ProjectAndAppend(const Model& model, TokenOps& tokens, int64_t layer, int64_t rows,
+                              ForwardScratch& s) {
   Backend& backend = model.backend();
   const ModelConfig& config = model.config();
   const LayerWeights& w = model.layer(layer);
@@ -70,17 +70,17 @@ absl::Status ProjectAndAppend(const Model& model, int64_t layer, KvLayerView tai
   const auto head = [rows](const Tensor& t) { return TensorView(t).Rows(0, rows); };
   KVTIER_RETURN_IF_ERROR(
       backend.RmsNorm(head(s.x), w.attention_norm, config.rms_epsilon, head(s.normed)));
-  KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.normed), *w.q, head(s.q)));
-  KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.normed), *w.k, head(s.k)));
-  KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.normed), *w.v, head(s.v)));
+  KVTIER_RETURN_IF_ERROR(tokens.Linear(head(s.normed), *w.q, head(s.q)));
+  KVTIER_RETURN_IF_ERROR(tokens.Linear(head(s.normed), *w.k, head(s.k)));
+  KVTIER_RETURN_IF_ERROR(tokens.Linear(head(s.normed), *w.v, head(s.v)));
   KVTIER_RETURN_IF_ERROR(AddBias(backend, head(s.q), w.q_bias));
   KVTIER_RETURN_IF_ERROR(AddBias(backend, head(s.k), w.k_bias));
   KVTIER_RETURN_IF_ERROR(AddBias(backend, head(s.v), w.v_bias));
   KVTIER_RETURN_IF_ERROR(NormHeads(backend, head(s.q), w.q_norm, config.rms_epsilon));
   KVTIER_RETURN_IF_ERROR(NormHeads(backend, head(s.k), w.k_norm, config.rms_epsilon));
-  KVTIER_RETURN_IF_ERROR(backend.Rope(head(s.q), config.q_heads, rope, first_position));
-  KVTIER_RETURN_IF_ERROR(backend.Rope(head(s.k), config.kv_heads, rope, first_position));
-  return backend.AppendKv(head(s.k), head(s.v), tail, at);
+  KVTIER_RETURN_IF_ERROR(tokens.Rope(head(s.q), config.q_heads, rope));
+  KVTIER_RETURN_IF_ERROR(tokens.Rope(head(s.k), config.kv_heads, rope));
+  return tokens.AppendKv(layer, head(s.k), head(s.v));
 }
 
 // x += projected, after a norm of its own where the family has one.
@@ -93,23 +93,16 @@ absl::Status AddProjected(Backend& backend, TensorView projected, const Tensor& 
 }
 
 // The layer behind its queries: attention, output projection, MLP, both residuals.
-absl::Status AttendAndMix(const Model& model, int64_t layer, const HeadSpans* spans,
-                          KvLayerView tail, int64_t tail_rows, int64_t rows, ForwardScratch& s) {
+absl::Status AttendAndMix(const Model& model, TokenOps& tokens, int64_t layer, int64_t rows,
+                          ForwardScratch& s) {
   Backend& backend = model.backend();
   const ModelConfig& config = model.config();
   const LayerWeights& w = model.layer(layer);
   const float epsilon = config.rms_epsilon;
   const auto head = [rows](const Tensor& t) { return TensorView(t).Rows(0, rows); };
-  KVTIER_RETURN_IF_ERROR(backend.Attention({.q = head(s.q),
-                                            .spans = spans,
-                                            .span_dtype = tail.dtype,
-                                            .tail = tail,
-                                            .tail_rows = tail_rows,
-                                            .scale = config.softmax_scale(),
-                                            .window = config.layer_window(layer),
-                                            .out = head(s.attended)}));
+  KVTIER_RETURN_IF_ERROR(tokens.Attention(layer, head(s.q), head(s.attended)));
   // What was normed has been used: projections of the layer go there.
-  KVTIER_RETURN_IF_ERROR(backend.Linear(head(s.attended), *w.o, head(s.normed)));
+  KVTIER_RETURN_IF_ERROR(tokens.Linear(head(s.attended), *w.o, head(s.normed)));
   KVTIER_RETURN_IF_ERROR(
       AddProjected(backend, head(s.normed), w.attention_out_norm, epsilon, head(s.x)));
   // The widest activations exist for some rows at a time.
@@ -120,14 +113,62 @@ absl::Status AttendAndMix(const Model& model, int64_t layer, const HeadSpans* sp
     const TensorView gate = TensorView(s.gate).Rows(0, count);
     const TensorView up = TensorView(s.up).Rows(0, count);
     KVTIER_RETURN_IF_ERROR(backend.RmsNorm(x, w.mlp_norm, epsilon, normed));
-    KVTIER_RETURN_IF_ERROR(backend.Linear(normed, *w.gate, gate));
-    KVTIER_RETURN_IF_ERROR(backend.Linear(normed, *w.up, up));
+    KVTIER_RETURN_IF_ERROR(tokens.Linear(normed, *w.gate, gate));
+    KVTIER_RETURN_IF_ERROR(tokens.Linear(normed, *w.up, up));
     KVTIER_RETURN_IF_ERROR(backend.GateMul(config.activation(), gate, up, gate));
-    KVTIER_RETURN_IF_ERROR(backend.Linear(gate, *w.down, normed));
+    KVTIER_RETURN_IF_ERROR(tokens.Linear(gate, *w.down, normed));
     KVTIER_RETURN_IF_ERROR(AddProjected(backend, normed, w.mlp_out_norm, epsilon, x));
   }
   return absl::OkStatus();
 }
+
+// Logits of as many rows as there is room for, from row `first` on. Only the rows whose logits are
+// wanted go through the LM head, the widest layer of all.
+absl::Status ComputeLogits(const Model& model, TokenOps& tokens, int64_t first, TensorView logits,
+                           ForwardScratch& s) {
+  const TensorView x = TensorView(s.x).Rows(first, logits.rows);
+  const TensorView normed = TensorView(s.normed).Rows(first, logits.rows);
+  KVTIER_RETURN_IF_ERROR(
+      model.backend().RmsNorm(x, model.final_norm(), model.config().rms_epsilon, normed));
+  return tokens.Linear(normed, model.lm_head(), logits);
+}
+
+// Tokens that the host names, at positions that it names, in a plan.
+class PlannedTokens final : public TokenOps {
+ public:
+  PlannedTokens(const Model& model, std::span<const uint32_t> ids, const ForwardPlan& plan)
+      : model_(model), backend_(model.backend()), ids_(ids), plan_(plan) {}
+
+  absl::Status Embed(const TensorView& table, float scale, TensorView y) override {
+    return backend_.Embed(ids_, table, scale, y);
+  }
+  absl::Status Linear(TensorView x, const LinearWeights& weights, TensorView y) override {
+    return backend_.Linear(x, weights, y);
+  }
+  absl::Status Rope(TensorView x, int64_t heads, const RopeTable& table) override {
+    return backend_.Rope(x, heads, table, plan_.first_position);
+  }
+  absl::Status AppendKv(int64_t layer, TensorView k, TensorView v) override {
+    return backend_.AppendKv(k, v, plan_.tail->layer(layer), plan_.tail->length());
+  }
+  absl::Status Attention(int64_t layer, TensorView q, TensorView out) override {
+    const KvLayerView tail = plan_.tail->layer(layer);
+    return backend_.Attention({.q = q,
+                               .spans = plan_.spans ? plan_.spans(layer) : nullptr,
+                               .span_dtype = tail.dtype,
+                               .tail = tail,
+                               .tail_rows = plan_.tail->length() + q.rows,
+                               .scale = model_.config().softmax_scale(),
+                               .window = model_.config().layer_window(layer),
+                               .out = out});
+  }
+
+ private:
+  const Model& model_;
+  Backend& backend_;
+  const std::span<const uint32_t> ids_;
+  const ForwardPlan& plan_;
+};
 
 }  // namespace
 
@@ -165,37 +206,30 @@ absl::Status Forward(const Model& model, std::span<const uint32_t> ids, const Fo
   Backend& backend = model.backend();
   const ModelConfig& config = model.config();
   const int64_t rows = static_cast<int64_t>(ids.size());
-  const int64_t at = plan.tail->length();
+  PlannedTokens tokens(model, ids, plan);
 
-  KVTIER_RETURN_IF_ERROR(backend.Embed(ids, model.embedding(), config.embedding_scale(),
-                                       TensorView(scratch.x).Rows(0, rows)));
+  KVTIER_RETURN_IF_ERROR(tokens.Embed(model.embedding(), config.embedding_scale(),
+                                      TensorView(scratch.x).Rows(0, rows)));
   for (int64_t index = 0; index < config.layers; ++index) {
-    const KvLayerView tail = plan.tail->layer(index);
-    KVTIER_RETURN_IF_ERROR(
-        ProjectAndAppend(model, index, tail, at, plan.first_position, rows, scratch));
+    KVTIER_RETURN_IF_ERROR(ProjectAndAppend(model, tokens, index, rows, scratch));
     if (plan.on_attention_input) {
       KVTIER_RETURN_IF_ERROR(
           plan.on_attention_input(index, TensorView(scratch.normed).Rows(0, rows)));
     }
     if (plan.on_queries) {
-      KVTIER_RETURN_IF_ERROR(plan.on_queries(index, TensorView(scratch.q).Rows(0, rows), tail));
+      KVTIER_RETURN_IF_ERROR(
+          plan.on_queries(index, TensorView(scratch.q).Rows(0, rows), plan.tail->layer(index)));
     }
     if (plan.stop_after_last_queries && index + 1 == config.layers) break;
-    const HeadSpans* spans = plan.spans ? plan.spans(index) : nullptr;
-    KVTIER_RETURN_IF_ERROR(AttendAndMix(model, index, spans, tail, at + rows, rows, scratch));
+    KVTIER_RETURN_IF_ERROR(AttendAndMix(model, tokens, index, rows, scratch));
   }
-  plan.tail->SetLength(at + rows);
+  plan.tail->SetLength(plan.tail->length() + rows);
   if (logits.empty() && all_logits == nullptr) return absl::OkStatus();
 
-  // Only the rows whose logits are wanted go through the LM head, the widest layer of all.
-  const int64_t first = all_logits != nullptr ? 0 : rows - 1;
-  const TensorView x = TensorView(scratch.x).Rows(first, rows - first);
-  const TensorView normed = TensorView(scratch.normed).Rows(first, rows - first);
-  KVTIER_RETURN_IF_ERROR(backend.RmsNorm(x, model.final_norm(), config.rms_epsilon, normed));
   if (all_logits != nullptr) {
     KVTIER_ASSIGN_OR_RETURN(Tensor all,
                             backend.Allocate(backend.activation_dtype(), rows, config.vocabulary));
-    KVTIER_RETURN_IF_ERROR(backend.Linear(normed, model.lm_head(), all));
+    KVTIER_RETURN_IF_ERROR(ComputeLogits(model, tokens, 0, all, scratch));
     all_logits->resize(static_cast<size_t>(rows * config.vocabulary));
     KVTIER_RETURN_IF_ERROR(DownloadFloats(backend, all, *all_logits));
     if (!logits.empty()) {
@@ -203,8 +237,19 @@ absl::Status Forward(const Model& model, std::span<const uint32_t> ids, const Fo
     }
     return absl::OkStatus();
   }
-  KVTIER_RETURN_IF_ERROR(backend.Linear(normed, model.lm_head(), scratch.logits));
+  KVTIER_RETURN_IF_ERROR(ComputeLogits(model, tokens, rows - 1, scratch.logits, scratch));
   return DownloadFloats(backend, scratch.logits, logits);
+}
+
+absl::Status ForwardStep(const Model& model, TokenOps& step, ForwardScratch& scratch) {
+  const ModelConfig& config = model.config();
+  KVTIER_RETURN_IF_ERROR(
+      step.Embed(model.embedding(), config.embedding_scale(), TensorView(scratch.x).Rows(0, 1)));
+  for (int64_t layer = 0; layer < config.layers; ++layer) {
+    KVTIER_RETURN_IF_ERROR(ProjectAndAppend(model, step, layer, 1, scratch));
+    KVTIER_RETURN_IF_ERROR(AttendAndMix(model, step, layer, 1, scratch));
+  }
+  return ComputeLogits(model, step, 0, scratch.logits, scratch);
 }
 
 absl::Status Prefill(const Model& model, std::span<const uint32_t> ids, DenseCache& cache,

@@ -14,6 +14,7 @@
 #include "compressor/backend.h"
 #include "compressor/dense_cache.h"
 #include "compressor/model.h"
+#include "compressor/token_ops.h"
 #include "kvcache/ragged_view.h"
 
 namespace kvtier {
@@ -59,6 +60,11 @@ struct ForwardPlan {
 absl::Status Forward(const Model& model, std::span<const uint32_t> ids, const ForwardPlan& plan,
                      ForwardScratch& scratch, std::span<float> logits,
                      std::vector<float>* all_logits = nullptr);
+
+// The same pass over the one token that `step` stands at, whose logits are left in scratch.logits:
+// launches only, the same at each call. REQUIRES: a token, a position and a row of the tail that
+// the model has.
+absl::Status ForwardStep(const Model& model, TokenOps& step, ForwardScratch& scratch);
 
 // Appends `ids` to `cache` (prefill) in pieces of at most scratch.rows_max() rows.
 absl::Status Prefill(const Model& model, std::span<const uint32_t> ids, DenseCache& cache,

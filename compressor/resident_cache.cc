@@ -27,6 +27,11 @@ ResidentCache::ResidentCache(const Backend* owner, std::shared_ptr<const RaggedC
   }
 }
 
+absl::Status ResidentCache::Prepare(DecodeSteps& steps) {
+  KVTIER_ASSIGN_OR_RETURN(prepared_, steps.Prepare(spans_, geometry().dtype));
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::shared_ptr<const ResidentCache>> ResidentCache::Create(
     Backend& backend, std::shared_ptr<const RaggedCache> cache) {
   if (backend.host_addressable()) {
@@ -119,8 +124,11 @@ absl::StatusOr<std::shared_ptr<const ResidentCache>> ResidentCacheLoader::Finish
   KVTIER_ASSIGN_OR_RETURN(
       std::shared_ptr<const RaggedCache> cache,
       RaggedCache::Create(std::move(manifest_), band_count_, heads, std::move(segments_)));
-  return std::shared_ptr<const ResidentCache>(
+  const std::shared_ptr<ResidentCache> resident(
       new ResidentCache(memory_ == nullptr ? nullptr : &backend_, std::move(cache)));
+  DecodeSteps* const steps = memory_ == nullptr ? nullptr : backend_.decode_steps();
+  if (steps != nullptr) KVTIER_RETURN_IF_ERROR(resident->Prepare(*steps));
+  return std::shared_ptr<const ResidentCache>(resident);
 }
 
 absl::StatusOr<std::shared_ptr<const ResidentCache>> FetchResidentCache(Transport& transport,

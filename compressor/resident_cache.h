@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "compressor/backend.h"
+#include "compressor/decode_step.h"
 #include "kvcache/ragged_view.h"
 #include "kvcache/transport.h"
 
@@ -37,7 +38,8 @@ class ResidentCache {
   HeadRange heads() const { return cache_->heads(); }
   // Encoded bytes that it holds, in whichever memory.
   uint64_t bytes() const { return cache_->bytes(); }
-  // Of them, those in memory of the backend's own: all, or 0 where it reads the host's.
+  // Of them, those in memory of the backend's own: all, or 0 where it reads the host's. What
+  // prepared() holds there is not counted.
   uint64_t device_bytes() const { return owner_ == nullptr ? 0 : cache_->bytes(); }
 
   // Whether `backend` can read it.
@@ -47,15 +49,20 @@ class ResidentCache {
   // What attention runs over, [heads().size()]. The positions of rows are not to be read.
   // REQUIRES: a layer of the geometry.
   const HeadSpans& spans(int64_t layer) const { return spans_[layer]; }
+  // The same for the backend's steps; null where it offers none.
+  const std::shared_ptr<const PreparedRows>& prepared() const { return prepared_; }
 
  private:
   friend class ResidentCacheLoader;
   // `cache` points into memory of `owner`, or of the host if that is null.
   ResidentCache(const Backend* owner, std::shared_ptr<const RaggedCache> cache);
+  // Once, before anyone else has it.
+  absl::Status Prepare(DecodeSteps& steps);
 
   const Backend* const owner_;
   const std::shared_ptr<const RaggedCache> cache_;  // Of device memory: only sizes and pointers.
   std::vector<HeadSpans> spans_;                    // [layers][heads], into cache_
+  std::shared_ptr<const PreparedRows> prepared_;
 };
 
 // Puts segments, which come layer by layer, where a ResidentCache wants them: device memory for all

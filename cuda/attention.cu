@@ -88,11 +88,12 @@ KVTIER_DEVICE void Logits(const AttentionParams& p, const Shared& s, const Atten
                           int64_t tile_begin) {
   const int dim = static_cast<int>(p.head_dim);
   const int tile = KeyTile(dim);
+  const int64_t keys = HeadKeys(p, item.head);
   for (int i = ThreadIndex(); i < kQueryTile * tile; i += kThreads) {
     const int key = i % tile;
     const int row = i / tile;
     const int64_t query = (item.first_row + row) / p.group;
-    const int64_t end = KeysEnd(p.head_rows[item.head], p.query_rows, query);
+    const int64_t end = KeysEnd(keys, p.query_rows, query);
     const int64_t at = tile_begin + key;
     float logit = MinusInfinity();
     if (query < p.query_rows && at < end && at < item.key_end && at >= KeysBegin(end, p.window)) {
@@ -180,7 +181,7 @@ KVTIER_DEVICE void StoreItem(const AttentionParams& p, const Shared& s, const At
 }
 
 KVTIER_KERNEL void AttentionKernel(AttentionParams p) {
-  const AttentionItem item = p.items[BlockX()];
+  const AttentionItem item = SeenPart(p, p.items[BlockX()], kQueryTile);
   const int dim = static_cast<int>(p.head_dim);
   const int tile = KeyTile(dim);
   const Shared s = CarveShared(dim);
@@ -200,6 +201,7 @@ KVTIER_KERNEL void AttentionKernel(AttentionParams p) {
     if (p.out != nullptr) Accumulate(s, dim);
     // The next rows may be found now: they are read, and the tile is written, after a barrier.
   }
+  BlockSync();  // An item whose keys nobody sees comes here straight from loading its queries.
   StoreItem(p, s, item);
 }
 

@@ -38,11 +38,18 @@ struct AttentionParams {
   Element kv_type = Element::kBf16;     // Of raw rows.
   const KeySpan* spans = nullptr;       // Of all heads, in order.
   const int64_t* span_begin = nullptr;  // [kv_heads + 1] into spans
-  const int64_t* head_rows = nullptr;   // [kv_heads]
+  const int64_t* head_rows = nullptr;   // [kv_heads] rows of the spans
   const AttentionItem* items = nullptr;
   const AttentionMerge* merges = nullptr;
   int64_t item_count = 0;
   int64_t merge_count = 0;
+  // A tail behind the spans of each head, which head_rows does not count. How many of its rows came
+  // before the queries' own is read when the launch runs, so that launch and plan serve a range of
+  // lengths. Null: the spans are all.
+  const int64_t* tail_row = nullptr;  // Device memory; one number.
+  const void* tail_keys = nullptr;    // [kv_heads, tail_capacity, head_dim] of kv_type
+  const void* tail_values = nullptr;
+  int64_t tail_capacity = 0;
   int64_t query_rows = 0;
   int64_t group = 0;
   int64_t kv_heads = 0;

@@ -24,7 +24,7 @@ AttentionPlan PlanAttention(const AttentionShape& shape) {
           KeysEnd(shape.head_rows[head], shape.query_rows, first / shape.group);
       const Tile tile{.head = head,
                       .first_row = first,
-                      .begin = KeysBegin(first_end, shape.window),
+                      .begin = KeysBegin(first_end - shape.rows_fewer, shape.window),
                       .end = KeysEnd(shape.head_rows[head], shape.query_rows, last / shape.group)};
       keys += tile.end - tile.begin;
       tiles.push_back(tile);

@@ -44,7 +44,7 @@ struct Row {
 KVTIER_DEVICE Row MakeRow(const AttentionParams& p, const AttentionItem& item, int64_t row) {
   Row r;
   if (row >= p.query_rows * p.group) return r;
-  const int64_t end = KeysEnd(p.head_rows[item.head], p.query_rows, row / p.group);
+  const int64_t end = KeysEnd(HeadKeys(p, item.head), p.query_rows, row / p.group);
   r.keys_begin = KeysBegin(end, p.window);
   r.keys_end = end < item.key_end ? end : item.key_end;
   return r;
@@ -291,7 +291,7 @@ KVTIER_KERNEL void AttentionTensorKernel(AttentionParams p) {
   constexpr int kQueryRows = kRowWarps * kWarpRows;
   static_assert(kWarpPartBytes<kDim> <= kSharedBytes<kDim> - kKeys * sizeof(KeyRow),
                 "the parts of the warps fit where the tiles were");
-  const AttentionItem item = p.items[BlockX()];
+  const AttentionItem item = SeenPart(p, p.items[BlockX()], kQueryRows);
   auto* found = static_cast<KeyRow*>(SharedMemory());                 // [kKeys]
   auto* keys = reinterpret_cast<uint32_t*>(found + kKeys);            // [kKeys, kRowWords]
   uint32_t* values = keys + (kValues ? kKeys * kRowWords<kDim> : 0);  // [kKeys, kRowWords]

@@ -12,6 +12,7 @@
 #include "cuda/cuda_download_ring.h"
 #include "cuda/cuda_error.h"
 #include "cuda/cuda_upload_ring.h"
+#include "cuda/thread_capture.h"
 
 namespace kvtier {
 namespace {
@@ -79,11 +80,12 @@ class CudaDevice final : public Device {
 
   absl::string_view name() const override { return name_; }
   int multiprocessors() const override { return multiprocessors_; }
-  DeviceStream stream() const override { return stream_; }
+  DeviceStream stream() const override { return thread_capture::StreamOr(*this, stream_); }
 
   absl::Status Enter() override { return Mapped(cudaSetDevice(ordinal_), "make current"); }
 
   absl::StatusOr<void*> Allocate(uint64_t bytes) override {
+    KVTIER_RETURN_IF_ERROR(thread_capture::Refuse(*this, "allocate"));
     void* memory = nullptr;
     const cudaError_t error =
         cudaMallocFromPoolAsync(&memory, std::max<uint64_t>(bytes, 1), pool_, stream_);
@@ -95,6 +97,7 @@ class CudaDevice final : public Device {
 
   // Where it fails, the context is gone and its memory with it.
   void Free(void* memory) override {
+    thread_capture::Refuse(*this, "free").IgnoreError();  // Spoils the capture.
     if (cudaSetDevice(ordinal_) != cudaSuccess || cudaFreeAsync(memory, stream_) != cudaSuccess) {
       cudaGetLastError();
     }
@@ -117,12 +120,14 @@ class CudaDevice final : public Device {
   }
 
   absl::Status CopyIn(const void* host, void* device, uint64_t bytes) override {
+    KVTIER_RETURN_IF_ERROR(thread_capture::Refuse(*this, "copy in"));
     // Not cudaMemcpyAsync out of the caller's memory: what that has read when it returns, and
     // whether it waits for the stream, depends on the kind of memory and the size.
     return Mapped(uploads_->Copy(host, device, bytes, stream_), "copy in");
   }
 
   absl::Status CopyOut(const void* device, void* host, uint64_t bytes) override {
+    KVTIER_RETURN_IF_ERROR(thread_capture::Refuse(*this, "copy out"));
     if (bytes == 0) return absl::OkStatus();
     KVTIER_RETURN_IF_ERROR(
         Mapped(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_), "copy out"));
@@ -131,6 +136,7 @@ class CudaDevice final : public Device {
 
   absl::StatusOr<std::unique_ptr<PendingCopy>> BeginCopyOut(const void* device, void* host,
                                                             uint64_t bytes) override {
+    KVTIER_RETURN_IF_ERROR(thread_capture::Refuse(*this, "begin to copy out"));
     std::unique_ptr<CudaDownloadRing::Copy> copy;
     KVTIER_RETURN_IF_ERROR(
         Mapped(downloads_->Begin(device, host, bytes, stream_, &copy), "begin to copy out"));
@@ -139,11 +145,47 @@ class CudaDevice final : public Device {
 
   absl::Status Zero(void* device, uint64_t bytes) override {
     if (bytes == 0) return absl::OkStatus();
-    return Mapped(cudaMemsetAsync(device, 0, bytes, stream_), "clear memory");
+    return Mapped(cudaMemsetAsync(device, 0, bytes, static_cast<cudaStream_t>(stream())),
+                  "clear memory");
   }
 
   absl::Status Synchronize() override {
+    KVTIER_RETURN_IF_ERROR(thread_capture::Refuse(*this, "wait"));
     return Mapped(cudaStreamSynchronize(stream_), "wait for the stream");
+  }
+
+  // In a stream of its own: into one that captures, other threads' launches would be captured, too.
+  absl::Status BeginCapture() override {
+    cudaStream_t stream = nullptr;
+    KVTIER_RETURN_IF_ERROR(Mapped(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking),
+                                  "create a stream for a capture"));
+    absl::Status status = thread_capture::Begin(*this, stream);
+    if (status.ok()) {
+      // What other threads do meanwhile does not spoil it.
+      status = Mapped(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
+                      "begin a capture");
+      if (status.ok()) return status;
+      thread_capture::End(*this).IgnoreError();
+    }
+    cudaStreamDestroy(stream);
+    return status;
+  }
+
+  absl::StatusOr<std::unique_ptr<DeviceGraph>> EndCapture() override {
+    auto* const stream = static_cast<cudaStream_t>(thread_capture::StreamOr(*this, nullptr));
+    absl::Status status = thread_capture::End(*this);
+    if (stream == nullptr) return status;
+    cudaGraph_t graph = nullptr;
+    const cudaError_t ended = cudaStreamEndCapture(stream, &graph);  // Always: it is capturing.
+    cudaStreamDestroy(stream);
+    status.Update(Mapped(ended, "end a capture"));
+    cudaGraphExec_t executable = nullptr;
+    if (status.ok()) {
+      status = Mapped(cudaGraphInstantiate(&executable, graph, 0), "make a graph executable");
+    }
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    KVTIER_RETURN_IF_ERROR(status);
+    return std::make_unique<Graph>(*this, executable);
   }
 
   absl::Status Check(DeviceError error, absl::string_view operation) override {
@@ -151,6 +193,28 @@ class CudaDevice final : public Device {
   }
 
  private:
+  class Graph final : public DeviceGraph {
+   public:
+    Graph(CudaDevice& device, cudaGraphExec_t executable)
+        : device_(device), executable_(executable) {}
+    // The driver keeps what a launch that is under way needs.
+    ~Graph() override {
+      if (!device_.Enter().ok() || cudaGraphExecDestroy(executable_) != cudaSuccess) {
+        cudaGetLastError();
+      }
+    }
+    Graph(const Graph&) = delete;
+    Graph& operator=(const Graph&) = delete;
+    absl::Status Replay() override {
+      KVTIER_RETURN_IF_ERROR(thread_capture::Refuse(device_, "replay"));
+      return device_.Mapped(cudaGraphLaunch(executable_, device_.stream_), "replay a graph");
+    }
+
+   private:
+    CudaDevice& device_;
+    cudaGraphExec_t const executable_;
+  };
+
   class Download final : public PendingCopy {
    public:
     Download(CudaDevice& device, std::unique_ptr<CudaDownloadRing::Copy> copy)

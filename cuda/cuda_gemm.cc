@@ -75,27 +75,26 @@ class CudaGemm final : public Gemm {
 
   absl::Status Run(const GemmParams& p) override {
     if (p.rows == 0) return absl::OkStatus();
-    const bool one_type = p.x_type == p.weights_type && p.x_type == p.y_type;
-    if (!one_type || p.x_type == Element::kF16) return plain_->Run(p);
+    if (!Takes(p)) return plain_->Run(p);
     Problem problem(lt_);
     KVTIER_RETURN_IF_ERROR(Describe(p, problem));
     KVTIER_ASSIGN_OR_RETURN(const auto algorithm, Choose(p, problem));
     if (!algorithm.has_value()) return plain_->Run(p);
     // A product may be several launches (parts of a sum, then their sum), between which those of
     // other threads get into the stream: each call has a workspace of its own. It goes back to the
-    // pool in stream order.
-    DeviceMemory workspace;
-    if (algorithm->workspace_bytes > 0) {
-      KVTIER_ASSIGN_OR_RETURN(workspace,
-                              DeviceMemory::Allocate(device_, algorithm->workspace_bytes));
+    // pool in stream order, if it is not the caller's.
+    DeviceMemory taken;
+    void* workspace = p.workspace;
+    if (algorithm->workspace_bytes > p.workspace_bytes) {
+      KVTIER_ASSIGN_OR_RETURN(taken, DeviceMemory::Allocate(device_, algorithm->workspace_bytes));
+      workspace = taken.as<void>();
     }
     const float one = 1;
     const float zero = 0;
-    const cublasStatus_t status =
-        lt_.Matmul(handle_.value, problem.operation.value, &one, p.weights, problem.weights.value,
-                   p.x, problem.x.value, &zero, p.y, problem.y.value, p.y, problem.y.value,
-                   &algorithm->value, workspace.as<void>(), algorithm->workspace_bytes,
-                   static_cast<cudaStream_t>(device_->stream()));
+    const cublasStatus_t status = lt_.Matmul(
+        handle_.value, problem.operation.value, &one, p.weights, problem.weights.value, p.x,
+        problem.x.value, &zero, p.y, problem.y.value, p.y, problem.y.value, &algorithm->value,
+        workspace, algorithm->workspace_bytes, static_cast<cudaStream_t>(device_->stream()));
     if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
     if (status == CUBLAS_STATUS_NOT_SUPPORTED) {  // Its own heuristic was wrong: not asked again.
       cudaGetLastError();
@@ -108,7 +107,20 @@ class CudaGemm final : public Gemm {
     return Mapped(status, absl::StrCat("linear [", p.rows, ", ", p.in, "] x [", p.out, "]"));
   }
 
+  absl::StatusOr<uint64_t> WorkspaceBytes(const GemmParams& p) override {
+    if (p.rows == 0 || !Takes(p)) return uint64_t{0};
+    Problem problem(lt_);
+    KVTIER_RETURN_IF_ERROR(Describe(p, problem));
+    KVTIER_ASSIGN_OR_RETURN(const auto algorithm, Choose(p, problem));
+    return algorithm.has_value() ? algorithm->workspace_bytes : uint64_t{0};
+  }
+
  private:
+  static bool Takes(const GemmParams& p) {
+    const bool one_type = p.x_type == p.weights_type && p.x_type == p.y_type;
+    return one_type && p.x_type != Element::kF16;
+  }
+
   absl::Status Mapped(cublasStatus_t status, absl::string_view what) const {
     if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
     cudaGetLastError();  // What the library's own calls left: later calls of ours would report it.

@@ -4,6 +4,12 @@
 // Everything but BeginCopyOut runs in the order of the one stream: freed memory may be given out
 // again at once, as whoever gets it comes later in the stream. Thread-safe; a thread calls Enter()
 // before it launches.
+//
+// A capture keeps the launches of one thread instead of running them, with all that they were
+// given:
+//   device->BeginCapture();  LaunchOne(..., device->stream());  LaunchTwo(..., device->stream());
+//   auto graph = device->EndCapture();
+//   graph->Replay();  // Both, as often as wanted, over the same memory.
 #ifndef KVTIER_CUDA_DEVICE_H_
 #define KVTIER_CUDA_DEVICE_H_
 
@@ -34,11 +40,22 @@ class PendingCopy {
   virtual absl::Status Wait() = 0;
 };
 
+// Launches that were captured. Not thread-safe; gone before its device. The memory that they use
+// stays as long as a replay may run.
+class DeviceGraph {
+ public:
+  virtual ~DeviceGraph() = default;
+  // Enqueues them all, in the order of the device's stream. INTERNAL: the device failed.
+  // REQUIRES: Device::Enter() on this thread.
+  virtual absl::Status Replay() = 0;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
   virtual absl::string_view name() const = 0;  // "cuda:0", "emulated"
   virtual int multiprocessors() const = 0;
+  // Where this thread launches: the device's stream, or inside a capture that of the capture.
   virtual DeviceStream stream() const = 0;
 
   // Makes the device the calling thread's.
@@ -63,6 +80,16 @@ class Device {
                                                                     uint64_t bytes) = 0;
   virtual absl::Status Zero(void* device, uint64_t bytes) = 0;
   virtual absl::Status Synchronize() = 0;
+
+  // From now until EndCapture() what this thread launches, and what it clears, is kept and not run;
+  // other threads go on as ever. What cannot be kept fails with FAILED_PRECONDITION and spoils the
+  // capture: allocations, copies, waiting; freeing memory spoils it, too. Each kernel has been
+  // launched before, as its first use may load it.
+  // FAILED_PRECONDITION: this thread is in a capture. UNIMPLEMENTED: the device has none.
+  virtual absl::Status BeginCapture() = 0;
+  // After BeginCapture() always, also where a launch failed. FAILED_PRECONDITION: no capture, or a
+  // spoiled one. INTERNAL, RESOURCE_EXHAUSTED: the device makes no graph of it.
+  virtual absl::StatusOr<std::unique_ptr<DeviceGraph>> EndCapture() = 0;
 
   // What a launch returned, as a status naming `operation` and the device: RESOURCE_EXHAUSTED for
   // memory, INTERNAL for the rest.

@@ -10,66 +10,17 @@
 #include "cuda/attention_tensor.h"
 #include "cuda/device_tables.h"
 #include "cuda/fused_calls.h"
+#include "cuda/launch_params.h"
 #include "cuda/math/key_tile.h"
 #include "cuda/merge_attention.h"
 #include "cuda/score.h"
 #include "cuda/score_tensor.h"
+#include "cuda/span_lists.h"
 
 namespace kvtier {
 namespace {
 
 static_assert(kAttentionHeadDimMax >= limits::kHeadDimMax, "every head_dim has a kernel");
-
-// Blocks that an SM runs at once (shared memory of 56 KB each) and some in waiting.
-constexpr int64_t kItemsPerMultiprocessor = 6;
-
-Element ElementOf(DType dtype) { return static_cast<Element>(dtype); }
-
-int64_t ItemsWanted(const Device& device) {
-  return kItemsPerMultiprocessor * device.multiprocessors();
-}
-
-// The spans of all heads, each head's one after the other.
-struct SpanLists {
-  std::vector<KeySpan> spans;
-  std::vector<int64_t> begin = {0};  // [heads + 1] into spans
-  std::vector<int64_t> rows;         // [heads] ended
-
-  void Add(KeySpan span) {
-    if (span.rows == 0) return;
-    span.begin = open_rows_;
-    open_rows_ += span.rows;
-    spans.push_back(span);
-  }
-  void EndHead() {
-    begin.push_back(static_cast<int64_t>(spans.size()));
-    rows.push_back(open_rows_);
-    open_rows_ = 0;
-  }
-
- private:
-  int64_t open_rows_ = 0;  // Of the head that is being filled.
-};
-
-// Rows [first, first + rows) of a head of a layer.
-KeySpan LayerSpan(const KvLayerView& layer, int64_t head, int64_t first, int64_t rows) {
-  const int64_t at = (head * layer.capacity + first) * layer.head_dim * DTypeBytes(layer.dtype);
-  KeySpan span;
-  span.keys = static_cast<const std::byte*>(layer.keys) + at;
-  // A score reads no values and need not have any.
-  span.values = layer.values == nullptr ? nullptr : static_cast<std::byte*>(layer.values) + at;
-  span.rows = rows;
-  return span;
-}
-
-KeySpan ToKeySpan(const RowSpan& span) {
-  return {.keys = span.keys,
-          .values = span.values,
-          .key_scales = span.key_scales,
-          .value_scales = span.value_scales,
-          .rows = span.rows,
-          .code = static_cast<RowCode>(span.codec)};
-}
 
 // Plans and launches; fills in the tables, parts and items of `params`.
 absl::Status Launch(AttentionParams params, const SpanLists& lists,

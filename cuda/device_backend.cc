@@ -6,34 +6,18 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "base/limits.h"
 #include "base/status_macros.h"
 #include "compressor/checked_backend.h"
 #include "cuda/device_attention.h"
+#include "cuda/device_decode_step.h"
 #include "cuda/device_packer.h"
 #include "cuda/device_scores.h"
+#include "cuda/device_weights.h"
 #include "cuda/elementwise.h"
+#include "cuda/launch_params.h"
 
 namespace kvtier {
 namespace {
-
-static_assert(2 * kRopePairsMax >= limits::kHeadDimMax, "every head_dim can be rotated");
-
-Element ElementOf(DType dtype) { return static_cast<Element>(dtype); }
-
-struct DeviceWeights final : LinearWeights {
-  int64_t in_features() const override { return in; }
-  int64_t out_features() const override { return out; }
-  uint64_t bytes() const override {
-    return owned.as<void>() == nullptr ? 0 : uint64_t(in) * out * DTypeBytes(dtype);
-  }
-  int64_t in = 0;
-  int64_t out = 0;
-  DType dtype = DType::kBf16;
-  const void* data = nullptr;  // [out, in]: owned, or a table's rows.
-  DeviceMemory owned;
-  const Device* device = nullptr;  // Only compared.
-};
 
 class DeviceBackend final : public CheckedBackend {
  public:
@@ -43,7 +27,8 @@ class DeviceBackend final : public CheckedBackend {
         gemm_(std::move(gemm)),
         fused_(std::move(fused)),
         activations_(activations),
-        packer_(MakeDevicePacker(device_)) {}
+        packer_(MakeDevicePacker(device_)),
+        steps_(MakeDeviceDecodeSteps(device_, *gemm_, activations)) {}
 
   absl::string_view name() const override { return device_->name(); }
   DType activation_dtype() const override { return activations_; }
@@ -52,6 +37,7 @@ class DeviceBackend final : public CheckedBackend {
     return MakeDeviceScores(device_, shape);
   }
   Packer* packer() override { return packer_.get(); }
+  DecodeSteps* decode_steps() override { return steps_.get(); }
   absl::Status Synchronize() override {
     KVTIER_RETURN_IF_ERROR(device_->Enter());
     return device_->Synchronize();
@@ -116,7 +102,7 @@ class DeviceBackend final : public CheckedBackend {
 
   absl::Status RunReadLinear(const LinearWeights& weights, std::span<float> to) override {
     KVTIER_RETURN_IF_ERROR(device_->Enter());
-    KVTIER_ASSIGN_OR_RETURN(const DeviceWeights* w, Mine(weights));
+    KVTIER_ASSIGN_OR_RETURN(const DeviceWeights* w, WeightsOn(*device_, weights));
     KVTIER_ASSIGN_OR_RETURN(const DeviceMemory floats,
                             DeviceMemory::Allocate(device_, to.size_bytes()));
     KVTIER_RETURN_IF_ERROR(Convert(w->data, w->dtype, floats.as<void>(), DType::kF32,
@@ -142,16 +128,8 @@ class DeviceBackend final : public CheckedBackend {
 
   absl::Status RunLinear(TensorView x, const LinearWeights& weights, TensorView y) override {
     KVTIER_RETURN_IF_ERROR(device_->Enter());
-    KVTIER_ASSIGN_OR_RETURN(const DeviceWeights* w, Mine(weights));
-    return gemm_->Run({.x = x.data,
-                       .weights = w->data,
-                       .y = y.data,
-                       .x_type = ElementOf(x.dtype),
-                       .weights_type = ElementOf(w->dtype),
-                       .y_type = ElementOf(y.dtype),
-                       .rows = x.rows,
-                       .out = w->out,
-                       .in = w->in});
+    KVTIER_ASSIGN_OR_RETURN(const DeviceWeights* w, WeightsOn(*device_, weights));
+    return gemm_->Run(MakeGemmParams(x, *w, y));
   }
 
   absl::Status RunRmsNorm(TensorView x, const float* weight, float epsilon, TensorView y) override {
@@ -195,34 +173,16 @@ class DeviceBackend final : public CheckedBackend {
   absl::Status RunRope(TensorView x, int64_t heads, const RopeTable& table,
                        int64_t first_position) override {
     KVTIER_RETURN_IF_ERROR(device_->Enter());
-    RopeParams params;
-    params.x = x.data;
-    params.type = ElementOf(x.dtype);
-    params.rows = x.rows;
-    params.heads = heads;
-    params.pairs = static_cast<int>(table.inverse_frequencies.size());
+    RopeParams params = MakeRopeParams(x, heads, table);
     params.first_position = first_position;
-    params.scaling = table.attention_scaling;
-    std::copy(table.inverse_frequencies.begin(), table.inverse_frequencies.end(),
-              params.frequencies);
     return Check(LaunchRope(params, device_->stream()), "rope");
   }
 
   absl::Status RunAppendKv(TensorView k, TensorView v, KvLayerView layer, int64_t at) override {
     KVTIER_RETURN_IF_ERROR(device_->Enter());
-    return Check(LaunchAppendKv({.k = k.data,
-                                 .v = v.data,
-                                 .type = ElementOf(k.dtype),
-                                 .keys = layer.keys,
-                                 .values = layer.values,
-                                 .layer_type = ElementOf(layer.dtype),
-                                 .rows = k.rows,
-                                 .kv_heads = layer.kv_heads,
-                                 .head_dim = layer.head_dim,
-                                 .capacity = layer.capacity,
-                                 .at = at},
-                                device_->stream()),
-                 "append");
+    AppendKvParams params = MakeAppendKvParams(k, v, layer);
+    params.at = at;
+    return Check(LaunchAppendKv(params, device_->stream()), "append");
   }
 
   absl::Status RunAttention(const AttentionArgs& args) override {
@@ -274,19 +234,12 @@ class DeviceBackend final : public CheckedBackend {
                  "convert");
   }
 
-  absl::StatusOr<const DeviceWeights*> Mine(const LinearWeights& weights) const {
-    const auto* w = dynamic_cast<const DeviceWeights*>(&weights);
-    if (w == nullptr || w->device != device_.get()) {
-      return absl::InvalidArgumentError("linear: weights of another backend");
-    }
-    return w;
-  }
-
   const std::shared_ptr<Device> device_;
   const std::unique_ptr<Gemm> gemm_;
   const std::unique_ptr<FusedAttention> fused_;  // May be null.
   const DType activations_;
   const std::unique_ptr<Packer> packer_;
+  const std::unique_ptr<DecodeSteps> steps_;
 };
 
 }  // namespace

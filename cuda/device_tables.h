@@ -40,6 +40,9 @@ class DeviceTables {
     return reinterpret_cast<const T*>(memory_.as<std::byte>() + at);
   }
 
+  // The device's memory, for arrays that many launches read: what At() has said stays true.
+  DeviceMemory TakeMemory() && { return std::move(memory_); }
+
  private:
   std::vector<std::byte> bytes_;
   DeviceMemory memory_;

@@ -59,11 +59,12 @@ KVTIER_KERNEL void GateMulKernel(GateMulParams p) {
 
 KVTIER_KERNEL void RopeKernel(RopeParams p) {
   const int64_t row_pairs = p.heads * p.pairs;
+  const int64_t first_position = p.position_at == nullptr ? p.first_position : *p.position_at;
   for (int64_t i = FirstIndex(); i < p.rows * row_pairs; i += IndexStep()) {
     const int64_t row = i / row_pairs;
     const int d = static_cast<int>(i % p.pairs);
     const int64_t first = (i - d) * 2 + d;  // i - d: pairs of the rows and heads before this one.
-    const float position = static_cast<float>(p.first_position + row);
+    const float position = static_cast<float>(first_position + row);
     const RotatedPair pair =
         Rotate(LoadElement(p.x, first, p.type), LoadElement(p.x, first + p.pairs, p.type), position,
                p.frequencies[d], p.scaling);
@@ -74,10 +75,11 @@ KVTIER_KERNEL void RopeKernel(RopeParams p) {
 
 KVTIER_KERNEL void AppendKvKernel(AppendKvParams p) {
   const int64_t row_width = p.kv_heads * p.head_dim;
+  const int64_t at = p.row_at == nullptr ? p.at : *p.row_at;
   for (int64_t i = FirstIndex(); i < p.rows * row_width; i += IndexStep()) {
     const int64_t row = i / row_width;
     const int64_t head = i % row_width / p.head_dim;
-    const int64_t to = (head * p.capacity + p.at + row) * p.head_dim + i % p.head_dim;
+    const int64_t to = (head * p.capacity + at + row) * p.head_dim + i % p.head_dim;
     StoreElement(p.keys, to, p.layer_type, LoadElement(p.k, i, p.type));
     StoreElement(p.values, to, p.layer_type, LoadElement(p.v, i, p.type));
   }

@@ -71,6 +71,7 @@ struct RopeParams {
   int64_t heads = 0;
   int pairs = 0;
   int64_t first_position = 0;
+  const int64_t* position_at = nullptr;  // Device memory, read instead where it is not null.
   float scaling = 1;
   float frequencies[kRopePairsMax] = {};  // [pairs]; travels with the launch.
 };
@@ -89,6 +90,7 @@ struct AppendKvParams {
   int64_t head_dim = 0;
   int64_t capacity = 0;
   int64_t at = 0;
+  const int64_t* row_at = nullptr;  // Device memory, read instead of `at` where it is not null.
 };
 DeviceError LaunchAppendKv(const AppendKvParams& params, DeviceStream stream);
 

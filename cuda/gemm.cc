@@ -11,6 +11,9 @@ class PlainGemm final : public Gemm {
   absl::Status Run(const GemmParams& params) override {
     return device_->Check(LaunchPlainGemm(params, device_->stream()), "linear");
   }
+  absl::StatusOr<uint64_t> WorkspaceBytes(const GemmParams& /*params*/) override {
+    return uint64_t{0};
+  }
 
  private:
   std::shared_ptr<Device> device_;

@@ -2,9 +2,11 @@
 #ifndef KVTIER_CUDA_GEMM_H_
 #define KVTIER_CUDA_GEMM_H_
 
+#include <cstdint>
 #include <memory>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "cuda/device.h"
 #include "cuda/plain_gemm.h"
 
@@ -14,8 +16,11 @@ namespace kvtier {
 class Gemm {
  public:
   virtual ~Gemm() = default;
-  // Sums in fp32. No rows: nothing happens. REQUIRES: Device::Enter() on this thread.
+  // Sums in fp32. No rows: nothing happens. Where params.workspace is smaller than it wants, it
+  // takes memory from the device's pool. REQUIRES: Device::Enter() on this thread.
   virtual absl::Status Run(const GemmParams& params) = 0;
+  // The workspace that Run() of such a product wants; 0 for many. Errors as Run().
+  virtual absl::StatusOr<uint64_t> WorkspaceBytes(const GemmParams& params) = 0;
 };
 
 std::unique_ptr<Gemm> MakePlainGemm(std::shared_ptr<Device> device);

@@ -24,6 +24,10 @@ struct GemmParams {
   int64_t rows = 0;
   int64_t out = 0;
   int64_t in = 0;
+  // Device memory for parts of sums, nobody else's until the stream has done the product, where a
+  // library wants some (cuda/gemm.h); the kernel needs none.
+  void* workspace = nullptr;
+  uint64_t workspace_bytes = 0;
 };
 DeviceError LaunchPlainGemm(const GemmParams& params, DeviceStream stream);
 

@@ -132,6 +132,11 @@ DeviceError LaunchKernel(void (*kernel)(Params), Grid grid, int threads, size_t 
   if (!grid.Fits()) return kInvalidConfiguration;
   const int blocks[3] = {static_cast<int>(grid.x), static_cast<int>(grid.y),
                          static_cast<int>(grid.z)};
+  if (host_simt::Recording* const recording = host_simt::CurrentRecording()) {
+    recording->push_back(
+        [=] { return host_simt::Run(blocks, threads, shared_bytes, [&] { kernel(params); }); });
+    return 0;
+  }
   return host_simt::Run(blocks, threads, shared_bytes, [&] { kernel(params); });
 }
 

@@ -9,7 +9,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/mutex.h"
+#include "base/status_macros.h"
 #include "cuda/emulated/host_simt.h"
+#include "cuda/thread_capture.h"
 
 namespace kvtier {
 namespace {
@@ -32,6 +34,7 @@ class EmulatedDevice final : public Device {
   absl::Status Enter() override { return absl::OkStatus(); }
 
   absl::StatusOr<void*> Allocate(uint64_t bytes) override {
+    KVTIER_RETURN_IF_ERROR(thread_capture::Refuse(*this, "allocate"));
     MutexLock lock(&mutex_);
     if (bytes > bytes_max_ - bytes_used_) {
       return absl::ResourceExhaustedError(
@@ -62,6 +65,7 @@ class EmulatedDevice final : public Device {
   }
 
   void Free(void* memory) override {
+    thread_capture::Refuse(*this, "free").IgnoreError();  // Spoils the capture.
     MutexLock lock(&mutex_);
     const auto found = allocations_.find(memory);
     if (found == allocations_.end()) {
@@ -75,10 +79,12 @@ class EmulatedDevice final : public Device {
   }
 
   absl::Status CopyIn(const void* host, void* device, uint64_t bytes) override {
+    KVTIER_RETURN_IF_ERROR(thread_capture::Refuse(*this, "copy in"));
     if (bytes > 0) std::memcpy(device, host, bytes);
     return absl::OkStatus();
   }
   absl::Status CopyOut(const void* device, void* host, uint64_t bytes) override {
+    KVTIER_RETURN_IF_ERROR(thread_capture::Refuse(*this, "copy out"));
     CountWait(bytes);
     if (bytes > 0) std::memcpy(host, device, bytes);
     return absl::OkStatus();
@@ -87,15 +93,39 @@ class EmulatedDevice final : public Device {
   // memory that was freed or written meanwhile shows.
   absl::StatusOr<std::unique_ptr<PendingCopy>> BeginCopyOut(const void* device, void* host,
                                                             uint64_t bytes) override {
+    KVTIER_RETURN_IF_ERROR(thread_capture::Refuse(*this, "begin to copy out"));
     return std::make_unique<LateCopy>(*this, device, host, bytes);
   }
   absl::Status Zero(void* device, uint64_t bytes) override {
-    if (bytes > 0) std::memset(device, 0, bytes);
+    if (bytes == 0) return absl::OkStatus();
+    if (host_simt::Recording* const recording = host_simt::CurrentRecording()) {
+      recording->push_back([device, bytes] {
+        std::memset(device, 0, bytes);
+        return 0;
+      });
+      return absl::OkStatus();
+    }
+    std::memset(device, 0, bytes);
     return absl::OkStatus();
   }
   absl::Status Synchronize() override {
+    KVTIER_RETURN_IF_ERROR(thread_capture::Refuse(*this, "wait"));
     CountWait(0);
     return Check(0, "synchronize");
+  }
+
+  // What the thread launches from here on is put off, until each Replay() of the graph.
+  absl::Status BeginCapture() override {
+    KVTIER_RETURN_IF_ERROR(thread_capture::Begin(*this, nullptr));
+    host_simt::Record(new host_simt::Recording);
+    return absl::OkStatus();
+  }
+  absl::StatusOr<std::unique_ptr<DeviceGraph>> EndCapture() override {
+    const absl::Status captured = thread_capture::End(*this);
+    const std::unique_ptr<host_simt::Recording> recording(host_simt::CurrentRecording());
+    host_simt::Record(nullptr);
+    KVTIER_RETURN_IF_ERROR(captured);
+    return std::make_unique<Graph>(*this, std::move(*recording));
   }
 
   absl::Status Check(DeviceError error, absl::string_view operation) override {
@@ -115,6 +145,23 @@ class EmulatedDevice final : public Device {
     ++log_->waits;
     log_->bytes_out += static_cast<int64_t>(bytes_out);
   }
+
+  class Graph final : public DeviceGraph {
+   public:
+    Graph(EmulatedDevice& owner, host_simt::Recording launches)
+        : owner_(owner), launches_(std::move(launches)) {}
+    absl::Status Replay() override {
+      KVTIER_RETURN_IF_ERROR(thread_capture::Refuse(owner_, "replay"));
+      for (const std::function<int()>& launch : launches_) {
+        KVTIER_RETURN_IF_ERROR(owner_.Check(launch(), "replay"));
+      }
+      return absl::OkStatus();
+    }
+
+   private:
+    EmulatedDevice& owner_;
+    const host_simt::Recording launches_;
+  };
 
   class LateCopy final : public PendingCopy {
    public:

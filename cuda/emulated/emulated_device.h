@@ -20,8 +20,9 @@ struct EmulatedDeviceLog {
 
 // Copies that are begun are made when they are waited for, and fail if their memory has been freed.
 // New memory holds NaNs. Memory behind an allocation is watched: a kernel that writes there fails
-// the next Check() or Synchronize() with INTERNAL, naming the allocation's size. `bytes_max` is
-// what may be allocated at once in all. `log` (may be null) counts.
+// the next Check() or Synchronize() with INTERNAL, naming the allocation's size. A captured launch
+// runs when it is replayed and not before, on the thread that replays. `bytes_max` is what may be
+// allocated at once in all. `log` (may be null) counts.
 std::shared_ptr<Device> MakeEmulatedDevice(uint64_t bytes_max = uint64_t{1} << 32,
                                            std::shared_ptr<EmulatedDeviceLog> log = nullptr);
 

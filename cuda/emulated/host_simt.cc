@@ -192,6 +192,18 @@ int Run(const int (&grid)[3], int threads, size_t shared_bytes, const std::funct
   return 0;
 }
 
+namespace {
+
+Recording*& RecordingOfThread() {
+  thread_local Recording* recording = nullptr;
+  return recording;
+}
+
+}  // namespace
+
+void Record(Recording* to) { RecordingOfThread() = to; }
+Recording* CurrentRecording() { return RecordingOfThread(); }
+
 const std::string& LastError() { return Scheduling().error; }
 
 }  // namespace kvtier::host_simt

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 namespace kvtier::host_simt {
 
@@ -49,6 +50,14 @@ void WarpExchange(const void* mine, size_t bytes, void* all);
 // kBarrierError or kAlignmentError; LastError() says more. After an error, objects on the stacks of
 // threads that had not returned are not destroyed.
 int Run(const int (&grid)[3], int threads, size_t shared_bytes, const std::function<void()>& body);
+
+// Work that was put off instead of being done, in order; each returns what Run() does.
+using Recording = std::vector<std::function<int()>>;
+
+// From now on this CPU thread's launches are appended to `to` instead of being run, and return 0.
+// Null: they run again.
+void Record(Recording* to);
+Recording* CurrentRecording();
 
 // What went wrong in this CPU thread's last failed launch.
 const std::string& LastError();

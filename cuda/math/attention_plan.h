@@ -47,8 +47,11 @@ struct AttentionShape {
   int64_t query_rows = 0;
   int64_t group = 0;
   std::vector<int64_t> head_rows;  // Keys of each KV head; at least query_rows.
-  int64_t window = 0;              // 0: none.
-  int64_t items_wanted = 1;        // About as many blocks as the device runs at once.
+  // The plan also holds where every head has up to so many keys fewer, of those before the queries'
+  // own: items may then reach past the last key, or see none.
+  int64_t rows_fewer = 0;
+  int64_t window = 0;        // 0: none.
+  int64_t items_wanted = 1;  // About as many blocks as the device runs at once.
   int64_t query_tile = kQueryTile;
 };
 
@@ -62,7 +65,7 @@ KVTIER_HOST_DEVICE inline int64_t KeysBegin(int64_t keys_end, int64_t window) {
 }
 
 // Every key that a row sees is in exactly one item of its tile.
-// REQUIRES: query_rows and group above 0; each of head_rows at least query_rows.
+// REQUIRES: query_rows and group above 0; each of head_rows at least query_rows + rows_fewer.
 AttentionPlan PlanAttention(const AttentionShape& shape);
 
 }  // namespace kvtier

@@ -19,5 +19,6 @@ set(KVTIER_DEVICE_CONFORMANCE ${KVTIER_BACKEND_CONFORMANCE}
   ${folder}/device_ranking_conformance.cc)
 # Decoding on a device, of a tiny model (kvtier_tiny_model).
 set(KVTIER_DECODER_CONFORMANCE
+  ${folder}/decode_step_conformance.cc
   ${folder}/decoder_conformance.cc
   ${PROJECT_SOURCE_DIR}/tests/unit/compressor/compress_testing.cc)

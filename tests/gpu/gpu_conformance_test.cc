@@ -5,6 +5,7 @@
 #include "cuda/cuda_backend.h"
 #include "tests/conformance/backend_conformance.h"
 #include "tests/conformance/bf16_conformance.h"
+#include "tests/conformance/decode_step_conformance.h"
 #include "tests/conformance/decoder_conformance.h"
 #include "tests/gpu/gpu_check.h"
 
@@ -32,6 +33,14 @@ INSTANTIATE_TEST_SUITE_P(Cuda, Bf16ConformanceTest,
 
 TEST(CudaDecoderTest, AnswersTokenForTokenAsTheCpu) {
   ExpectDecodesAsTheCpu(MakeBackend(DType::kF32));
+}
+
+TEST(CudaDecodeStepTest, ReplayedStepsAreLaunchedSteps) {
+  ExpectReplayedStepsAreLaunchedSteps(MakeBackend);
+}
+
+TEST(CudaDecodeStepTest, TwoDecodersOfOneObjectAtOnce) {
+  ExpectTwoDecodersOfOneObject(MakeBackend(DType::kF32));
 }
 
 }  // namespace

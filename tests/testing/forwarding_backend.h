@@ -75,6 +75,7 @@ class ForwardingBackend : public Backend {
     return inner_->GatherRows(layer, head, positions, keys_out, values_out);
   }
   Packer* packer() override { return inner_->packer(); }
+  DecodeSteps* decode_steps() override { return inner_->decode_steps(); }
 
  protected:
   Backend& inner() { return *inner_; }

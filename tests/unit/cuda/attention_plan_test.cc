@@ -48,9 +48,12 @@ void ExpectCovers(const AttentionShape& shape, const AttentionPlan& plan) {
         ASSERT_EQ(merge.slot_end, items.back().slot + 1);
       }
       for (int64_t r = first; r < std::min(first + shape.query_tile, rows); ++r) {
-        const int64_t end = KeysEnd(shape.head_rows[head], shape.query_rows, r / shape.group);
-        ASSERT_LE(items.front().key_begin, KeysBegin(end, shape.window));
-        ASSERT_GE(items.back().key_end, end);
+        for (const int64_t fewer : {int64_t{0}, shape.rows_fewer / 2, shape.rows_fewer}) {
+          const int64_t end =
+              KeysEnd(shape.head_rows[head] - fewer, shape.query_rows, r / shape.group);
+          ASSERT_LE(items.front().key_begin, KeysBegin(end, shape.window));
+          ASSERT_GE(items.back().key_end, end);
+        }
       }
     }
   }
@@ -67,10 +70,11 @@ TEST(AttentionPlanTest, CoversWhatEveryRowSees) {
     shape.window = random() % 3 == 0 ? 1 + static_cast<int64_t>(random() % 2000) : 0;
     shape.items_wanted = static_cast<int64_t>(random() % 400);
     shape.query_tile = random() % 2 == 0 ? kQueryTile : 64;
+    shape.rows_fewer = random() % 2 == 0 ? static_cast<int64_t>(random() % 300) : 0;
     const size_t heads = 1 + random() % 8;
     for (size_t h = 0; h < heads; ++h) {
       const int64_t extra = random() % 3 == 0 ? 0 : static_cast<int64_t>(random() % 20000);
-      shape.head_rows.push_back(shape.query_rows + extra);
+      shape.head_rows.push_back(shape.query_rows + shape.rows_fewer + extra);
     }
     ExpectCovers(shape, PlanAttention(shape));
     if (HasFatalFailure()) return;
