@@ -19,6 +19,7 @@
 #include "compressor/pipeline.h"
 #include "compressor/ranking.h"
 #include "cuda/elementwise.h"
+#include "tests/gpu/decode_step_bench.h"
 #include "tests/gpu/random_checkpoint.h"
 #include "tests/testing/temp_dir.h"
 
@@ -401,6 +402,18 @@ class Bench {
     return figures;
   }
 
+  // A whole step of decoding, from an object of that many tokens.
+  absl::StatusOr<Figures> DecodeStep(const BenchModel& model, int64_t tokens) {
+    KVTIER_ASSIGN_OR_RETURN(const double copy_rate, CopyRate());
+    KVTIER_ASSIGN_OR_RETURN(const Model* const loaded, Loaded(model));
+    return MeasureDecodeStep(
+        *loaded, tokens,
+        [this](const std::function<absl::Status()>& work) {
+          return Time([&work](int) { return work(); });
+        },
+        target_.runs + 1, copy_rate);
+  }
+
   // The products of one layer over a piece of a prefill.
   absl::StatusOr<Figures> Products(const BenchModel& model) {
     const int64_t q_out = int64_t{model.kv_heads} * model.group * model.head_dim;
@@ -522,8 +535,16 @@ std::vector<BenchRow> MakeBenchRows(const BenchTarget& target) {
   });
   each("score", "",
        [bench](const BenchModel& model, int64_t tokens) { return bench->Score(model, tokens); });
-  each("compress", "",
-       [bench](const BenchModel& model, int64_t tokens) { return bench->Compress(model, tokens); });
+  for (const BenchModel& model : target.models) {  // Each is loaded once.
+    for (const int64_t tokens : target.contexts) {
+      rows.push_back({absl::StrCat("compress/", model.name, "/", tokens),
+                      [bench, model, tokens] { return bench->Compress(model, tokens); }});
+    }
+    for (const int64_t tokens : target.contexts) {
+      rows.push_back({absl::StrCat("decode-step/", model.name, "/", tokens),
+                      [bench, model, tokens] { return bench->DecodeStep(model, tokens); }});
+    }
+  }
   for (const BenchModel& model : target.models) {
     rows.push_back(
         {absl::StrCat("products/", model.name), [bench, model] { return bench->Products(model); }});

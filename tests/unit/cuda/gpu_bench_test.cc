@@ -185,6 +185,11 @@ TEST(BenchCasesTest, EveryRowMeasures) {
       EXPECT_EQ(figures.at("bytes_per_second"), 4 * 40 * 64 * 2 * 2 / 0.25);
       EXPECT_EQ(figures.at("copy_share"), 4 * 40 * 64 * 2 * 2 / (2 * 4096.0));
     }
+    if (row.name == "decode-step/tiny/40") {
+      // Eight steps in each quarter of a second. Of 2 layers x 4 heads x 40 pairs 96 are kept.
+      EXPECT_EQ(figures.at("replayed_seconds"), 0.25 / 8);
+      EXPECT_GE(figures.at("bytes_per_second"), 96 * 64 * 2 * 2 / (0.25 / 8));
+    }
     if (row.name == "compress/tiny/40") {
       // 40 tokens and 3 of the system prompt, 2 layers: 43 x 4 heads x 64 x 2 bytes, twice each.
       EXPECT_EQ(figures.at("cache_bytes"), 43 * 4 * 64 * 2 * 2 * 2);
@@ -202,7 +207,7 @@ TEST(BenchCasesTest, EveryRowMeasures) {
   }
   EXPECT_THAT(names, ElementsAre("copy", "decode/tiny/40/uneven", "decode/tiny/40/equal",
                                  "decode/tiny/40/full", "rank-and-pack/tiny/40", "score/tiny/40",
-                                 "compress/tiny/40", "products/tiny"));
+                                 "compress/tiny/40", "decode-step/tiny/40", "products/tiny"));
 }
 
 // The device holds one model at a time, and the checkpoint's folder goes when it is loaded.
