@@ -247,6 +247,14 @@ Metrics::Metrics()
           AddCounter(*registry_, "kvtier_worker_answer_tokens_total", "Tokens of answers")),
       worker_asks_refused(AddCounter(*registry_, "kvtier_worker_asks_refused_total",
                                      "Questions refused: too long, or too many at once")),
+      worker_steps_launched(
+          AddCounter(*registry_, "kvtier_worker_steps_launched_total",
+                     "Decode steps on a device, launched operation by operation")),
+      worker_steps_replayed(AddCounter(*registry_, "kvtier_worker_steps_replayed_total",
+                                       "Decode steps on a device, replayed as one graph")),
+      worker_step_captures_refused(
+          AddCounter(*registry_, "kvtier_worker_step_captures_refused_total",
+                     "Questions whose steps were launched because a capture failed")),
       worker_attached_objects(
           AddGauge(*registry_, "kvtier_worker_attached_objects", "Objects attached now")),
       worker_attached_bytes(AddGauge(*registry_, "kvtier_worker_attached_bytes",

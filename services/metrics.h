@@ -70,6 +70,10 @@ class Metrics {
   prometheus::Counter& worker_questions;
   prometheus::Counter& worker_answer_tokens;
   prometheus::Counter& worker_asks_refused;
+  // Steps of one token on a device (compressor/decode_step.h); 0 on a CPU.
+  prometheus::Counter& worker_steps_launched;
+  prometheus::Counter& worker_steps_replayed;
+  prometheus::Counter& worker_step_captures_refused;
   prometheus::Gauge& worker_attached_objects;
   prometheus::Gauge& worker_attached_bytes;
   prometheus::Counter& worker_prefilled_context_tokens;  // 0 by design.

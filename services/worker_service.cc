@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "base/too_large.h"
@@ -179,6 +180,12 @@ absl::Status WorkerService::DoAsk(grpc::ServerContext& context, const v1::AskReq
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<Decoder> decoder,
                           Decoder::Create(model_, ask->cache(), static_cast<int64_t>(tail_tokens)));
   metrics_.worker_questions.Increment();
+  const absl::Cleanup count_steps = [this, &decoder] {
+    const StepCounts counts = decoder->step_counts();
+    metrics_.worker_steps_launched.Increment(static_cast<double>(counts.launched));
+    metrics_.worker_steps_replayed.Increment(static_cast<double>(counts.replayed));
+    metrics_.worker_step_captures_refused.Increment(static_cast<double>(counts.captures_refused));
+  };
 
   const absl::Time begin = clock_.Now();
   Sampler sampler(request.temperature(), request.seed());
