@@ -1,7 +1,8 @@
-// How a bounded number of slots (calls, open uploads) is shared: who asks gets one while it holds
-// fewer than are free. So one holder alone gets half of them, n that want all get 1/(n+1) each, and
-// as much stays free: whoever comes next is never kept out by those who came first. (Known from
-// switches that share packet memory: Choudhury and Hahne, Dynamic Queue Length Thresholds, 1998.)
+// How a bounded number of slots (calls, open uploads), or of bytes (under leases), is shared: who
+// asks gets some while it holds no more with them than are free. So one holder alone gets half of
+// them, n that want all get 1/(n+1) each, and as much stays free: whoever comes next is never kept
+// out by those who came first. (Known from switches that share packet memory: Choudhury and Hahne,
+// Dynamic Queue Length Thresholds, 1998.)
 #ifndef KVTIER_BASE_FAIR_SHARE_H_
 #define KVTIER_BASE_FAIR_SHARE_H_
 
@@ -15,11 +16,16 @@ enum class SlotAnswer {
   kAllAreTaken,
 };
 
-// Whether a holder of `own` slots gets another one of `slots_max`, of which `taken` are taken by
-// all, its own included.
+// Whether a holder of `own` gets `more` of `max`, of which `taken` are taken by all, its own
+// included. Who holds nothing gets whatever is free.
+constexpr SlotAnswer MayTake(uint64_t own, uint64_t more, uint64_t taken, uint64_t max) {
+  const uint64_t free = max - (taken < max ? taken : max);
+  if (more > free) return SlotAnswer::kAllAreTaken;
+  return own <= free - more ? SlotAnswer::kYes : SlotAnswer::kShareIsUsedUp;
+}
+
 constexpr SlotAnswer MayTakeSlot(uint64_t own, uint64_t taken, uint64_t slots_max) {
-  if (taken >= slots_max) return SlotAnswer::kAllAreTaken;
-  return own < slots_max - taken ? SlotAnswer::kYes : SlotAnswer::kShareIsUsedUp;
+  return MayTake(own, 1, taken, slots_max);
 }
 
 // What one holder gets while there is no other.

@@ -31,14 +31,14 @@ absl::Status LeaseTable::Reserve(const TenantId& tenant, const Manifest& manifes
                                  uint32_t band_count) {
   MutexLock lock(&mutex_);
   const auto found = own_.find(tenant);
-  const uint64_t own = found == own_.end() ? 0 : found->second;
-  switch (MayTakeSlot(own, reserved_, options_.leases_max)) {
+  const Own own = found == own_.end() ? Own() : found->second;
+  switch (MayTakeSlot(own.leases, reserved_, options_.leases_max)) {
     case SlotAnswer::kYes:
       break;
     case SlotAnswer::kShareIsUsedUp:
       ++refused_;
       return absl::ResourceExhaustedError(absl::StrCat(
-          "tenant ", tenant.name(), " holds ", own,
+          "tenant ", tenant.name(), " holds ", own.leases,
           " leases, its share at this moment of the limit (leases_max) of ", options_.leases_max));
     case SlotAnswer::kAllAreTaken:
       ++refused_;
@@ -57,34 +57,49 @@ absl::Status LeaseTable::Reserve(const TenantId& tenant, const Manifest& manifes
       more_bytes += manifest.bands[band].encoded_bytes();
     }
   }
-  if (options_.bytes_max != 0 && more_bytes > options_.bytes_max - bytes_) {
-    ++refused_;
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "a lease of ", more_bytes, " more bytes, of which all leases together may hold ",
-        options_.bytes_max, " (lease_bytes_max)"));
+  // What others hold already costs nothing more, whatever the share is.
+  if (options_.bytes_max != 0 && more_bytes > 0) {
+    switch (MayTake(own.bytes, more_bytes, bytes_, options_.bytes_max)) {
+      case SlotAnswer::kYes:
+        break;
+      case SlotAnswer::kShareIsUsedUp:
+        ++refused_;
+        return absl::ResourceExhaustedError(absl::StrCat(
+            "tenant ", tenant.name(), " holds ", own.bytes, " bytes under leases, and ", more_bytes,
+            " more would exceed its share at this moment of the limit (lease_bytes_max) of ",
+            options_.bytes_max));
+      case SlotAnswer::kAllAreTaken:
+        ++refused_;
+        return absl::ResourceExhaustedError(absl::StrCat(
+            "a lease of ", more_bytes, " more bytes, of which all leases together may hold ",
+            options_.bytes_max, " (lease_bytes_max)"));
+    }
   }
   for (uint32_t band = 0; band < band_count; ++band) {
     ++band_holders_[{&manifest, band}];
   }
   ++reserved_;
-  ++own_[tenant];
+  Own& now = own_[tenant];
+  ++now.leases;
+  now.bytes += more_bytes;
   bytes_ += more_bytes;
   return absl::OkStatus();
 }
 
 void LeaseTable::Release(const TenantId& tenant, const Manifest& manifest, uint32_t band_count) {
   MutexLock lock(&mutex_);
+  const auto own = own_.find(tenant);
+  KVTIER_CHECK(own != own_.end());
   for (uint32_t band = 0; band < band_count; ++band) {
     const auto holders = band_holders_.find({&manifest, band});
     KVTIER_CHECK(holders != band_holders_.end());
     if (--holders->second > 0) continue;
     band_holders_.erase(holders);
     bytes_ -= manifest.bands[band].encoded_bytes();
+    own->second.bytes -= manifest.bands[band].encoded_bytes();
   }
   --reserved_;
-  const auto own = own_.find(tenant);
-  KVTIER_CHECK(own != own_.end());
-  if (--own->second == 0) own_.erase(own);
+  if (--own->second.leases == 0) own_.erase(own);
 }
 
 absl::StatusOr<std::unique_ptr<Lease>> LeaseTable::Acquire(const FetchRequest& request,

@@ -5,7 +5,7 @@
 // degraded nor used for anything else, and stays charged to the budget of host memory.
 //
 // Both the number of leases and the bytes under them are bounded, so that readers cannot keep the
-// store from taking anything new; a band that several leases hold counts once. The number is shared
+// store from taking anything new; a band that several leases hold counts once. Both are shared
 // among tenants (base/fair_share.h), so that none keeps the others out.
 //
 // A lease has a name, for calls that read under it. The name carries the store's incarnation as
@@ -91,7 +91,8 @@ class LeaseTable {
     uint64_t leases = 0;
     uint64_t bytes = 0;
     uint64_t bytes_max = 0;
-    uint64_t refused = 0;  // Since start, for either bound or for lack of host memory.
+    // Since start, for either bound, a tenant's share of it, or lack of host memory.
+    uint64_t refused = 0;
   };
 
   // `store` must outlive us; every lease must end before.
@@ -103,9 +104,9 @@ class LeaseTable {
   // Holds the bands that serve `request` (its layers and heads do not matter: bands are whole).
   //   NOT_FOUND, ABORTED, DATA_LOSS  as TieredStore::Pin and Read
   //   INVALID_ARGUMENT               min_ratio above ratio
-  //   RESOURCE_EXHAUSTED             too many leases (of all, or the tenant's share), too many
-  //                                  bytes under them, or no host memory. What other tenants hold
-  //                                  is not told.
+  //   RESOURCE_EXHAUSTED             too many leases or bytes under them (of all, or the tenant's
+  //                                  share), or no host memory. What other tenants hold is not
+  //                                  told.
   absl::StatusOr<std::unique_ptr<Lease>> Acquire(const FetchRequest& request,
                                                  BandPlacement placement)
       ABSL_LOCKS_EXCLUDED(mutex_);
@@ -136,8 +137,12 @@ class LeaseTable {
   mutable Mutex mutex_;
   uint64_t next_id_ ABSL_GUARDED_BY(mutex_) = 1;
   uint64_t reserved_ ABSL_GUARDED_BY(mutex_) = 0;  // Leases, those being acquired included.
-  // Those of each tenant that has any: at most leases_max entries.
-  absl::flat_hash_map<TenantId, uint64_t> own_ ABSL_GUARDED_BY(mutex_);
+  struct Own {
+    uint64_t leases = 0;
+    uint64_t bytes = 0;  // An object has one tenant, so a band is counted for one.
+  };
+  // Of each tenant that has any: at most leases_max entries.
+  absl::flat_hash_map<TenantId, Own> own_ ABSL_GUARDED_BY(mutex_);
   uint64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t refused_ ABSL_GUARDED_BY(mutex_) = 0;
   std::map<BandName, uint32_t> band_holders_ ABSL_GUARDED_BY(mutex_);

@@ -51,5 +51,14 @@ TEST(FairShareTest, SaysWhetherOthersOrTheHolderAreTheReason) {
   EXPECT_EQ(MayTakeSlot(32, 65, 64), SlotAnswer::kAllAreTaken) << "the limit was lowered";
 }
 
+TEST(FairShareTest, SharesBytesAsItDoesSlots) {
+  EXPECT_EQ(MayTake(0, 64, 0, 64), SlotAnswer::kYes) << "who holds nothing gets what is free";
+  EXPECT_EQ(MayTake(0, 65, 0, 64), SlotAnswer::kAllAreTaken);
+  EXPECT_EQ(MayTake(16, 24, 16, 64), SlotAnswer::kYes);
+  EXPECT_EQ(MayTake(16, 33, 16, 64), SlotAnswer::kShareIsUsedUp);
+  EXPECT_EQ(MayTake(0, 8, 56, 64), SlotAnswer::kYes) << "of another holder";
+  EXPECT_EQ(MayTake(8, 1, 65, 64), SlotAnswer::kAllAreTaken) << "the limit was lowered";
+}
+
 }  // namespace
 }  // namespace kvtier

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/simulated_clock.h"
 #include "base/status_matchers.h"
@@ -203,6 +204,35 @@ TEST_F(LeaseTableTest, NoTenantTakesAllLeasesAndNoneHearsOfTheOthers) {
                        AllOf(HasSubstr("limit (leases_max)"), Not(HasSubstr("tenant")))));
   second.reset();
   EXPECT_THAT(Acquire(a_), StatusIs(absl::StatusCode::kResourceExhausted)) << "one of one is free";
+}
+
+TEST_F(LeaseTableTest, NoTenantTakesAllBytesAndNoneHearsOfTheOthers) {
+  const CompressedObject c = MakeTestObject({.seed = 3});
+  Open(kPlenty, {.bytes_max = 4 * std::max({Bytes(a_), Bytes(b_), Bytes(c)})});
+  for (const CompressedObject* object : {&a_, &b_, &c}) Put(*object);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto first, Acquire(a_));
+  KVTIER_ASSERT_OK_AND_ASSIGN(auto second, Acquire(b_));
+  const absl::Status refused = Acquire(c).status();
+  EXPECT_THAT(refused,
+              StatusIs(absl::StatusCode::kResourceExhausted,
+                       AllOf(HasSubstr(absl::StrCat("tenant tenant holds ", Bytes(a_) + Bytes(b_))),
+                             HasSubstr("lease_bytes_max"))));
+  EXPECT_FALSE(IsTooLarge(refused));
+  EXPECT_EQ(table_->usage().refused, 1u);
+  KVTIER_EXPECT_OK(Acquire(a_)) << "which costs no more bytes";
+
+  const TenantId other = *TenantId::FromString("other");
+  const CompressedObject of_other = MakeTestObject({.seed = 4});
+  KVTIER_ASSERT_OK(store_->Put(other, of_other, Durability::kDisk));
+  FetchRequest request;
+  request.tenant = other;
+  request.key = of_other.manifest->key;
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto others, table_->Acquire(request, BandPlacement::kAny));
+  EXPECT_EQ(table_->usage().bytes, Bytes(a_) + Bytes(b_) + Bytes(of_other));
+  // What a tenant gives back is its own to take again.
+  second.reset();
+  EXPECT_EQ(table_->usage().bytes, Bytes(a_) + Bytes(of_other));
+  KVTIER_EXPECT_OK(Acquire(c));
 }
 
 TEST_F(LeaseTableTest, LeasesOfASmallBandShareOneFileThatItsHolderAloneKeeps) {
