@@ -43,6 +43,8 @@ class ObjectState {
   // Bands that new readers may see. Only ever lowered: when bands are given up or lost.
   uint32_t band_limit;
   ObjectAttributes attributes;
+  // What its client calls the upload, where another tenant had that id; not known after a restart.
+  std::optional<UploadId> sent_as;
   // The longest stored context that is known to be a prefix of this one (store/prefix_hints.h).
   std::optional<Key> extends;
   TenantUse accounted;           // What its tenant's account has for it ...

@@ -25,6 +25,14 @@ uint32_t BandCountOf(const Manifest& manifest) {
   return static_cast<uint32_t>(manifest.bands.size());
 }
 
+// Whether `object` is the upload of that manifest under another id (ReserveUploadId).
+bool IsSentAs(const ObjectState& object, const Manifest& manifest) {
+  if (object.sent_as != manifest.upload_id) return false;
+  Manifest sent = *object.manifest;
+  sent.upload_id = manifest.upload_id;
+  return sent == manifest;
+}
+
 }  // namespace
 
 // --- Uploads that are open -----------------------------------------------------------------------
@@ -255,13 +263,16 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::FinishUpload(const TenantId& tenant,
         return absl::ResourceExhaustedError(absl::StrCat(
             "upload ", manifest.upload_id.ToHex(), " was stored and removed, and is still read"));
       }
+      stored = FindLive(tenant, manifest.key);
+      const bool is_renamed = stored != nullptr && IsSentAs(*stored, manifest);
       if (found == uploads_.end()) {
         if (sealed != nullptr) return StatOf(*sealed);
+        if (is_renamed) return StatOf(*stored);
         return absl::NotFoundError(
             absl::StrCat("upload ", manifest.upload_id.ToHex(), " is not open"));
       }
       open = found->second;
-      stored = FindLive(tenant, manifest.key);
+      if (is_renamed) sealed = stored;
     }
     // Sent again, perhaps asking for more than it got then.
     if (sealed != nullptr) return KeepStored(sealed, open);
@@ -364,6 +375,9 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::Publish(const OpenUpload& open, Dura
   {
     MutexLock lock(&mutex_);
     object->attributes = attributes;
+    if (const UploadId& sent = open.upload->manifest()->upload_id; sent != manifest->upload_id) {
+      object->sent_as = sent;
+    }
     Insert(object, ChangeCause::kPut);
     CloseUpload(open.name());
   }

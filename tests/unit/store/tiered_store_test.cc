@@ -347,6 +347,41 @@ TEST_F(TieredStoreTest, WhatIsOnDiskIsReplacedOnDisk) {
   KVTIER_EXPECT_OK(Check(again, kBands));
 }
 
+// Its client does not know of the other id, and may not have heard that it is done.
+TEST_F(TieredStoreTest, AnUploadThatGotAnotherIdReplacesOnceHoweverOftenItIsSent) {
+  const TenantId stranger = *TenantId::FromString("stranger");
+  KVTIER_ASSERT_OK(store_->Put(stranger, a_, Durability::kHost));
+  for (const Durability durability : {Durability::kHost, Durability::kDisk}) {
+    KVTIER_ASSERT_OK(Put(b_));
+    auto manifest = std::make_shared<Manifest>(*b_.manifest);
+    manifest->upload_id = a_.manifest->upload_id;
+    const CompressedObject sent{manifest, b_.segments};
+    const UploadId first = b_.manifest->upload_id;
+    KVTIER_ASSERT_OK_AND_ASSIGN(const auto upload,
+                                store_->StartUpload(tenant_, manifest, durability, first));
+    for (const SegmentRef& segment : sent.segments) {
+      KVTIER_ASSERT_OK(upload->Append(upload->uploaded_bytes(), segment.bytes()));
+    }
+    KVTIER_ASSERT_OK_AND_ASSIGN(const ObjectStat stat, store_->FinishUpload(tenant_, upload));
+    EXPECT_NE(stat.manifest->upload_id, a_.manifest->upload_id);
+    EXPECT_NE(stat.manifest->upload_id, first);
+    for (int i = 0; i < 2; ++i) {
+      KVTIER_ASSERT_OK_AND_ASSIGN(const ObjectStat again, store_->FinishUpload(tenant_, upload));
+      EXPECT_EQ(again.manifest->upload_id, stat.manifest->upload_id);
+      KVTIER_ASSERT_OK_AND_ASSIGN(const ObjectStat whole,
+                                  store_->Put(tenant_, sent, durability, first));
+      EXPECT_EQ(whole.manifest->upload_id, stat.manifest->upload_id);
+    }
+    // Another one that comes too late does not.
+    manifest = std::make_shared<Manifest>(*manifest);
+    manifest->upload_id = MakeTestObject({.seed = 77}).manifest->upload_id;
+    EXPECT_THAT(store_->Put(tenant_, {manifest, b_.segments}, durability, first),
+                StatusIs(absl::StatusCode::kAborted));
+    KVTIER_EXPECT_OK(store_->CheckInvariants());
+    KVTIER_ASSERT_OK(store_->Delete(tenant_, b_.manifest->key));
+  }
+}
+
 TEST_F(TieredStoreTest, AnUploadReplacesTheOneItWasMadeFromAlthoughThatIsWhole) {
   for (const Durability durability : {Durability::kHost, Durability::kDisk}) {
     const CompressedObject old = Object(durability == Durability::kHost ? 60 : 61, 0);
