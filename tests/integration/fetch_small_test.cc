@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <prometheus/collectable.h>
 #include <prometheus/metric_family.h>
@@ -21,8 +22,8 @@
 #include "services/status_grpc.h"
 #include "services/store_service.h"
 #include "store/lease_table.h"
-#include "tests/testing/eventually.h"
 #include "tests/testing/local_server.h"
+#include "tests/testing/open_put.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/testing/test_object.h"
@@ -56,12 +57,12 @@ class FetchSmallTest : public testing::Test {
   FetchSmallTest() { Open(); }
 
   // What was in host memory alone is gone then.
-  void Open() {
+  void Open(uint64_t host_bytes = uint64_t{64} << 20) {
     server_.reset();
     service_.reset();
     leases_.reset();
     store_.reset();
-    store_ = *OpenTestStore(dir_.path(), uint64_t{64} << 20, Clock::Real());
+    store_ = *OpenTestStore(dir_.path(), host_bytes, Clock::Real());
     leases_ = std::make_unique<LeaseTable>(
         LeaseTable::Options{.leases_max = 4, .bytes_max = uint64_t{32} << 20}, *store_);
     service_ = MakeStoreService({.leases = leases_.get()}, *store_, metrics_, Clock::Real());
@@ -228,6 +229,27 @@ TEST_F(FetchSmallTest, ReadsUnderALease) {
   EXPECT_TRUE(stream->Finish().ok());
 }
 
+TEST_F(FetchSmallTest, WhatFindsNoMemoryIsToldToComeAgain) {
+  const CompressedObject object = Small(1);
+  const CompressedObject held = Small(2);
+  KVTIER_ASSERT_OK(store_->Put(TenantId(), object, Durability::kDisk));
+  KVTIER_ASSERT_OK(store_->Put(TenantId(), held, Durability::kDisk));
+  Open(held.manifest->total_bytes());
+  {
+    KVTIER_ASSERT_OK_AND_ASSIGN(const auto reader,
+                                store_->Pin(TenantId(), held.manifest->key, std::nullopt));
+    std::vector<std::shared_ptr<const BandMemory>> bands;
+    for (uint32_t band = 0; band < reader->resident_bands(); ++band) {
+      KVTIER_ASSERT_OK_AND_ASSIGN(bands.emplace_back(),
+                                  reader->Hold(BandIndex(band), BandPlacement::kAny));
+    }
+    const absl::Status refused = Call(RequestOf(object)).status();
+    EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted));
+    EXPECT_TRUE(RetryAfter(refused).has_value()) << "the holder will be done";
+  }
+  KVTIER_EXPECT_OK(Call(RequestOf(object)));
+}
+
 TEST_F(FetchSmallTest, TakesACallsPlace) {
   server_.reset();
   service_ = MakeStoreService({.calls_max = 1}, *store_, metrics_, Clock::Real());
@@ -236,23 +258,11 @@ TEST_F(FetchSmallTest, TakesACallsPlace) {
   stub_ = v1::StoreService::NewStub(channel_);
   const CompressedObject object = Small(1);
   KVTIER_ASSERT_OK(store_->Put(TenantId(), object, Durability::kHost));
-  // A Put that says no more than its header has the only place until it ends.
-  const CompressedObject other = Small(2);
-  grpc::ClientContext context;
-  v1::PutResponse response;
-  const auto put = stub_->Put(&context, &response);
-  v1::PutRequest header;
-  header.mutable_header()->set_manifest(EncodeManifest(*other.manifest));
-  header.mutable_header()->set_durability(v1::DURABILITY_HOST);
-  ASSERT_TRUE(put->Write(header));
-  // Asked of the store itself: a call would take the place that the Put is to have.
-  ASSERT_TRUE(Eventually(
-      [&] { return store_->UploadedBytes(TenantId(), other.manifest->upload_id).ok(); }));
+  const OpenPut put(*stub_, Small(2));  // It has the only place until it ends.
+  ASSERT_TRUE(put.HasBegun(*store_));
   const absl::Status refused = Call(RequestOf(object)).status();
   EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted));
   EXPECT_TRUE(RetryAfter(refused).has_value());
-  context.TryCancel();
-  put->Finish();
 }
 
 // A store that answers FetchSmall as a test says, or does not know it.

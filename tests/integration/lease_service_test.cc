@@ -27,6 +27,7 @@
 #include "store/lease_table.h"
 #include "tests/testing/eventually.h"
 #include "tests/testing/local_server.h"
+#include "tests/testing/open_put.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/test_object.h"
 
@@ -347,18 +348,10 @@ TEST_F(LeaseServiceTest, ADrainEndsLeasesInsteadOfWaitingForThem) {
 // A call that never ends has the drain's time-out, and no more.
 TEST_F(LeaseServiceTest, ADrainCancelsWhatOutlastsIt) {
   Serve({.drain_timeout = absl::Milliseconds(50), .drain = &drain_});
-  const CompressedObject other = MakeTestObject({.seed = 7});
-  grpc::ClientContext context;
-  v1::PutResponse response;
-  const auto put = stub_->Put(&context, &response);
-  v1::PutRequest header;
-  header.mutable_header()->set_manifest(EncodeManifest(*other.manifest));
-  header.mutable_header()->set_durability(v1::DURABILITY_HOST);
-  ASSERT_TRUE(put->Write(header));
-  ASSERT_TRUE(Eventually(
-      [&] { return store_->UploadedBytes(TenantId(), other.manifest->upload_id).ok(); }));
+  OpenPut put(*stub_, MakeTestObject({.seed = 7}));
+  ASSERT_TRUE(put.HasBegun(*store_));
   server_->Shutdown();
-  EXPECT_THAT(FromGrpcStatus(put->Finish()), StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_THAT(FromGrpcStatus(put.Finish()), StatusIs(absl::StatusCode::kUnavailable));
 }
 
 // The host of a client is gone without a word: no one closes its connection.

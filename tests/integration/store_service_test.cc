@@ -20,6 +20,7 @@
 #include "services/status_grpc.h"
 #include "tests/testing/eventually.h"
 #include "tests/testing/local_server.h"
+#include "tests/testing/open_put.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/testing/test_object.h"
@@ -275,20 +276,14 @@ TEST_F(StoreServiceTest, AFetchUnderPressureIsToldTheRatioItGot) {
 
 TEST_F(StoreServiceTest, TooManyCallsAtOnceAreRefused) {
   Open("", 1 << 20, {.calls_max = 1});
-  // A Put that says nothing holds the only place.
-  grpc::ClientContext context;
-  v1::PutResponse response;
-  const auto stream = stub_->Put(&context, &response);
-  const CompressedObject object = MakeTestObject({});
-  ASSERT_TRUE(stream->Write(Header(object)));
-  // Asked of the store itself: a call would take the place that the Put is to have.
-  ASSERT_TRUE(Eventually(
-      [&] { return store_->UploadedBytes(TenantId(), object.manifest->upload_id).ok(); }));
-  absl::Status refused = client_->Stats(Soon()).status();
-  EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("1 calls")));
-  EXPECT_TRUE(RetryAfter(refused).has_value());
-  context.TryCancel();
-  stream->Finish();
+  absl::Status refused;
+  {
+    const OpenPut put(*stub_, MakeTestObject({}));  // It has the only place until it ends.
+    ASSERT_TRUE(put.HasBegun(*store_));
+    refused = client_->Stats(Soon()).status();
+    EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("1 calls")));
+    EXPECT_TRUE(RetryAfter(refused).has_value());
+  }
   do {
     refused = client_->Stats(Soon()).status();
   } while (absl::IsResourceExhausted(refused));

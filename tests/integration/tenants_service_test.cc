@@ -145,6 +145,23 @@ TEST_F(TenantsServiceTest, AUsedUpQuotaIsNamedAndSaysWhenToTryAgainIfThatHelps) 
     EXPECT_THAT(read, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("its quota of")));
     EXPECT_TRUE(RetryAfter(read).has_value()) << "the reader will be done";
   }
+  options.tenant_quotas.default_bytes = one.manifest->total_bytes() * 3;  // Pins: one and a half.
+  Open(options);
+  for (const uint64_t seed : {1, 3}) KVTIER_ASSERT_OK(Put(*client_, Object(seed)));
+  KVTIER_ASSERT_OK(SetPinned(one, true));
+  const absl::Status second = SetPinned(Object(3), true);
+  EXPECT_THAT(second, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("pinned")));
+  EXPECT_TRUE(RetryAfter(second).has_value()) << "the first may be unpinned";
+  KVTIER_ASSERT_OK(SetPinned(one, false));
+  KVTIER_EXPECT_OK(SetPinned(Object(3), true));
+}
+
+TEST_F(TenantsServiceTest, AUsedUpQuotaCostsItsTenantAlone) {
+  const CompressedObject one = Object(1);
+  TieredStoreOptions options;
+  options.tenant_quotas.default_bytes = one.manifest->total_bytes() * 5 / 4;
+  Open(options);
+  KVTIER_ASSERT_OK(Put(*client_, one));
   const CompressedObject others = MakeTestObject({.seed = 1, .upload_seed = 99});
   KVTIER_EXPECT_OK(Put(*other_, others));
   KVTIER_EXPECT_OK(Put(*client_, Object(3)));  // The first one gives way.
