@@ -17,7 +17,7 @@ absl::StatusOr<CallSlots::Slot> CallSlots::Admit(const grpc::ServerContextBase& 
 
 absl::StatusOr<CallSlots::Slot> CallSlots::Take(TenantId tenant) {
   if (drain_ != nullptr && !drain_->Enter()) {
-    return absl::UnavailableError("the server is stopping");
+    return DrainingError();
   }
   uint32_t own = 0;
   SlotAnswer answer = SlotAnswer::kYes;

@@ -108,6 +108,7 @@ class StageTimer {
 CompressorService::CompressorService(Options options, const std::vector<const Model*>& models,
                                      StoreClient& store, Metrics& metrics, Clock& clock)
     : on_stored_(options.on_stored),
+      drain_(options.drain),
       store_(store),
       metrics_(metrics),
       clock_(clock),
@@ -132,6 +133,7 @@ grpc::Status CompressorService::Compress(grpc::ServerContext* context,
 absl::Status CompressorService::DoCompress(grpc::ServerContext& context,
                                            const v1::CompressRequest& request,
                                            grpc::ServerWriter<v1::CompressResponse>& writer) {
+  KVTIER_RETURN_IF_ERROR(CheckNotDraining(drain_));
   const auto it = pipelines_.find(request.model());
   if (it == pipelines_.end()) {
     std::vector<std::string> names;
@@ -273,6 +275,9 @@ grpc::Status CompressorService::ListModels(grpc::ServerContext* /*context*/,
                                            const v1::ListModelsRequest* /*request*/,
                                            v1::ListModelsResponse* response) {
   const absl::Time begin = clock_.Now();
+  const absl::Status status = CheckNotDraining(drain_);
+  metrics_.CountRpc("ListModels", status, clock_.Now() - begin);
+  if (!status.ok()) return ToGrpcStatus(status);
   for (const auto& [name, pipeline] : pipelines_) {
     const Model& model = pipeline->model();
     const ModelConfig& config = model.config();
@@ -292,7 +297,6 @@ grpc::Status CompressorService::ListModels(grpc::ServerContext* /*context*/,
     }
     summary.set_kv_dtype(std::string(DTypeName(pipeline->options().kv_dtype)));
   }
-  metrics_.CountRpc("ListModels", absl::OkStatus(), clock_.Now() - begin);
   return grpc::Status::OK;
 }
 

@@ -16,6 +16,7 @@
 #include "kvtier/v1/compressor.grpc.pb.h"
 #include "services/client.h"
 #include "services/compress_queue.h"
+#include "services/drain_signal.h"
 #include "services/metrics.h"
 
 namespace kvtier {
@@ -30,6 +31,8 @@ class CompressorService final : public v1::CompressorService::Service {
     // For recipe head, by model name; models without have no such recipe.
     std::map<std::string, std::shared_ptr<const HeadScores>> head_scores;
     CompressQueue::Options queue;
+    // Calls that begin after it has fired are UNAVAILABLE. Not owned; may be null.
+    DrainSignal* drain = nullptr;
   };
   CompressorService(Options options, const std::vector<const Model*>& models, StoreClient& store,
                     Metrics& metrics, Clock& clock);
@@ -57,6 +60,7 @@ class CompressorService final : public v1::CompressorService::Service {
 
   absl::flat_hash_map<std::string, std::unique_ptr<Pipeline>> pipelines_;  // By model name.
   const std::function<void(const CompressedObject&)> on_stored_;
+  DrainSignal* const drain_;  // May be null.
   StoreClient& store_;
   Metrics& metrics_;
   Clock& clock_;

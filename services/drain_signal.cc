@@ -54,10 +54,21 @@ bool DrainSignal::AwaitCalls(absl::Time end, Clock& clock) {
   return true;
 }
 
+bool DrainSignal::has_fired() const {
+  MutexLock lock(&mutex_);
+  return has_fired_;
+}
+
 void DrainSignal::Forget(uint64_t id) {
   MutexLock lock(&mutex_);
   listeners_.erase(id);
   while (running_ == id) called_.Wait(&mutex_);
+}
+
+absl::Status DrainingError() { return absl::UnavailableError("the server is stopping"); }
+
+absl::Status CheckNotDraining(const DrainSignal* drain) {
+  return drain != nullptr && drain->has_fired() ? DrainingError() : absl::OkStatus();
 }
 
 }  // namespace kvtier

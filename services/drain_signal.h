@@ -15,6 +15,7 @@
 #include <memory>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "base/clock.h"
 #include "base/mutex.h"
@@ -43,17 +44,18 @@ class DrainSignal {
   // For good: no call begins after it. Returns when every listener has been called.
   void Fire() ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // A call begins (services/call_slots.h does this for it). False: it may not, since Fire. True:
-  // Leave() once it is over.
+  // A call begins (services/call_slots.h or call_counter.h does this for it). False: it may not,
+  // since Fire. True: Leave() once it is over.
   bool Enter() ABSL_LOCKS_EXCLUDED(mutex_);
   void Leave() ABSL_LOCKS_EXCLUDED(mutex_);
   // Blocks until the calls that had begun are over, or until `end`. True if they are.
   bool AwaitCalls(absl::Time end, Clock& clock) ABSL_LOCKS_EXCLUDED(mutex_);
+  bool has_fired() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   void Forget(uint64_t id) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  Mutex mutex_;
+  mutable Mutex mutex_;
   CondVar called_;  // running_ has changed.
   CondVar idle_;    // calls_ is 0.
   bool has_fired_ ABSL_GUARDED_BY(mutex_) = false;
@@ -62,6 +64,11 @@ class DrainSignal {
   uint64_t running_ ABSL_GUARDED_BY(mutex_) = 0;  // Whose callback runs now; 0: nobody's.
   std::map<uint64_t, std::function<void()>> listeners_ ABSL_GUARDED_BY(mutex_);
 };
+
+// What a call hears that begins too late: UNAVAILABLE.
+absl::Status DrainingError();
+// DrainingError() if `drain` has fired; it may be null.
+absl::Status CheckNotDraining(const DrainSignal* drain);
 
 }  // namespace kvtier
 

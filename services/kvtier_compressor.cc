@@ -76,11 +76,11 @@ absl::StatusOr<std::map<std::string, std::shared_ptr<const HeadScores>>> LoadHea
 // The sending end of the link, with everything that it needs.
 struct LinkParts {
   LinkParts(std::unique_ptr<CommunicatorFactory> factory, uint64_t tier_bytes, Backend& backend,
-            Metrics& metrics)
+            Metrics& metrics, DrainSignal& drain)
       : communicators(std::move(factory)),
         tier({.bytes_max = tier_bytes}, backend),
         sender({}, tier, *communicators, counters, Clock::Real()),
-        service({}, sender, metrics, Clock::Real()) {
+        service({.drain = &drain}, sender, metrics, Clock::Real()) {
     metrics.ExportLink(counters, &tier);
   }
 
@@ -93,7 +93,8 @@ struct LinkParts {
 
 // Null without --device_tier_mib, and where there is no GPU, which is said.
 // INVALID_ARGUMENT: a build that can never link.
-absl::StatusOr<std::unique_ptr<LinkParts>> MakeLink(Backend& backend, Metrics& metrics) {
+absl::StatusOr<std::unique_ptr<LinkParts>> MakeLink(Backend& backend, Metrics& metrics,
+                                                    DrainSignal& drain) {
   const uint64_t tier_bytes = absl::GetFlag(FLAGS_device_tier_mib) * limits::kMiB;
   if (tier_bytes == 0) return nullptr;
   absl::StatusOr<std::unique_ptr<CommunicatorFactory>> made = MachineCommunicators(backend);
@@ -103,7 +104,7 @@ absl::StatusOr<std::unique_ptr<LinkParts>> MakeLink(Backend& backend, Metrics& m
                         << made.status().message();
     return nullptr;
   }
-  return std::make_unique<LinkParts>(*std::move(made), tier_bytes, backend, metrics);
+  return std::make_unique<LinkParts>(*std::move(made), tier_bytes, backend, metrics, drain);
 }
 
 absl::Status Run(const ServerOptions& server_options) {
@@ -136,8 +137,10 @@ absl::Status Run(const ServerOptions& server_options) {
   if (options.queue.pool_threads == 0) {
     return absl::InvalidArgumentError("--compressions_max must be at least 1");
   }
+  DrainSignal drain;
+  options.drain = &drain;
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<LinkParts> link,
-                          MakeLink(*loaded.backend, metrics));
+                          MakeLink(*loaded.backend, metrics, drain));
   std::vector<grpc::Service*> services;
   if (link != nullptr) {
     options.on_stored = [&tier = link->tier](const CompressedObject& object) {
@@ -152,7 +155,7 @@ absl::Status Run(const ServerOptions& server_options) {
   CompressorService service(options, models, store, metrics, Clock::Real());
   services.push_back(&service);
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
-                          Server::Start(server_options, services, metrics));
+                          Server::Start(Draining(server_options, drain), services, metrics));
   KVTIER_LOG(INFO) << "compressing on port " << server->port() << ", storing at "
                    << absl::GetFlag(FLAGS_store);
   server->WaitForSignalAndDrain([&service, &link] {

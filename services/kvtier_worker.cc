@@ -51,9 +51,11 @@ absl::Status Run(const ServerOptions& server_options) {
   options.attachments.bytes_max = absl::GetFlag(FLAGS_attached_mib_max) * limits::kMiB;
   options.attachments.asks_per_object_max = absl::GetFlag(FLAGS_asks_max);
   options.tail_tokens_max = absl::GetFlag(FLAGS_tail_tokens_max);
+  DrainSignal drain;
+  options.drain = &drain;
   WorkerService service(options, *loaded.models.front(), *transport, store, metrics, Clock::Real());
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<Server> server,
-                          Server::Start(server_options, {&service}, metrics));
+                          Server::Start(Draining(server_options, drain), {&service}, metrics));
   KVTIER_LOG(INFO) << "answering on port " << server->port() << ", fetching from "
                    << absl::GetFlag(FLAGS_store);
   server->WaitForSignalAndDrain([] {});

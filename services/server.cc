@@ -23,6 +23,7 @@
 #include "base/clock.h"
 #include "base/limits.h"
 #include "base/log.h"
+#include "services/call_counter.h"
 #include "services/grpc_runtime.h"
 
 namespace kvtier {
@@ -123,6 +124,11 @@ class ServerImpl final : public Server {
     builder.SetResourceQuota(quota);
     builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port_);
     for (grpc::Service* service : services) builder.RegisterService(service);
+    if (options_.drain != nullptr && options_.has_blocking_methods) {
+      std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> counters;
+      counters.push_back(MakeCallCounter(*options_.drain));
+      builder.experimental().SetInterceptorCreators(std::move(counters));
+    }
     server_ = builder.BuildAndStart();
     if (server_ == nullptr || port_ == 0) {
       return absl::UnavailableError(absl::StrCat("cannot listen on ", options_.listen));

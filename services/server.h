@@ -50,7 +50,17 @@ struct ServerOptions {
   // Fired when the server stops, which then waits for the calls that it counts. Not owned; null:
   // gRPC alone refuses new calls and waits, and may cut the end of an answer off (drain_signal.h).
   DrainSignal* drain = nullptr;
+  // The services' methods block, so that the server counts their calls for `drain`
+  // (call_counter.h). Those with callbacks do so themselves.
+  bool has_blocking_methods = false;
 };
+
+// `options` of a server whose services have blocking methods, and which stops by `drain`.
+inline ServerOptions Draining(ServerOptions options, DrainSignal& drain) {
+  options.drain = &drain;
+  options.has_blocking_methods = true;
+  return options;
+}
 
 class Server {
  public:

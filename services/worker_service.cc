@@ -83,6 +83,7 @@ grpc::Status WorkerService::Attach(grpc::ServerContext* context, const v1::Attac
 
 absl::Status WorkerService::DoAttach(grpc::ServerContext& context, const v1::AttachRequest& request,
                                      v1::AttachResponse& response) {
+  KVTIER_RETURN_IF_ERROR(CheckNotDraining(options_.drain));
   KVTIER_ASSIGN_OR_RETURN(FetchRequest fetch, MakeFetchRequest(request));
   const absl::Time deadline = DeadlineOf(context, clock_);
 
@@ -142,6 +143,7 @@ grpc::Status WorkerService::Ask(grpc::ServerContext* context, const v1::AskReque
 
 absl::Status WorkerService::DoAsk(grpc::ServerContext& context, const v1::AskRequest& request,
                                   grpc::ServerWriter<v1::AskResponse>& writer) {
+  KVTIER_RETURN_IF_ERROR(CheckNotDraining(options_.drain));
   const uint32_t answer_max = request.answer_tokens_max();
   if (answer_max == 0 || answer_max > options_.answer_tokens_max) {
     return absl::InvalidArgumentError(absl::StrCat("answer_tokens_max is ", answer_max,
@@ -225,7 +227,8 @@ grpc::Status WorkerService::Detach(grpc::ServerContext* /*context*/,
                                    const v1::DetachRequest* request,
                                    v1::DetachResponse* /*response*/) {
   const absl::Time begin = clock_.Now();
-  const absl::Status status = attachments_.Remove(request->attachment());
+  absl::Status status = CheckNotDraining(options_.drain);
+  if (status.ok()) status = attachments_.Remove(request->attachment());
   metrics_.CountRpc("Detach", status, clock_.Now() - begin);
   return ToGrpcStatus(status);
 }
@@ -234,6 +237,9 @@ grpc::Status WorkerService::GetWorker(grpc::ServerContext* /*context*/,
                                       const v1::GetWorkerRequest* /*request*/,
                                       v1::GetWorkerResponse* response) {
   const absl::Time begin = clock_.Now();
+  const absl::Status status = CheckNotDraining(options_.drain);
+  metrics_.CountRpc("GetWorker", status, clock_.Now() - begin);
+  if (!status.ok()) return ToGrpcStatus(status);
   response->set_model(model_.name());
   response->set_model_digest(std::string(model_.digest().AsStringView()));
   response->set_vocabulary(static_cast<uint64_t>(model_.config().vocabulary));
@@ -255,7 +261,6 @@ grpc::Status WorkerService::GetWorker(grpc::ServerContext* /*context*/,
     response->set_byte_vocabulary_first_id(bytes->first_id);
   }
   response->set_prefilled_context_tokens(model_.prefilled_tokens());
-  metrics_.CountRpc("GetWorker", absl::OkStatus(), clock_.Now() - begin);
   return grpc::Status::OK;
 }
 

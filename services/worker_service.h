@@ -13,6 +13,7 @@
 #include "kvtier/v1/worker.grpc.pb.h"
 #include "services/attachments.h"
 #include "services/client.h"
+#include "services/drain_signal.h"
 #include "services/metrics.h"
 
 namespace kvtier {
@@ -24,6 +25,8 @@ class WorkerService final : public v1::WorkerService::Service {
     Attachments::Options attachments;
     uint32_t tail_tokens_max = 1024;  // Wrapped question and answer together.
     uint32_t answer_tokens_max = limits::kAnswerTokensMax;
+    // Calls that begin after it has fired are UNAVAILABLE. Not owned; may be null.
+    DrainSignal* drain = nullptr;
   };
   WorkerService(Options options, const Model& model, Transport& transport, StoreClient& store,
                 Metrics& metrics, Clock& clock);

@@ -82,6 +82,7 @@ grpc::Status LinkService::Transfer(grpc::ServerContext* context, TransferStream*
 }
 
 absl::Status LinkService::DoTransfer(grpc::ServerContext& context, TransferStream& stream) {
+  KVTIER_RETURN_IF_ERROR(CheckNotDraining(options_.drain));
   // The machine's clock, as gRPC measures deadlines; ours may be a simulated one.
   const absl::Duration left = absl::FromChrono(context.deadline()) - absl::Now();
   if (left > limits::kLinkCallMax) {

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "base/clock.h"
 #include "kvtier/v1/link.grpc.pb.h"
+#include "services/drain_signal.h"
 #include "services/link/link_sender.h"
 #include "services/metrics.h"
 
@@ -20,6 +21,8 @@ class LinkService final : public v1::LinkService::Service {
  public:
   struct Options {
     uint32_t calls_max = limits::kLinkCallsMax;
+    // Calls that begin after it has fired are UNAVAILABLE. Not owned; may be null.
+    DrainSignal* drain = nullptr;
   };
   LinkService(const Options& options, LinkSender& sender, Metrics& metrics, Clock& clock);
 

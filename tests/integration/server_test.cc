@@ -23,11 +23,14 @@
 #include "gtest/gtest.h"
 #include "kvtier/v1/worker.grpc.pb.h"
 #include "services/client.h"
+#include "services/drain_signal.h"
 #include "services/page_client.h"
 #include "services/page_service.h"
+#include "services/status_grpc.h"
 #include "services/store_service.h"
 #include "store/page_store.h"
 #include "tests/testing/child_process.h"
+#include "tests/testing/eventually.h"
 #include "tests/testing/files.h"
 #include "tests/testing/store_checks.h"
 #include "tests/testing/temp_dir.h"
@@ -159,8 +162,13 @@ TEST(ChannelTest, TheEndOfTheLastChannelDoesNotStopGrpc) {
 // A service of blocking calls, as the compressor and the worker are: each call waits until Open.
 class WaitingService final : public v1::WorkerService::Service {
  public:
+  explicit WaitingService(DrainSignal* drain = nullptr) : drain_(drain) {}
+
   grpc::Status GetWorker(grpc::ServerContext*, const v1::GetWorkerRequest*,
                          v1::GetWorkerResponse*) override {
+    if (const absl::Status status = CheckNotDraining(drain_); !status.ok()) {
+      return ToGrpcStatus(status);
+    }
     MutexLock lock(&mutex_);
     ++waiting_;
     changed_.SignalAll();
@@ -172,8 +180,13 @@ class WaitingService final : public v1::WorkerService::Service {
     is_open_ = true;
     changed_.SignalAll();
   }
+  void AwaitWaiting() {
+    MutexLock lock(&mutex_);
+    while (waiting_ == 0) changed_.Wait(&mutex_);
+  }
 
  private:
+  DrainSignal* const drain_;
   Mutex mutex_;
   CondVar changed_;
   int waiting_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -205,6 +218,57 @@ TEST_F(ServerTest, MoreWaitingCallsThanThreadsAreRefused) {
   }
   EXPECT_LT(refused, static_cast<int>(results.size())) << "those that had a thread are served";
   KVTIER_EXPECT_OK(WorkerClient(channel).GetWorker(Soon()).status());
+}
+
+// By our own signal, as a store: gRPC's drain would close the connection, and say nothing of why.
+TEST_F(ServerTest, BlockingCallsThatRunAreWaitedForWhileOthersAreRefusedOneByOne) {
+  DrainSignal drain;
+  WaitingService waiting(&drain);
+  ServerOptions options = Draining({.metrics_listen = ""}, drain);
+  options.drain_timeout = absl::Minutes(5);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto server, Server::Start(options, {&waiting}, metrics_));
+  const auto channel = MakeChannel("127.0.0.1:" + std::to_string(server->port()));
+  absl::Status running;
+  std::thread caller(
+      [&] { running = WorkerClient(channel).GetWorker(absl::Now() + absl::Minutes(5)).status(); });
+  waiting.AwaitWaiting();
+  std::thread stopping([&] { server->Shutdown(); });
+  EXPECT_TRUE(Eventually([&] { return drain.has_fired(); }));
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_THAT(WorkerClient(channel).GetWorker(Soon()).status(),
+                StatusIs(absl::StatusCode::kUnavailable, HasSubstr("the server is stopping")));
+  }
+  EXPECT_FALSE(drain.AwaitCalls(absl::InfinitePast(), Clock::Real())) << "one is running";
+  waiting.Open();
+  caller.join();
+  stopping.join();
+  KVTIER_EXPECT_OK(running);
+  EXPECT_TRUE(drain.AwaitCalls(absl::InfinitePast(), Clock::Real()));
+}
+
+TEST_F(ServerTest, AStreamOfHealthKeepsNoServerFromStopping) {
+  DrainSignal drain;
+  WaitingService waiting(&drain);
+  ServerOptions options = Draining({.metrics_listen = ""}, drain);
+  options.drain_timeout = absl::Seconds(1);  // Of gRPC's own part, which cancels the stream.
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto server, Server::Start(options, {&waiting}, metrics_));
+  const auto channel = MakeChannel("127.0.0.1:" + std::to_string(server->port()));
+  grpc::ClientContext context;
+  const grpc::Slice whole_server("");  // HealthCheckRequest {}
+  const grpc::ByteBuffer request(&whole_server, 1);
+  const std::unique_ptr<grpc::ClientReader<grpc::ByteBuffer>> watch(
+      grpc::internal::ClientReaderFactory<grpc::ByteBuffer>::Create(
+          channel.get(),
+          grpc::internal::RpcMethod("/grpc.health.v1.Health/Watch",
+                                    grpc::internal::RpcMethod::SERVER_STREAMING),
+          &context, request));
+  grpc::ByteBuffer health;
+  ASSERT_TRUE(watch->Read(&health));
+  EXPECT_TRUE(drain.AwaitCalls(absl::InfinitePast(), Clock::Real())) << "it is not counted";
+  server->Shutdown();
+  while (watch->Read(&health)) {
+  }
+  watch->Finish();
 }
 
 TEST_F(ServerTest, MessagesBeyondTheBufferNeitherKillNorHangIt) {

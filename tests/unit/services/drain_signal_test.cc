@@ -34,10 +34,13 @@ TEST(DrainSignalTest, WhoHasStoppedListeningHearsNothing) {
 
 TEST(DrainSignalTest, NoCallBeginsAfterItAndThoseBeforeAreWaitedFor) {
   DrainSignal signal;
+  EXPECT_TRUE(CheckNotDraining(&signal).ok());
+  EXPECT_TRUE(CheckNotDraining(nullptr).ok());
   EXPECT_TRUE(signal.Enter());
   EXPECT_TRUE(signal.Enter());
   signal.Fire();
   EXPECT_FALSE(signal.Enter());
+  EXPECT_EQ(CheckNotDraining(&signal).code(), absl::StatusCode::kUnavailable);
   signal.Leave();
   EXPECT_FALSE(signal.AwaitCalls(absl::InfinitePast(), Clock::Real()));
   std::thread last([&] { signal.Leave(); });
