@@ -23,6 +23,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "compressor/backend_scores.h"
+#include "compressor/library_counters.h"
 #include "kvcache/geometry.h"
 #include "kvcache/ragged_view.h"
 
@@ -113,6 +114,12 @@ struct AttentionArgs {
   float scale = 0;      // The model's softmax scale.
   int64_t window = 0;   // 0: none.
   TensorView out = {};  // [rows, q_heads * head_dim]
+  // Rows of each head from its only span's first one on that may be read with the weight zero: they
+  // lie together, are at least the span's, and finite. A library may choose its kernel by them, so
+  // that one serves contexts of several lengths. 0: the span's own.
+  int64_t readable_span_rows = 0;
+  // Hardly another call has as many query rows: no kernel is worth being made for their number.
+  bool odd_rows = false;
 };
 
 // What gates an MLP.
@@ -165,6 +172,12 @@ class Backend {
   virtual absl::Status Synchronize() = 0;
   // True when Tensor::data() and RowSpans may point to ordinary host memory.
   virtual bool host_addressable() const = 0;
+  // Rows that the cache of a context of `rows` should have room for: more where kernels are made
+  // for its size and contexts of about one length can share them. Such a cache holds zeros where
+  // nothing has been appended.
+  virtual int64_t CacheRows(int64_t rows) const { return rows; }
+  // What its libraries did; null where it uses none. Outlives the backend.
+  virtual std::shared_ptr<const LibraryCounters> library_counters() const { return nullptr; }
 
   // Weights. `weights` is [out, in] row-major of `dtype`, host memory, not kept.
   virtual absl::StatusOr<std::unique_ptr<LinearWeights>> PrepareLinear(

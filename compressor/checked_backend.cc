@@ -71,6 +71,22 @@ absl::Status CheckSpans(const HeadSpans& spans) {
   return absl::OkStatus();
 }
 
+// One span a head at most, within the rows that may be read.
+absl::Status CheckReadableSpans(const AttentionArgs& args) {
+  for (size_t head = 0; args.spans != nullptr && head < args.spans->size(); ++head) {
+    int64_t rows = 0;
+    int64_t spans = 0;
+    for (const RowSpan& span : (*args.spans)[head]) {
+      rows += span.rows;
+      ++spans;
+    }
+    if (spans <= 1 && rows <= args.readable_span_rows) continue;
+    return Bad("attention", absl::StrCat(args.readable_span_rows, " readable rows for ", spans,
+                                         " spans of ", rows, " rows in head ", head));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<Tensor> CheckedBackend::Allocate(DType dtype, int64_t rows, int64_t cols) {
@@ -206,6 +222,7 @@ absl::Status CheckedBackend::Attention(const AttentionArgs& args) {
   }
   if (args.spans != nullptr) KVTIER_RETURN_IF_ERROR(CheckSpans(*args.spans));
   if (args.window < 0) return Bad("attention", absl::StrCat("a window of ", args.window));
+  if (args.readable_span_rows != 0) KVTIER_RETURN_IF_ERROR(CheckReadableSpans(args));
   return args.q.rows == 0 ? absl::OkStatus() : RunAttention(args);
 }
 

@@ -160,7 +160,9 @@ class PlannedTokens final : public TokenOps {
                                .tail_rows = plan_.tail->length() + q.rows,
                                .scale = model_.config().softmax_scale(),
                                .window = model_.config().layer_window(layer),
-                               .out = out});
+                               .out = out,
+                               .readable_span_rows = plan_.readable_span_rows,
+                               .odd_rows = plan_.odd_rows});
   }
 
  private:

@@ -38,6 +38,8 @@ class ForwardScratch {
 struct ForwardPlan {
   // Rows that every new token sees, per layer: [layers][kv_heads] spans. Null: none.
   std::function<const HeadSpans*(int64_t layer)> spans = nullptr;
+  int64_t readable_span_rows = 0;  // As AttentionArgs.
+  bool odd_rows = false;           // As AttentionArgs.
   // New keys and values are appended here at row tail->length(), after `first_position`'s RoPE, and
   // seen causally together with the rows before them. Its length is advanced at the end of the
   // pass.

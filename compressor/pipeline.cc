@@ -143,8 +143,8 @@ uint64_t Pipeline::EstimateBytes(const CompressInput& input) const {
   const uint64_t system_tokens = SystemIds(*model_, input).size();
   const uint64_t context_tokens = input.context.size();
   const Geometry geometry = model_->config().MakeGeometry(options_.kv_dtype);
-  const uint64_t cache =
-      DenseCache::EstimateBytes(geometry, static_cast<int64_t>(system_tokens + context_tokens));
+  const uint64_t cache = DenseCache::EstimateBytes(
+      geometry, model_->backend().CacheRows(static_cast<int64_t>(system_tokens + context_tokens)));
   const uint64_t scratch = ForwardScratch::EstimateBytes(
       model_->config(), model_->backend().activation_dtype(),
       ScratchRows(*model_, options_, recipe, system_tokens, context_tokens));
@@ -191,6 +191,11 @@ absl::StatusOr<Manifest> Pipeline::DescribeObject(const CompressInput& input) co
   return manifest;
 }
 
+absl::StatusOr<DenseCache> Pipeline::MakeCache(const Geometry& geometry, uint64_t rows) const {
+  Backend& backend = model_->backend();
+  return DenseCache::Create(backend, geometry, backend.CacheRows(static_cast<int64_t>(rows)));
+}
+
 absl::StatusOr<std::unique_ptr<BackendScores>> Pipeline::FillAndScore(
     const CompressInput& input, const Recipe& recipe, DenseCache& cache, const Progress& progress,
     const CancelToken& cancel, std::span<float> last_logits) const {
@@ -208,8 +213,12 @@ absl::StatusOr<std::unique_ptr<BackendScores>> Pipeline::FillAndScore(
     progress({CompressStage::kPrefill, done, ids.size()});
     KVTIER_RETURN_IF_ERROR(cancel.Check());
     const size_t rows = std::min<size_t>(options_.prefill_rows, whole - done);
+    const ForwardPlan plan{.odd_rows = static_cast<int64_t>(rows) < options_.prefill_rows,
+                           .tail = &cache,
+                           .first_position = cache.length()};
     KVTIER_RETURN_IF_ERROR(
-        Prefill(*model_, std::span(ids).subspan(done, rows), cache, scratch, nullptr));
+        Forward(*model_, std::span(ids).subspan(done, rows), plan, scratch, /*logits=*/{}));
+    model_->CountPrefilled(rows);
     done += rows;
   }
   if (!last_logits.empty()) {
@@ -235,10 +244,9 @@ absl::StatusOr<ScoredContext> Pipeline::Score(const CompressInput& input, const 
   KVTIER_ASSIGN_OR_RETURN(result.recipe, ResolveRecipe(input));
   const uint64_t system_tokens = SystemIds(*model_, input).size();
   if (ProtectsSystemPrompt(result.recipe.selection())) result.first_position = system_tokens;
-  KVTIER_ASSIGN_OR_RETURN(
-      DenseCache cache,
-      DenseCache::Create(model_->backend(), model_->config().MakeGeometry(options_.kv_dtype),
-                         static_cast<int64_t>(system_tokens + input.context.size())));
+  KVTIER_ASSIGN_OR_RETURN(DenseCache cache,
+                          MakeCache(model_->config().MakeGeometry(options_.kv_dtype),
+                                    system_tokens + input.context.size()));
   result.last_logits.resize(static_cast<size_t>(model_->config().vocabulary));
   const Progress report = progress ? progress : [](const CompressProgress&) {};
   KVTIER_ASSIGN_OR_RETURN(
@@ -255,8 +263,7 @@ absl::StatusOr<CompressedObject> Pipeline::Compress(const CompressInput& input,
   KVTIER_ASSIGN_OR_RETURN(const Recipe recipe, ResolveRecipe(input));
   KVTIER_ASSIGN_OR_RETURN(const Manifest identity, DescribeObject(input));
   KVTIER_ASSIGN_OR_RETURN(DenseCache cache,
-                          DenseCache::Create(model_->backend(), identity.geometry,
-                                             static_cast<int64_t>(identity.logical_length())));
+                          MakeCache(identity.geometry, identity.logical_length()));
   KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<BackendScores> scores,
                           FillAndScore(input, recipe, cache, report, cancel, /*last_logits=*/{}));
 

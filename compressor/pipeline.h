@@ -126,6 +126,8 @@ class Pipeline {
   // system ++ context.
   std::vector<uint32_t> PrefillIds(const CompressInput& input) const;
   absl::StatusOr<Manifest> DescribeObject(const CompressInput& input) const;
+  // With room for a context and its system prompt, `rows` together, or more.
+  absl::StatusOr<DenseCache> MakeCache(const Geometry& geometry, uint64_t rows) const;
   // Prefill into `cache`, then score it. Scratch memory is gone when this returns. Writes the
   // logits after the last token to `last_logits` unless it is empty.
   absl::StatusOr<std::unique_ptr<BackendScores>> FillAndScore(

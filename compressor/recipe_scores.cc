@@ -75,7 +75,9 @@ uint64_t EstimateScoringBytes(const Recipe& recipe, const Model& model, const Ge
       sizeof(float);
   if (!recipe.repeats_context()) return table;
   const uint64_t repeat_rows = model.profile().RepeatRowsMax(context_tokens);
-  uint64_t bytes = table + DenseCache::EstimateBytes(geometry, static_cast<int64_t>(repeat_rows));
+  uint64_t bytes =
+      table + DenseCache::EstimateBytes(
+                  geometry, model.backend().CacheRows(static_cast<int64_t>(repeat_rows)));
   if (recipe.scorer == Scorer::kKvzipPlus) {
     const uint64_t chunk = std::min<uint64_t>(model.profile().chunk_tokens, context_tokens);
     bytes +=

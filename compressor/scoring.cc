@@ -84,9 +84,11 @@ absl::StatusOr<std::unique_ptr<BackendScores>> ScoreContext(
                                                       .tokens = rule.leading_tokens + tokens}));
   const std::vector<int64_t> scored_rows = ScoredRows(geometry);
   const DenseSpans spans(cache);
-  KVTIER_ASSIGN_OR_RETURN(DenseCache repeat,
-                          DenseCache::Create(model.backend(), geometry,
-                                             static_cast<int64_t>(profile.RepeatRowsMax(tokens))));
+  KVTIER_ASSIGN_OR_RETURN(
+      DenseCache repeat,
+      DenseCache::Create(
+          model.backend(), geometry,
+          model.backend().CacheRows(static_cast<int64_t>(profile.RepeatRowsMax(tokens)))));
 
   NormOffsets offsets(model.backend(), rule.norms);
   for (uint32_t c = 0; c < profile.ChunkCount(tokens); ++c) {
@@ -98,6 +100,8 @@ absl::StatusOr<std::unique_ptr<BackendScores>> ScoreContext(
     ForwardPlan plan;
     plan.spans = [&spans](int64_t layer) { return spans.layer(layer); };
     plan.tail = &repeat;
+    plan.readable_span_rows = cache.capacity();
+    plan.odd_rows = chunk.end - chunk.begin < profile.chunk_tokens;
     plan.first_position = cache.length();  // For every chunk: they do not see each other's repeat.
     plan.stop_after_last_queries = true;
     if (offsets.wanted()) {

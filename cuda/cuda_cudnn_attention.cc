@@ -182,6 +182,7 @@ class CudnnAttention final : public FusedAttention {
   }
 
   bool Takes(const FusedAttentionParams& params) const override { return CudnnTakes(params); }
+  int64_t CacheRows(int64_t rows) const override { return CudnnCacheRows(rows); }
 
   absl::Status Run(const FusedAttentionParams& p) override {
     const CudnnShape shape = CudnnShapeOf(p);

@@ -1,5 +1,7 @@
 #include "cuda/cudnn_shape.h"
 
+#include <algorithm>
+#include <bit>
 #include <limits>
 
 #include "absl/strings/str_cat.h"
@@ -26,10 +28,17 @@ std::string CudnnShape::ToString() const {
                       lse ? ", with normalisers" : "");
 }
 
+int64_t CudnnCacheRows(int64_t rows) {
+  if (rows <= 0) return rows;
+  const auto eighth = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(rows)) / 8);
+  const int64_t step = std::max<int64_t>(64, eighth);
+  return (rows + step - 1) / step * step;
+}
+
 CudnnShape CudnnShapeOf(const FusedAttentionParams& params) {
-  // Rows before the queries' own: a run that has grown, and may grow on.
-  const bool grows = params.causal && params.key_rows > params.rows;
-  const bool lengths = grows && params.readable_rows > params.key_rows;
+  // Queries among themselves are as many as their keys, whatever lies behind.
+  const bool square = params.causal && params.key_rows == params.rows;
+  const bool lengths = !square && params.readable_rows > params.key_rows;
   return {.rows = params.rows,
           .key_rows = lengths ? params.readable_rows : params.key_rows,
           .head_rows = params.head_rows,

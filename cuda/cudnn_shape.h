@@ -2,9 +2,11 @@
 // that the rules are tested anywhere.
 //
 // cuDNN makes one plan per shape, which takes much longer than its use; the layers of a pass share
-// it. A run that grows from call to call (a cache that a prefill fills, piece by piece) would
-// need one per piece: it is planned for all its readable rows, and the call says in device memory
-// how many of them there are. Everything else is planned for the rows that it has.
+// it. Keys that have readable rows behind them (the cache of a context, which a prefill fills piece
+// by piece and the repeat pass reads as a whole) would need one per piece and per length of a
+// context: they are planned for all readable rows, and the call says in device memory how many of
+// them there are. Those are rounded up (CudnnCacheRows), so that contexts of about one length share
+// their plans. Everything else is planned for the rows that it has.
 #ifndef KVTIER_CUDA_CUDNN_SHAPE_H_
 #define KVTIER_CUDA_CUDNN_SHAPE_H_
 
@@ -19,9 +21,16 @@ namespace kvtier {
 // Fewer query rows are better off with the keys shared out to many blocks (cuda/attention.h).
 inline constexpr int64_t kCudnnQueryRowsMin = 64;
 inline constexpr int64_t kCudnnHeadDimMax = 256;
-// Plans that are kept. A context needs about ten: the pieces of its prefill, and the first, later
-// and last chunk of its repeat pass over the context and over themselves.
-inline constexpr size_t kCudnnPlansMax = 128;
+// Plans that are kept; the one that was used longest ago goes first. For each capacity of a cache
+// there are about twenty at the most: the first piece of a prefill, later ones, the first and the
+// later chunks of a repeat pass, and for each of them the powers of two that odd numbers of rows
+// are cut into (cuda/fused_calls.h); another dozen for the repeat rows among themselves.
+inline constexpr size_t kCudnnPlansMax = 256;
+
+// Rows of the cache that a context of `rows` gets: a multiple of an eighth of the largest power of
+// two that is not above them, and of 64. At most an eighth more, or 63 rows; eight capacities for
+// every doubling of the length.
+int64_t CudnnCacheRows(int64_t rows);
 
 // The key of a plan.
 struct CudnnShape {

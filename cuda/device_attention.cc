@@ -129,6 +129,12 @@ absl::Status RunDeviceAttention(const AttentionArgs& args, const std::shared_ptr
                                 FusedAttention* fused) {
   if (fused != nullptr) {
     std::vector<FusedAttentionParams> calls = FusedCalls(args);
+    if (args.odd_rows && !calls.empty()) {
+      for (const AttentionArgs& call : CommonRowCalls(args)) {
+        KVTIER_RETURN_IF_ERROR(RunDeviceAttention(call, device, fused));
+      }
+      return absl::OkStatus();
+    }
     const auto takes = [fused](const FusedAttentionParams& call) { return fused->Takes(call); };
     if (!calls.empty() && std::all_of(calls.begin(), calls.end(), takes)) {
       const absl::Status done = RunFused(std::move(calls), args.out.data, device, *fused);

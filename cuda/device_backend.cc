@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "compressor/checked_backend.h"
+#include "cuda/counted_attention.h"
 #include "cuda/device_attention.h"
 #include "cuda/device_decode_step.h"
 #include "cuda/device_packer.h"
@@ -25,7 +26,7 @@ class DeviceBackend final : public CheckedBackend {
                 std::unique_ptr<FusedAttention> fused)
       : device_(std::move(device)),
         gemm_(std::move(gemm)),
-        fused_(std::move(fused)),
+        fused_(fused == nullptr ? nullptr : std::make_unique<CountedAttention>(std::move(fused))),
         activations_(activations),
         packer_(MakeDevicePacker(device_)),
         steps_(MakeDeviceDecodeSteps(device_, *gemm_, activations)) {}
@@ -33,6 +34,12 @@ class DeviceBackend final : public CheckedBackend {
   absl::string_view name() const override { return device_->name(); }
   DType activation_dtype() const override { return activations_; }
   bool host_addressable() const override { return false; }
+  int64_t CacheRows(int64_t rows) const override {
+    return fused_ == nullptr ? rows : fused_->CacheRows(rows);
+  }
+  std::shared_ptr<const LibraryCounters> library_counters() const override {
+    return fused_ == nullptr ? nullptr : fused_->counters();
+  }
   absl::StatusOr<std::unique_ptr<BackendScores>> MakeScores(const ScoreShape& shape) override {
     return MakeDeviceScores(device_, shape);
   }
@@ -236,7 +243,7 @@ class DeviceBackend final : public CheckedBackend {
 
   const std::shared_ptr<Device> device_;
   const std::unique_ptr<Gemm> gemm_;
-  const std::unique_ptr<FusedAttention> fused_;  // May be null.
+  const std::unique_ptr<CountedAttention> fused_;  // May be null.
   const DType activations_;
   const std::unique_ptr<Packer> packer_;
   const std::unique_ptr<DecodeSteps> steps_;

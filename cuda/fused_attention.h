@@ -44,6 +44,10 @@ class FusedAttention {
   // need not be there yet).
   virtual bool Takes(const FusedAttentionParams& params) const = 0;
 
+  // Rows that a cache of `rows` should have room for, so that caches of about one size share what a
+  // library makes once per size; `rows` or more.
+  virtual int64_t CacheRows(int64_t rows) const { return rows; }
+
   // UNIMPLEMENTED: the library has no kernel for this shape after all; nothing was launched.
   // RESOURCE_EXHAUSTED: no memory for its workspace. INTERNAL: the library failed.
   // REQUIRES: Takes(); Device::Enter() on this thread.

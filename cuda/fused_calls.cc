@@ -1,7 +1,11 @@
 #include "cuda/fused_calls.h"
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <optional>
+
+#include "cuda/cudnn_shape.h"
 
 namespace kvtier {
 namespace {
@@ -43,7 +47,10 @@ std::optional<KeyRun> RunOfSpans(const AttentionArgs& args, int64_t row_bytes) {
          .values = only[0]->values,
          .rows = only[0]->rows,
          .head_rows = only[0]->rows};
-  if (only.size() == 1) return run;
+  if (only.size() == 1) {
+    run.head_rows = std::max(run.head_rows, args.readable_span_rows);
+    return run;
+  }
   const int64_t apart = BytesBetween(only[0]->keys, only[1]->keys);
   if (apart % row_bytes != 0 || apart / row_bytes < run.rows) return std::nullopt;
   run.head_rows = apart / row_bytes;
@@ -54,6 +61,8 @@ std::optional<KeyRun> RunOfSpans(const AttentionArgs& args, int64_t row_bytes) {
       return std::nullopt;
     }
   }
+  // Further rows would be the next head's.
+  if (args.readable_span_rows > run.head_rows) return std::nullopt;
   return run;
 }
 
@@ -65,6 +74,24 @@ bool Follows(const KvLayerView& tail, const KeyRun& run, int64_t row_bytes) {
 }
 
 }  // namespace
+
+std::vector<AttentionArgs> CommonRowCalls(const AttentionArgs& args) {
+  if (!args.odd_rows) return {args};
+  std::vector<AttentionArgs> calls;
+  for (int64_t begin = 0; begin < args.q.rows;) {
+    const int64_t left = args.q.rows - begin;
+    const auto common = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(left)));
+    const int64_t rows = common < kCudnnQueryRowsMin ? left : common;
+    AttentionArgs call = args;
+    call.q = args.q.Rows(begin, rows);
+    call.out = args.out.Rows(begin, rows);
+    begin += rows;
+    call.tail_rows = args.tail_rows - args.q.rows + begin;  // Its last row sees so many.
+    call.odd_rows = false;
+    calls.push_back(call);
+  }
+  return calls;
+}
 
 std::vector<FusedAttentionParams> FusedCalls(const AttentionArgs& args) {
   const KvLayerView& tail = args.tail;
@@ -100,7 +127,8 @@ std::vector<FusedAttentionParams> FusedCalls(const AttentionArgs& args) {
   }
   // The rows that a window leaves of the first run differ from query to query.
   if (window > 0) return {};
-  context.key_rows = context.readable_rows = spans->rows;
+  context.key_rows = spans->rows;
+  context.readable_rows = std::max(spans->rows, args.readable_span_rows);
   context.causal = false;
   return {context, own};
 }

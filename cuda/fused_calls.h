@@ -18,6 +18,12 @@ namespace kvtier {
 // REQUIRES: arguments that CheckedBackend has checked.
 std::vector<FusedAttentionParams> FusedCalls(const AttentionArgs& args);
 
+// Query rows whose number hardly another call has (AttentionArgs::odd_rows) as calls of 2^k rows,
+// k falling, and at last what is left, fewer than kCudnnQueryRowsMin: a library that makes
+// something for every number of rows makes it for few. Together they are the same attention. Other
+// calls stay one.
+std::vector<AttentionArgs> CommonRowCalls(const AttentionArgs& args);
+
 }  // namespace kvtier
 
 #endif  // KVTIER_CUDA_FUSED_CALLS_H_

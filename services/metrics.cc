@@ -9,6 +9,7 @@
 #include <prometheus/client_metric.h>
 #include <prometheus/metric_family.h>
 
+#include "compressor/library_counters.h"
 #include "services/link/link_metrics.h"
 #include "services/metric_families.h"
 #include "services/page_metrics.h"
@@ -213,6 +214,25 @@ class ScrubCollectable final : public prometheus::Collectable {
   const ScrubCounters& counters_;
 };
 
+class LibraryCollectable final : public prometheus::Collectable {
+ public:
+  explicit LibraryCollectable(std::shared_ptr<const LibraryCounters> counters)
+      : counters_(counters != nullptr ? std::move(counters)
+                                      : std::make_shared<const LibraryCounters>()) {}
+
+  std::vector<MetricFamily> Collect() const override {
+    MetricFamilies out;
+    out.AddCounter("kvtier_compute_library_attention_calls_total",
+                   "Attentions that a library computed on a device", counters_->attention_calls);
+    out.AddCounter("kvtier_compute_library_attention_fallbacks_total",
+                   "Attentions that it had no plan for", counters_->attention_fallbacks);
+    return out.Take();
+  }
+
+ private:
+  const std::shared_ptr<const LibraryCounters> counters_;
+};
+
 }  // namespace
 
 Metrics::Metrics()
@@ -323,12 +343,17 @@ void Metrics::ExportScrub(const ScrubCounters& counters) {
   scrub_ = std::make_shared<ScrubCollectable>(counters);
 }
 
+void Metrics::ExportLibraries(std::shared_ptr<const LibraryCounters> counters) {
+  libraries_ = std::make_shared<LibraryCollectable>(std::move(counters));
+}
+
 std::vector<std::shared_ptr<prometheus::Collectable>> Metrics::collectables() const {
   std::vector<std::shared_ptr<prometheus::Collectable>> all = {registry_};
   if (store_ != nullptr) all.push_back(store_);
   if (link_ != nullptr) all.push_back(link_);
   if (pages_ != nullptr) all.push_back(pages_);
   if (scrub_ != nullptr) all.push_back(scrub_);
+  if (libraries_ != nullptr) all.push_back(libraries_);
   return all;
 }
 

@@ -21,6 +21,7 @@
 namespace kvtier {
 
 class LeaseTable;
+struct LibraryCounters;
 class DeviceTier;
 class PageStore;
 struct LinkCounters;
@@ -96,6 +97,8 @@ class Metrics {
   void ExportPages(const PageStore& pages);
   // Exports kvtier_link_* and, with a tier, kvtier_device_tier_*. They must outlive the metrics.
   void ExportLink(const LinkCounters& counters, const DeviceTier* tier);
+  // Exports kvtier_compute_library_*: what a device's libraries did. Keeps the counters; null: 0.
+  void ExportLibraries(std::shared_ptr<const LibraryCounters> counters);
   // Exports kvtier_store_scrub_*. They must outlive the metrics.
   void ExportScrub(const ScrubCounters& counters);
 
@@ -107,10 +110,11 @@ class Metrics {
   prometheus::Family<prometheus::Counter>& rpc_requests_;
   prometheus::Family<prometheus::Histogram>& rpc_seconds_;
   prometheus::Family<prometheus::Gauge>& compute_device_;
-  std::shared_ptr<prometheus::Collectable> store_;  // Null until ExportStore.
-  std::shared_ptr<prometheus::Collectable> link_;   // Null until ExportLink.
-  std::shared_ptr<prometheus::Collectable> pages_;  // Null until ExportPages.
-  std::shared_ptr<prometheus::Collectable> scrub_;  // Null until ExportScrub.
+  std::shared_ptr<prometheus::Collectable> store_;      // Null until ExportStore.
+  std::shared_ptr<prometheus::Collectable> link_;       // Null until ExportLink.
+  std::shared_ptr<prometheus::Collectable> pages_;      // Null until ExportPages.
+  std::shared_ptr<prometheus::Collectable> scrub_;      // Null until ExportScrub.
+  std::shared_ptr<prometheus::Collectable> libraries_;  // Null until ExportLibraries.
 };
 
 }  // namespace kvtier

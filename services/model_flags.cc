@@ -28,6 +28,7 @@ absl::StatusOr<LoadedModels> LoadModelsFromFlags(const DeviceBackends& backends,
   KVTIER_ASSIGN_OR_RETURN(ComputeDevice device, OpenComputeDevice(choice, backends));
   loaded.backend = std::move(device.backend);
   metrics.SetComputeDevice(choice.ToString(), loaded.backend->name());
+  metrics.ExportLibraries(loaded.backend->library_counters());
   if (!device.fallback_reason.empty()) {
     const std::string text = absl::StrCat("--device ", choice.ToString(), ": computing on ",
                                           loaded.backend->name(), ": ", device.fallback_reason);

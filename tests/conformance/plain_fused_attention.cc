@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/half.h"
+#include "cuda/cudnn_shape.h"
 
 namespace kvtier {
 namespace {
@@ -16,6 +17,8 @@ class PlainFusedAttention final : public FusedAttention {
   bool Takes(const FusedAttentionParams& params) const override {
     return log_->takes == nullptr || log_->takes(params);
   }
+  // As cuDNN, so that caches have rows that nobody has written.
+  int64_t CacheRows(int64_t rows) const override { return CudnnCacheRows(rows); }
   absl::Status Run(const FusedAttentionParams& params) override {
     log_->Add(params);
     if (log_->result != nullptr) {

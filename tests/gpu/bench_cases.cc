@@ -371,8 +371,9 @@ class Bench {
     CompressInput input;
     input.context = ids;
     const auto rows = tokens + static_cast<int64_t>(loaded->profile().prefix.size());
-    const uint64_t cache_bytes =
-        DenseCache::EstimateBytes(loaded->config().MakeGeometry(options.kv_dtype), rows);
+    // With the rows that it has so that contexts share plans.
+    const uint64_t cache_bytes = DenseCache::EstimateBytes(
+        loaded->config().MakeGeometry(options.kv_dtype), backend().CacheRows(rows));
     Figures figures;
     for (int run = 0; run < 2; ++run) {  // Plans and memory are made in the first.
       KVTIER_RETURN_IF_ERROR(backend().Synchronize());

@@ -120,6 +120,7 @@ TEST_F(CudnnAttentionTest, EqualsThePlainLoops) {
   ExpectEqualsThePlainLoops(params(71, 333, 400, 400, true, 100, 1, 128));
   ExpectEqualsThePlainLoops(params(90, 90, 90, 90, true, 37, 5, 64));
   ExpectEqualsThePlainLoops(params(71, 333, 400, 333, false, 0, 7, 96));
+  ExpectEqualsThePlainLoops(params(71, 333, 400, 400, false, 0, 7, 96));
   ExpectEqualsThePlainLoops(params(65, 1, 10, 1, false, 0, 2, 64));
   ExpectEqualsThePlainLoops(params(70, 200, 200, 200, true, 0, 2, 256));
 }

@@ -29,6 +29,10 @@ class ForwardingBackend : public Backend {
   }
   absl::Status Synchronize() override { return inner_->Synchronize(); }
   bool host_addressable() const override { return inner_->host_addressable(); }
+  int64_t CacheRows(int64_t rows) const override { return inner_->CacheRows(rows); }
+  std::shared_ptr<const LibraryCounters> library_counters() const override {
+    return inner_->library_counters();
+  }
   absl::StatusOr<std::unique_ptr<LinearWeights>> PrepareLinear(std::span<const std::byte> weights,
                                                                DType dtype, int64_t out_features,
                                                                int64_t in_features) override {

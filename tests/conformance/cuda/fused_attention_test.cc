@@ -128,6 +128,27 @@ TEST_F(FusedRoutingTest, WhatTheLibraryHasNoKernelForAfterAllRunsOnOwnKernels) {
   EXPECT_THAT(log_->calls(), SizeIs(2));
 }
 
+TEST_F(FusedRoutingTest, WhatTheLibraryDidIsCounted) {
+  const std::shared_ptr<const LibraryCounters> counters = backend_->library_counters();
+  ASSERT_NE(counters, nullptr);
+  EXPECT_EQ(own_->library_counters(), nullptr);
+  const Tensor out = Out();
+  KVTIER_ASSERT_OK(Attend(*backend_, out));
+  EXPECT_EQ(counters->attention_calls, 2u);
+  EXPECT_EQ(counters->attention_fallbacks, 0u);
+  log_->result = [](const FusedAttentionParams& params) {
+    return params.causal ? absl::UnimplementedError("no plan") : absl::OkStatus();
+  };
+  KVTIER_ASSERT_OK(Attend(*backend_, out));
+  EXPECT_EQ(counters->attention_calls, 3u);
+  EXPECT_EQ(counters->attention_fallbacks, 1u);
+  log_->result = nullptr;
+  log_->takes = [](const FusedAttentionParams&) { return false; };  // Not asked for.
+  KVTIER_ASSERT_OK(Attend(*backend_, out));
+  EXPECT_EQ(counters->attention_calls, 3u);
+  EXPECT_EQ(counters->attention_fallbacks, 1u);
+}
+
 TEST_F(FusedRoutingTest, AFailureOfTheLibraryIsTheCallers) {
   log_->result = [](const FusedAttentionParams&) { return absl::InternalError("broken"); };
   EXPECT_THAT(Attend(*backend_, Out()), StatusIs(absl::StatusCode::kInternal, HasSubstr("broken")));

@@ -37,11 +37,39 @@ TEST(CudnnShapeTest, ThePiecesOfAPrefillShareAPlan) {
   EXPECT_FALSE(CudnnShapeOf(Piece(2048, 131'072)).lengths);
 }
 
-TEST(CudnnShapeTest, WhatEveryRowSeesIsPlannedForItsRows) {
+TEST(CudnnShapeTest, WhatEveryRowSeesIsPlannedForAllThatMayBeRead) {
   FusedAttentionParams context = Piece(2030, 34'001);
   context.causal = false;
+  EXPECT_EQ(CudnnShapeOf(context).key_rows, 131'072);
+  EXPECT_TRUE(CudnnShapeOf(context).lengths);
+  context.readable_rows = 34'001;
   EXPECT_EQ(CudnnShapeOf(context).key_rows, 34'001);
   EXPECT_FALSE(CudnnShapeOf(context).lengths);
+  // Queries among themselves need no length, whatever lies behind them.
+  EXPECT_EQ(CudnnShapeOf(Piece(2030, 2030)).key_rows, 2030);
+}
+
+TEST(CudnnShapeTest, CachesOfAboutOneLengthHaveOneCapacity) {
+  EXPECT_EQ(CudnnCacheRows(0), 0);
+  EXPECT_EQ(CudnnCacheRows(1), 64);
+  EXPECT_EQ(CudnnCacheRows(64), 64);
+  EXPECT_EQ(CudnnCacheRows(65), 128);
+  EXPECT_EQ(CudnnCacheRows(1024), 1024);
+  EXPECT_EQ(CudnnCacheRows(1025), 1152);
+  EXPECT_EQ(CudnnCacheRows(34'000), 36'864);
+  EXPECT_EQ(CudnnCacheRows(131'072), 131'072);
+  EXPECT_EQ(CudnnCacheRows(131'073), 147'456);
+  for (int64_t octave = 1024; octave < 1 << 20; octave *= 2) {
+    std::set<int64_t> capacities;
+    for (int64_t rows = octave; rows < 2 * octave; rows += 7) {
+      const int64_t capacity = CudnnCacheRows(rows);
+      ASSERT_GE(capacity, rows);
+      ASSERT_LE(capacity, rows + octave / 8);
+      ASSERT_EQ(CudnnCacheRows(capacity), capacity);
+      capacities.insert(capacity);
+    }
+    EXPECT_EQ(capacities.size(), 9u) << octave;
+  }
 }
 
 TEST(CudnnShapeTest, EverythingThatAPlanDependsOnIsInItsKey) {

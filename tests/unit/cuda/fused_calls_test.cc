@@ -135,6 +135,45 @@ TEST_F(FusedCallsTest, ATailBehindItsContextIsOneRun) {
   EXPECT_THAT(Calls(), SizeIs(2));
 }
 
+TEST_F(FusedCallsTest, RowsBehindAContextMayBeRead) {
+  AddSpans(0x4000'0000, 0x6000'0000, 100, 128);
+  args_.readable_span_rows = 128;
+  auto calls = Calls();
+  ASSERT_THAT(calls, SizeIs(2));
+  EXPECT_EQ(calls[0].key_rows, 100);
+  EXPECT_EQ(calls[0].readable_rows, 128);
+  EXPECT_EQ(calls[0].head_rows, 128);
+  EXPECT_EQ(calls[1].key_rows, 20);
+  args_.readable_span_rows = 129;  // A row of the next head.
+  EXPECT_THAT(Calls(), IsEmpty());
+}
+
+TEST_F(FusedCallsTest, OddRowsAreCutIntoPowersOfTwo) {
+  args_.q = View(1337, kHeads * 4 * kDim, 0x10'0000);
+  args_.out = View(1337, kHeads * 4 * kDim, 0x80'0000);
+  args_.tail.capacity = 4096;
+  args_.tail_rows = 3000;
+  args_.window = 50;
+  EXPECT_THAT(CommonRowCalls(args_), SizeIs(1));
+  args_.odd_rows = true;
+  const std::vector<AttentionArgs> calls = CommonRowCalls(args_);
+  ASSERT_THAT(calls, SizeIs(3));
+  int64_t begin = 0;
+  const int64_t rows[] = {1024, 256, 57};
+  for (size_t i = 0; i < calls.size(); ++i) {
+    EXPECT_EQ(calls[i].q.rows, rows[i]);
+    EXPECT_EQ(calls[i].q.data, args_.q.Rows(begin, 1).data);
+    EXPECT_EQ(calls[i].out.rows, rows[i]);
+    EXPECT_EQ(calls[i].out.data, args_.out.Rows(begin, 1).data);
+    begin += rows[i];
+    EXPECT_EQ(calls[i].tail_rows, 3000 - 1337 + begin);
+    EXPECT_EQ(calls[i].window, 50);
+    EXPECT_FALSE(calls[i].odd_rows);
+  }
+  args_.q.rows = args_.out.rows = 63;
+  EXPECT_THAT(CommonRowCalls(args_), SizeIs(1));
+}
+
 TEST_F(FusedCallsTest, OneHeadNeedsNoDistance) {
   args_.q.cols = 4 * kDim;
   args_.tail.kv_heads = 1;
@@ -143,6 +182,9 @@ TEST_F(FusedCallsTest, OneHeadNeedsNoDistance) {
   const auto calls = Calls();
   ASSERT_THAT(calls, SizeIs(2));
   EXPECT_EQ(calls[0].head_rows, 100);
+  args_.readable_span_rows = 128;
+  EXPECT_EQ(Calls()[0].head_rows, 128);
+  EXPECT_EQ(Calls()[0].readable_rows, 128);
 }
 
 TEST_F(FusedCallsTest, WhatDoesNotLieTogetherIsNoCall) {

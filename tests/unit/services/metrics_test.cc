@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/status_matchers.h"
 #include "compressor/device_tier.h"
+#include "compressor/library_counters.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "services/link/link_counters.h"
@@ -95,6 +96,7 @@ TEST(MetricsTest, ThePageDescribesExactlyWhatIsExported) {
   metrics.ExportScrub(scrubber.counters());
   metrics.CountRpc("Fetch", absl::OkStatus(), absl::Milliseconds(3));
   metrics.SetComputeDevice("auto", "cpu");
+  metrics.ExportLibraries(nullptr);
   const LinkCounters link;
   FakeDeviceBackend device("fake:0");
   const DeviceTier tier({.bytes_max = 1}, device);
@@ -129,6 +131,17 @@ TEST(MetricsTest, CountsCallsByMethodAndCode) {
   EXPECT_THAT(text, HasSubstr("kvtier_rpc_requests_total{code=\"NOT_FOUND\",method=\"Fetch\"} 1"));
   EXPECT_THAT(text, HasSubstr("kvtier_rpc_seconds_count{method=\"Fetch\"} 3"));
   EXPECT_THAT(text, HasSubstr("kvtier_rpc_seconds_bucket{method=\"Fetch\",le=\"0.004\"} 2"));
+}
+
+TEST(MetricsTest, ReadsWhatLibrariesDidAtEachScrape) {
+  auto counters = std::make_shared<LibraryCounters>();
+  Metrics metrics;
+  metrics.ExportLibraries(counters);
+  EXPECT_THAT(Export(metrics), HasSubstr("kvtier_compute_library_attention_fallbacks_total 0"));
+  counters->attention_calls = 7;
+  ++counters->attention_fallbacks;
+  EXPECT_THAT(Export(metrics), HasSubstr("kvtier_compute_library_attention_calls_total 7"));
+  EXPECT_THAT(Export(metrics), HasSubstr("kvtier_compute_library_attention_fallbacks_total 1"));
 }
 
 TEST(MetricsTest, ReadsTheStoreAtEachScrape) {
