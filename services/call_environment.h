@@ -44,14 +44,16 @@ class CallEnvironment {
         slots_(options.calls_max, kBusyRetryDelay, metrics, {}, options.drain),
         lease_slots_(options.lease_streams_max, kFullRetryDelay, metrics,
                      {.calls = "Lease streams", .limit = "lease_streams_max"}, options.drain),
-        pool_(options.pool_threads, size_t{options.calls_max} + options.lease_streams_max) {}
+        pool_(options.pool_threads,
+              kJobsMax * (size_t{options.calls_max} + options.lease_streams_max)) {}
 
   // Every call takes one first, and has it until it is over: a Lease stream one of lease_slots,
   // since it lasts as long as its client likes, any other call one of slots.
   CallSlots& slots() { return slots_; }
   CallSlots& lease_slots() { return lease_slots_; }
 
-  // A call with a slot has at most one job at a time, so that the pool's queue is never full.
+  // A call with a slot has at most kJobsMax jobs at a time, so that the pool's queue is never full.
+  static constexpr size_t kJobsMax = 2;
   void Schedule(std::function<void()> job) { pool_.Schedule(std::move(job)); }
 
   void Count(absl::string_view method, const absl::Status& status, absl::Time start) {

@@ -13,28 +13,33 @@ LayerIndex BandFill::FirstLayer(const BandEntry& band) {
 
 BandFill::BandFill(std::shared_ptr<BandMemory> memory) : memory_(std::move(memory)) {
   MutexLock lock(&mutex_);
-  SkipEmpty();
-}
-
-void BandFill::SkipEmpty() {
-  while (next_layer_ < memory_->layer_count() &&
-         memory_->Writable(LayerIndex(next_layer_)).empty()) {
-    ++next_layer_;
+  for (uint32_t layer = 0; layer < memory_->layer_count(); ++layer) {
+    is_present_.push_back(memory_->Writable(LayerIndex(layer)).empty());
   }
+  SkipPresent();
 }
 
-std::shared_ptr<const BandMemory> BandFill::Add(LayerIndex layer, ByteSpan segment) {
+void BandFill::SkipPresent() {
+  while (next_layer_ < is_present_.size() && is_present_[next_layer_]) ++next_layer_;
+}
+
+bool BandFill::Add(LayerIndex layer, ByteSpan segment) {
   std::shared_ptr<BandMemory> freed;  // After the lock.
   MutexLock lock(&mutex_);
-  if (memory_ == nullptr || layer.value() < next_layer_) return nullptr;
-  if (layer.value() > next_layer_) {
+  if (memory_ == nullptr || is_present_[layer.value()]) return false;
+  if (layer.value() > next_layer_ + kLayersOutOfOrderMax) {
     freed = std::move(memory_);
-    return nullptr;
+    return false;
   }
   std::memcpy(memory_->Writable(layer).data(), segment.data(), segment.size());
-  ++next_layer_;
-  SkipEmpty();
-  if (next_layer_ < memory_->layer_count()) return nullptr;
+  is_present_[layer.value()] = true;
+  SkipPresent();
+  return next_layer_ == is_present_.size();
+}
+
+std::shared_ptr<const BandMemory> BandFill::TakeWhole() {
+  MutexLock lock(&mutex_);
+  if (memory_ == nullptr || next_layer_ < is_present_.size()) return nullptr;
   memory_->Seal();
   return std::move(memory_);
 }

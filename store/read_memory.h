@@ -1,8 +1,8 @@
 // What one reader may have in host memory of segments that it reads from disk: they lie in memory
 // of the store's budget while anybody looks at them, like everything else there.
 //
-// A reader that has begun goes on: with its first segment it takes a slot of its largest one, and a
-// second one for reading ahead if that costs nobody anything, and keeps them until it is done, so
+// A reader that has begun goes on: with its first segment it takes a slot of its largest one, and
+// two more for reading ahead if that costs nobody anything, and keeps them until it is done, so
 // that a slot's pages are used again and again. A budget that is too small for all refuses readers
 // before they begin, and never starves two that hold half of each other's memory. Nobody waits for
 // anybody.
@@ -24,7 +24,7 @@ namespace kvtier {
 
 class ReadMemory : public std::enable_shared_from_this<ReadMemory> {
  public:
-  static constexpr size_t kSlots = 2;
+  static constexpr size_t kSlots = 3;  // One is sent, two are read.
   // Where the disk takes nothing more, bands may be given up for good so that a reader gets memory,
   // but only for so many readers at once, each of another tenant: others wait for theirs. More than
   // one, so that one who reads slowly does not keep all others out.

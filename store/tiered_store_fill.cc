@@ -51,8 +51,11 @@ absl::StatusOr<ReadMemory::Slot> TieredStoreImpl::RoomToRead(const TenantId& ten
       if (!slot.ok()) EndReadingAtAnyCost(tenant, memory);
     }
     if (slot.ok() && memory.Begin()) {
-      absl::StatusOr<ReadMemory::Slot> second = AllocateFreePiece(memory.slot_bytes());
-      if (second.ok()) memory.GiveSlot(*std::move(second));
+      for (size_t more = 1; more < ReadMemory::kSlots; ++more) {
+        absl::StatusOr<ReadMemory::Slot> another = AllocateFreePiece(memory.slot_bytes());
+        if (!another.ok()) break;
+        memory.GiveSlot(*std::move(another));
+      }
     }
   }
   if (!slot.ok()) ++counters_.reads_refused;
@@ -174,6 +177,12 @@ void TieredStoreImpl::DropUselessFills(const ObjectState& object) {
     }
   }
   for (const std::shared_ptr<BandFill>& fill : dropped) fill->Abandon();
+}
+
+bool TieredStoreImpl::IsNextInHost(const ObjectPtr& object, BandIndex band) {
+  MutexLock lock(&mutex_);
+  return !object->retired && band.value() < object->band_limit &&
+         band.value() == HostBands(*object);
 }
 
 void TieredStoreImpl::TakeIn(const ObjectPtr& object, BandIndex band, const BandMemory& memory) {

@@ -252,6 +252,8 @@ class TieredStoreImpl final : public TieredStore {
   bool DropAFill() ABSL_LOCKS_EXCLUDED(mutex_);
   // Of bands that are in host memory by now, or given up. To be called after bands have moved.
   void DropUselessFills(const ObjectState& object) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Whether host memory has all bands below `band`, and may have it.
+  bool IsNextInHost(const ObjectPtr& object, BandIndex band) ABSL_LOCKS_EXCLUDED(mutex_);
   // Keeps a whole band that was read from disk in host memory, where it lies already.
   void TakeIn(const ObjectPtr& object, BandIndex band, const BandMemory& memory)
       ABSL_LOCKS_EXCLUDED(mutex_);

@@ -63,8 +63,14 @@ class PinnedObjectImpl final : public PinnedObject {
   }
   // Made when something is read.
   std::shared_ptr<ReadMemory> Memory() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Copies what was read from disk into its band's memory, if that is coming back. What comes back
+  // is decided with the first segment, for all bands: later ones may be read two at a time.
   void Fill(BandIndex band, LayerIndex layer, const SegmentRef& segment)
       ABSL_LOCKS_EXCLUDED(mutex_);
+  // `first`, `layer`: of that segment.
+  void BeginFills(BandIndex first, LayerIndex layer) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The lower ones first: a higher one may become whole before them.
+  void TakeInWholeBands() ABSL_LOCKS_EXCLUDED(take_in_mutex_, mutex_);
   // Gives back what the reader has of the store's memory; segments that were read stay.
   void LetGo() ABSL_LOCKS_EXCLUDED(mutex_);
   void Count() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -76,6 +82,7 @@ class PinnedObjectImpl final : public PinnedObject {
   uint32_t band_count_;
   LayerRange layers_;
 
+  Mutex take_in_mutex_;  // One thread at a time takes bands in. Before all other locks.
   Mutex mutex_;
   bool is_counted_ ABSL_GUARDED_BY(mutex_);
   bool has_read_ ABSL_GUARDED_BY(mutex_) = false;
@@ -83,7 +90,8 @@ class PinnedObjectImpl final : public PinnedObject {
   Failed failed_ ABSL_GUARDED_BY(mutex_);
   bool is_released_ ABSL_GUARDED_BY(mutex_) = false;
   std::shared_ptr<ReadMemory> memory_ ABSL_GUARDED_BY(mutex_);
-  // Of each band that was read from disk. Null: it does not come back, or not by us.
+  bool has_begun_fills_ ABSL_GUARDED_BY(mutex_) = false;
+  // Of the bands that this reader brings back.
   std::map<BandIndex, std::shared_ptr<BandFill>> fills_ ABSL_GUARDED_BY(mutex_);
 };
 
@@ -168,30 +176,51 @@ absl::StatusOr<std::shared_ptr<const BandMemory>> PinnedObjectImpl::Hold(BandInd
   return std::move(held->memory);
 }
 
+void PinnedObjectImpl::BeginFills(BandIndex first, LayerIndex layer) {
+  // By a reader who will read all of it.
+  const Manifest& manifest = *object_->manifest;
+  if (layers_ != AllLayers() || layer != BandFill::FirstLayer(manifest.bands[first.value()])) {
+    return;
+  }
+  for (uint32_t band = first.value(); band < band_count_; ++band) {
+    if (BandFill::FirstLayer(manifest.bands[band]) < layer) continue;  // He has passed it.
+    std::shared_ptr<BandFill> fill = store_.BeginFill(object_, BandIndex(band));
+    if (fill == nullptr) continue;
+    MutexLock lock(&mutex_);
+    fills_[BandIndex(band)] = std::move(fill);
+  }
+}
+
 void PinnedObjectImpl::Fill(BandIndex band, LayerIndex layer, const SegmentRef& segment) {
-  std::shared_ptr<BandFill> fill;
   bool is_first = false;
   {
     MutexLock lock(&mutex_);
-    const auto [at, is_new] = fills_.try_emplace(band);
-    fill = at->second;
-    is_first = is_new;
+    is_first = !std::exchange(has_begun_fills_, true);
   }
-  if (is_first) {
-    // By a reader who will read all of it.
-    if (layers_ != AllLayers() ||
-        layer != BandFill::FirstLayer(object_->manifest->bands[band.value()])) {
-      return;
-    }
-    fill = store_.BeginFill(object_, band);
+  if (is_first) BeginFills(band, layer);
+  std::shared_ptr<BandFill> fill;
+  {
     MutexLock lock(&mutex_);
-    fills_[band] = fill;
+    if (const auto found = fills_.find(band); found != fills_.end()) fill = found->second;
   }
   if (fill == nullptr) return;
-  const std::shared_ptr<const BandMemory> memory = fill->Add(layer, segment.bytes());
-  if (memory == nullptr) return;
-  store_.TakeIn(object_, band, *memory);
-  store_.EndFill(object_, band, fill);
+  if (fill->Add(layer, segment.bytes())) TakeInWholeBands();
+}
+
+void PinnedObjectImpl::TakeInWholeBands() {
+  MutexLock in_order(&take_in_mutex_);
+  std::map<BandIndex, std::shared_ptr<BandFill>> fills;
+  {
+    MutexLock lock(&mutex_);
+    fills = fills_;
+  }
+  for (const auto& [band, fill] : fills) {
+    if (!store_.IsNextInHost(object_, band)) continue;
+    const std::shared_ptr<const BandMemory> memory = fill->TakeWhole();
+    if (memory == nullptr) continue;
+    store_.TakeIn(object_, band, *memory);
+    store_.EndFill(object_, band, fill);
+  }
 }
 
 void PinnedObjectImpl::LetGo() {
@@ -202,9 +231,7 @@ void PinnedObjectImpl::LetGo() {
     fills.swap(fills_);
     memory.swap(memory_);
   }
-  for (const auto& [band, fill] : fills) {
-    if (fill != nullptr) store_.EndFill(object_, band, fill);
-  }
+  for (const auto& [band, fill] : fills) store_.EndFill(object_, band, fill);
   if (memory != nullptr) store_.EndReading(object_->tenant, *memory);
 }
 
