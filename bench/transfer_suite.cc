@@ -1,5 +1,6 @@
 // kvtier-bench transfer: kvtier-store as a process of its own, the client here, loopback between
-// them, and one raw TCP connection for the limit. All of them take turns.
+// them, one raw TCP connection for the limit, and gRPC without a store for what of the distance is
+// its own. All of them take turns.
 
 #include <algorithm>
 #include <functional>
@@ -9,7 +10,10 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/aligned_bytes.h"
+#include "base/limits.h"
 #include "base/status_macros.h"
+#include "bench/bare_grpc.h"
 #include "bench/machine_limits.h"
 #include "bench/store_process.h"
 #include "bench/stored_object.h"
@@ -31,6 +35,8 @@ class Transfer {
     const uint64_t bytes = transfer->object_.manifest->total_bytes();
     transfer->bytes_ = bytes;
     KVTIER_ASSIGN_OR_RETURN(transfer->tcp_, RawTcp::Connect(bytes));
+    KVTIER_ASSIGN_OR_RETURN(transfer->bare_, BareGrpc::Start());
+    transfer->bytes_alone_ = AlignedBytes::Allocate(bytes);
     // Room for the object that is fetched, the one that is put and its upload.
     KVTIER_ASSIGN_OR_RETURN(
         transfer->store_,
@@ -49,6 +55,17 @@ class Transfer {
   absl::StatusOr<std::vector<double>> RunTcp() {
     KVTIER_ASSIGN_OR_RETURN(const RawTcp::Sample sample, tcp_->Transfer());
     return std::vector<double>{sample.seconds, sample.sender_cpu_seconds};
+  }
+  // gRPC alone, in messages as large as frames: received and copied; sent.
+  absl::StatusOr<std::vector<double>> RunBareFetch() {
+    KVTIER_ASSIGN_OR_RETURN(const double seconds,
+                            bare_->Receive(limits::kFrameBytesMax, bytes_alone_));
+    return std::vector<double>{seconds};
+  }
+  absl::StatusOr<std::vector<double>> RunBarePut() {
+    KVTIER_ASSIGN_OR_RETURN(const double seconds,
+                            bare_->Send(limits::kFrameBytesMax, bytes_alone_));
+    return std::vector<double>{seconds};
   }
   // The server's CPU seconds.
   absl::StatusOr<std::vector<double>> RunFetch(bool is_verifying) {
@@ -85,6 +102,8 @@ class Transfer {
   CompressedObject object_;
   uint64_t bytes_ = 0;
   std::unique_ptr<RawTcp> tcp_;
+  std::unique_ptr<BareGrpc> bare_;
+  AlignedBytes bytes_alone_;
   std::unique_ptr<StoreProcess> store_;
   std::unique_ptr<StoreClient> client_;
   std::unique_ptr<Transport> trusting_;
@@ -107,7 +126,9 @@ absl::StatusOr<SuiteResult> RunTransferSuite(const StoreSuiteOptions& options) {
         MediansInTurns(options.runs, {{[&] { return transfer->RunTcp(); }},
                                       {[&] { return transfer->RunFetch(false); }},
                                       {[&] { return transfer->RunFetch(true); }},
-                                      {[&] { return transfer->RunPut(); }}}));
+                                      {[&] { return transfer->RunPut(); }},
+                                      {[&] { return transfer->RunBareFetch(); }},
+                                      {[&] { return transfer->RunBarePut(); }}}));
     const double gigabytes = 1e-9 * static_cast<double>(transfer->bytes());
     const double tcp = gigabytes / medians[0][0];
     const double tcp_cpu = medians[0][1] / gigabytes;
@@ -127,6 +148,10 @@ absl::StatusOr<SuiteResult> RunTransferSuite(const StoreSuiteOptions& options) {
         Target::ShareOfLimit(0.65));
     add("put HOST" + of + ", server CPU", medians[3][1] / gigabytes, "s/GB", tcp_cpu,
         "raw TCP's sender", std::nullopt);
+    if (size_mib != sizes_mib.front()) continue;  // Its messages are the same for all sizes.
+    add("received over gRPC alone, copied", gigabytes / medians[4][0], "GB/s", tcp, "raw TCP",
+        std::nullopt);
+    add("sent over gRPC alone", gigabytes / medians[5][0], "GB/s", tcp, "raw TCP", std::nullopt);
   }
   return result;
 }
