@@ -409,7 +409,9 @@ TEST_F(ReadRoomTest, BandsComeBackWhicheverIsWholeFirst) {
     for (uint32_t layer = 0; layer < kLayers; ++layer) {
       for (uint32_t i = 0; i < kBands; ++i) {
         const bool is_last = layer + 1 == kLayers;
-        if (is_last) EXPECT_EQ(HostBands(a), 0u);
+        if (is_last) {
+          EXPECT_EQ(HostBands(a), 0u) << "before the last of them is whole";
+        }
         const BandIndex band(is_last ? kBands - 1 - i : i);
         KVTIER_ASSERT_OK(reader->Read(band, LayerIndex(layer)));
       }
