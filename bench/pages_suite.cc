@@ -1,7 +1,8 @@
 // kvtier-bench pages: batches of 32 pages of 4 KiB, as an engine's plug-in puts and gets them, one
 // batch after the other over one connection to a kvtier-store process; every page's CRC32C is
 // computed by the client, both ways. Beside them Redis, with the same values in one MSET or MGET,
-// and for DISK one write of as many bytes to a file, synced, in the same folder.
+// gRPC without a store, with a batch's bytes in one answer, and for DISK one write of as many bytes
+// to a file, synced, in the same folder.
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -18,6 +19,7 @@
 #include "absl/strings/string_view.h"
 #include "base/aligned_bytes.h"
 #include "base/status_macros.h"
+#include "bench/bare_grpc.h"
 #include "bench/machine_limits.h"
 #include "bench/redis_server.h"
 #include "bench/store_process.h"
@@ -33,6 +35,7 @@ constexpr size_t kPageBytes = 4096;
 constexpr size_t kBatch = 32;
 constexpr char kPut[] = "put of pages HOST, 4 KiB, batches of 32";
 constexpr char kGet[] = "get of pages, 4 KiB, batches of 32";
+constexpr char kBareGet[] = "as many bytes over gRPC alone";
 constexpr char kPutOnDisk[] = "put of pages DISK, 4 KiB, batches of 32";
 
 // One batch: keys (of both stores), bytes, and room for what comes back.
@@ -180,6 +183,9 @@ absl::StatusOr<SuiteResult> RunPagesSuite(const StoreSuiteOptions& options) {
   const std::string put_limit = redis.ok() ? "Redis MSET" : "raw TCP";
   const std::string get_limit = redis.ok() ? "Redis MGET" : "raw TCP";
 
+  KVTIER_ASSIGN_OR_RETURN(const std::unique_ptr<BareGrpc> bare, BareGrpc::Start());
+  AlignedBytes answer = AlignedBytes::Allocate(kBatch * kPageBytes);
+
   Batches batches(batch_count, /*first=*/0);
   using Figures = absl::StatusOr<std::vector<double>>;
   KVTIER_ASSIGN_OR_RETURN(
@@ -207,6 +213,11 @@ absl::StatusOr<SuiteResult> RunPagesSuite(const StoreSuiteOptions& options) {
                                         return redis.ok()
                                                    ? (*redis)->GetMany(batch.names, batch.rooms)
                                                    : tcp->Transfer().status();
+                                      });
+                                    }},
+                                    {[&]() -> Figures {
+                                      return SecondsOfAll(batches, [&](const Batch&) {
+                                        return bare->Receive(answer.size(), answer).status();
                                       });
                                     }}}));
 
@@ -239,6 +250,8 @@ absl::StatusOr<SuiteResult> RunPagesSuite(const StoreSuiteOptions& options) {
        Target::AtLeast(30'000)},
       {kGet, batches.pages() / medians[2][0], "pages/s", batches.pages() / medians[3][0], get_limit,
        Target::AtLeast(100'000)},
+      {kBareGet, batches.pages() / medians[4][0], "pages/s", batches.pages() / medians[3][0],
+       get_limit},
       {kPutOnDisk, on_disk.pages() / disk_medians[0][0], "pages/s",
        on_disk.pages() / disk_medians[1][0], "synced writes of a batch"},
   };
