@@ -1,5 +1,7 @@
 #include "services/read_window.h"
 
+#include <vector>
+
 #include "absl/status/status.h"
 
 namespace kvtier {
@@ -25,13 +27,20 @@ void ReadWindow::ReadAhead() {
 
 void ReadWindow::Start(Read& read) {
   read.is_reading = true;
+  read.was_read = true;
   ++jobs_;
   has_read_ = true;
   environment_.Schedule([this, &read] { Run(read); });
 }
 
 void ReadWindow::Run(Read& read) {
-  absl::StatusOr<SegmentRef> bytes = source_.Read(read.segment);
+  bool is_stopped = false;
+  {
+    MutexLock lock(&mutex_);
+    is_stopped = is_stopped_;
+  }
+  absl::StatusOr<SegmentRef> bytes = absl::CancelledError("nobody waits for it");
+  if (!is_stopped) bytes = source_.Read(read.segment);
   {
     MutexLock lock(&mutex_);
     read.bytes = std::move(bytes);
@@ -44,33 +53,42 @@ void ReadWindow::Run(Read& read) {
 }
 
 ReadWindow::Next ReadWindow::Take(absl::StatusOr<Item>& item) {
-  std::deque<SegmentRef> let_go;  // After the lock.
-  MutexLock lock(&mutex_);
-  if (reads_.empty()) return Next::kEnd;
-  Read& read = reads_.front();
-  if (!read.is_reading && read.bytes.has_value() &&
-      (read.is_alone || !absl::IsResourceExhausted(read.bytes->status()))) {
-    if (read.bytes->ok()) {
-      item = Item{read.segment, **std::move(read.bytes)};
-    } else {
-      item = read.bytes->status();
+  {
+    std::vector<SegmentRef> let_go;  // After the lock, and before the read that needs their memory.
+    MutexLock lock(&mutex_);
+    if (reads_.empty()) return Next::kEnd;
+    Read& read = reads_.front();
+    if (!read.is_reading && read.bytes.has_value() &&
+        (read.is_alone || !absl::IsResourceExhausted(read.bytes->status()))) {
+      if (read.bytes->ok()) {
+        item = Item{read.segment, **std::move(read.bytes)};
+      } else {
+        item = read.bytes->status();
+      }
+      // It was read while another one had memory: there is room for two.
+      if (read.was_read) {
+        if (has_taken_read_ && !read.is_alone) ahead_max_ = CallEnvironment::kJobsMax;
+        has_taken_read_ = true;
+      }
+      reads_.pop_front();
+      return Next::kReady;
     }
-    // There was room for it beside another one.
-    if (has_taken_ && !read.is_alone) ahead_max_ = CallEnvironment::kJobsMax;
-    has_taken_ = true;
-    reads_.pop_front();
-    return Next::kReady;
+    if (jobs_ > 0) {
+      is_awaited_ = true;
+      return Next::kLater;
+    }
+    // There was no room for it beside others. Now it has what there is. Nobody else is here: no job
+    // runs, and the turn is the caller's.
+    for (Read& other : reads_) {
+      if (other.bytes.has_value() && other.bytes->ok()) let_go.push_back(**std::move(other.bytes));
+      other.bytes.reset();
+    }
   }
-  is_awaited_ = true;
-  if (read.is_reading || jobs_ > 0) return Next::kLater;
-  // There was no room for it beside others. Now it has what there is.
-  for (Read& other : reads_) {
-    if (other.bytes.has_value() && other.bytes->ok()) let_go.push_back(**std::move(other.bytes));
-    other.bytes.reset();
-  }
+  MutexLock lock(&mutex_);
   ahead_max_ = 1;
-  read.is_alone = true;
-  Start(read);
+  is_awaited_ = true;
+  reads_.front().is_alone = true;
+  Start(reads_.front());
   return Next::kLater;
 }
 

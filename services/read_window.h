@@ -39,7 +39,9 @@ class ReadWindow {
   ReadWindow(CallEnvironment& environment, FetchSource& source, std::function<void()> go_on)
       : environment_(environment), source_(source), go_on_(std::move(go_on)) {}
 
-  // Begins to read what comes next: one segment first, two when one has found room beside another.
+  // Begins to read what comes next: one segment first, two when one that was read ahead has found
+  // room. So the first one that comes from disk is read alone: with it the store decides what comes
+  // back into memory (store/read_memory.h, store/band_fill.h).
   // REQUIRES: the source is open.
   void ReadAhead() ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -61,6 +63,7 @@ class ReadWindow {
   struct Read {
     FetchSource::Segment segment;
     bool is_reading = false;
+    bool was_read = false;  // Or is being read, on the pool.
     bool is_alone = false;  // Nothing else of this fetch has memory: a refusal is final.
     std::optional<absl::StatusOr<SegmentRef>> bytes = std::nullopt;
   };
@@ -72,7 +75,7 @@ class ReadWindow {
   FetchSource& source_;
   const std::function<void()> go_on_;
   size_t ahead_max_ = 1;
-  bool has_taken_ = false;
+  bool has_taken_read_ = false;
   bool has_read_ = false;
 
   Mutex mutex_;

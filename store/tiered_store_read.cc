@@ -182,7 +182,7 @@ void PinnedObjectImpl::BeginFills(BandIndex first, LayerIndex layer) {
   if (layers_ != AllLayers() || layer != BandFill::FirstLayer(manifest.bands[first.value()])) {
     return;
   }
-  for (uint32_t band = first.value(); band < band_count_; ++band) {
+  for (uint32_t band = 0; band < band_count_; ++band) {
     if (BandFill::FirstLayer(manifest.bands[band]) < layer) continue;  // He has passed it.
     std::shared_ptr<BandFill> fill = store_.BeginFill(object_, BandIndex(band));
     if (fill == nullptr) continue;

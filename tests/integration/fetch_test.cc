@@ -335,6 +335,50 @@ TEST_F(FetchTest, ARefusedReadAheadIsAskedForAgainAndNoFailure) {
   EXPECT_EQ(store_->counters().disk_hits, 1u);
 }
 
+// The segment behind a refused one has been read meanwhile, and may have its memory.
+TEST_F(FetchTest, WhatWasReadBehindARefusedSegmentGivesWayToIt) {
+  const CompressedObject object = Large(1);
+  // No room for the band to come back: what is read again would be there.
+  Open({object}, {.pool_threads = 1}, SegmentBytesMax(object) * 7 / 2);
+  control_->Fail(3, absl::ResourceExhaustedError("no room for two"));
+  control_->HoldUp(4);
+  absl::Status fetched;
+  std::thread thread([&] { fetched = FetchAndCheck(object); });
+  control_->AwaitReads(4);
+  control_->Release();
+  thread.join();
+  KVTIER_EXPECT_OK(fetched);
+  EXPECT_EQ(control_->reads(), 6) << "the refused one again, and the one behind it";
+}
+
+TEST_F(FetchTest, TheFirstSegmentFromDiskIsReadAloneAlsoBehindSegmentsOutOfMemory) {
+  const CompressedObject object =
+      MakeTestObject({.layers = 3, .edges = "0.2,0.5,0.7,1", .seed = 1});
+  Open({object});
+  {
+    KVTIER_ASSERT_OK_AND_ASSIGN(const auto pinned,
+                                store_->Pin(TenantId(), object.manifest->key, std::nullopt));
+    for (uint32_t band = 0; band < 2; ++band) {
+      KVTIER_ASSERT_OK(pinned->Hold(BandIndex(band), BandPlacement::kAny));
+    }
+  }
+  const int before = control_->reads();
+  control_->HoldUp(before + 1);
+  absl::Status fetched;
+  std::thread thread([&] { fetched = FetchAndCheck(object); });
+  control_->AwaitReads(before + 1);
+  // Time to do it wrong.
+  const absl::Time until = absl::Now() + absl::Milliseconds(200);
+  while (control_->reads() == before + 1 && absl::Now() < until) std::this_thread::yield();
+  EXPECT_EQ(control_->reads(), before + 1);
+  control_->Release();
+  thread.join();
+  KVTIER_EXPECT_OK(fetched);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const ObjectStat stat,
+                              store_->Stat(TenantId(), object.manifest->key));
+  EXPECT_EQ(stat.host_bands, 4u);
+}
+
 TEST_F(FetchTest, WhatIsRefusedTwiceEndsTheFetchAndSaysWhenToTryAgain) {
   const CompressedObject object = Large(1);
   Open({object});
