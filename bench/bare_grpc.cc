@@ -120,7 +120,7 @@ absl::Status BareGrpc::Call(const AlignedBytes* source, uint64_t message_bytes,
   const Ask ask = {.bytes = destination == nullptr ? 0 : destination->size(),
                    .message_bytes = message_bytes};
   stream->Write(BufferOf(grpc::Slice(&ask, sizeof(ask))), nullptr);
-  is_ok = is_ok && Await(queue_);
+  is_ok = Await(queue_) && is_ok;
   for (uint64_t sent = 0; is_ok && source != nullptr && sent < source->size();) {
     const uint64_t bytes = std::min(message_bytes, source->size() - sent);
     stream->Write(BufferOf(grpc::Slice(source->data() + sent, bytes, grpc::Slice::STATIC_SLICE)),

@@ -275,9 +275,10 @@ grpc::Status CompressorService::ListModels(grpc::ServerContext* /*context*/,
                                            const v1::ListModelsRequest* /*request*/,
                                            v1::ListModelsResponse* response) {
   const absl::Time begin = clock_.Now();
-  const absl::Status status = CheckNotDraining(drain_);
-  metrics_.CountRpc("ListModels", status, clock_.Now() - begin);
-  if (!status.ok()) return ToGrpcStatus(status);
+  if (const absl::Status status = CheckNotDraining(drain_); !status.ok()) {
+    metrics_.CountRpc("ListModels", status, clock_.Now() - begin);
+    return ToGrpcStatus(status);
+  }
   for (const auto& [name, pipeline] : pipelines_) {
     const Model& model = pipeline->model();
     const ModelConfig& config = model.config();
@@ -297,6 +298,7 @@ grpc::Status CompressorService::ListModels(grpc::ServerContext* /*context*/,
     }
     summary.set_kv_dtype(std::string(DTypeName(pipeline->options().kv_dtype)));
   }
+  metrics_.CountRpc("ListModels", absl::OkStatus(), clock_.Now() - begin);
   return grpc::Status::OK;
 }
 

@@ -237,9 +237,10 @@ grpc::Status WorkerService::GetWorker(grpc::ServerContext* /*context*/,
                                       const v1::GetWorkerRequest* /*request*/,
                                       v1::GetWorkerResponse* response) {
   const absl::Time begin = clock_.Now();
-  const absl::Status status = CheckNotDraining(options_.drain);
-  metrics_.CountRpc("GetWorker", status, clock_.Now() - begin);
-  if (!status.ok()) return ToGrpcStatus(status);
+  if (const absl::Status status = CheckNotDraining(options_.drain); !status.ok()) {
+    metrics_.CountRpc("GetWorker", status, clock_.Now() - begin);
+    return ToGrpcStatus(status);
+  }
   response->set_model(model_.name());
   response->set_model_digest(std::string(model_.digest().AsStringView()));
   response->set_vocabulary(static_cast<uint64_t>(model_.config().vocabulary));
@@ -261,6 +262,7 @@ grpc::Status WorkerService::GetWorker(grpc::ServerContext* /*context*/,
     response->set_byte_vocabulary_first_id(bytes->first_id);
   }
   response->set_prefilled_context_tokens(model_.prefilled_tokens());
+  metrics_.CountRpc("GetWorker", absl::OkStatus(), clock_.Now() - begin);
   return grpc::Status::OK;
 }
 
