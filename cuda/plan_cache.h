@@ -1,11 +1,12 @@
 // The most recently used of things that are dear to make and cheap to use again, by what they were
-// made for: plans of a library's kernels.
+// made for: plans of a library's kernels, and of an object's steps.
 #ifndef KVTIER_CUDA_PLAN_CACHE_H_
 #define KVTIER_CUDA_PLAN_CACHE_H_
 
 #include <cstddef>
 #include <list>
 #include <map>
+#include <optional>
 #include <utility>
 
 namespace kvtier {
@@ -29,12 +30,17 @@ class PlanCache {
   bool full() const { return by_use_.size() >= plans_max_; }
   size_t size() const { return by_use_.size(); }
 
+  // Drops that one, if Insert() would: for what must not be destroyed where Insert() is called.
+  std::optional<Plan> TakeOldestIfFull() {
+    if (!full()) return std::nullopt;
+    std::optional<Plan> oldest = std::move(by_use_.back().second);
+    by_key_.erase(by_use_.back().first);
+    by_use_.pop_back();
+    return oldest;
+  }
   // REQUIRES: Find(key) is null.
   Plan& Insert(const Key& key, Plan plan) {
-    if (full()) {
-      by_key_.erase(by_use_.back().first);
-      by_use_.pop_back();
-    }
+    TakeOldestIfFull();
     by_use_.emplace_front(key, std::move(plan));
     by_key_[key] = by_use_.begin();
     return by_use_.front().second;

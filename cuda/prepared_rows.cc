@@ -1,6 +1,7 @@
 #include "cuda/prepared_rows.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "base/status_macros.h"
@@ -50,8 +51,10 @@ absl::StatusOr<std::shared_ptr<const StepPlan>> DevicePreparedRows::PlanFor(
   // Not under the lock, as an upload may wait for the device. Two threads may both make it; then
   // the first one's is everybody's.
   KVTIER_ASSIGN_OR_RETURN(std::shared_ptr<const StepPlan> made, MakePlan(key));
+  std::optional<std::shared_ptr<const StepPlan>> dropped;  // After the lock: frees device memory.
   MutexLock lock(&mutex_);
   if (const auto* found = plans_.Find(key); found != nullptr) return *found;
+  dropped = plans_.TakeOldestIfFull();
   return plans_.Insert(key, std::move(made));
 }
 

@@ -59,8 +59,9 @@ class ListMarker {
 };
 
 // DATA_LOSS naming the list and the byte: the list of the database in `folder` is shorter than is
-// marked, or its bytes there are others. OK also where there is no list yet, no mark, or one that
-// is damaged or of another list: an older build's. Otherwise errors as of rocksdb_files.
+// marked, or its bytes there are others. OK also where there is no list yet, no mark, as an older
+// build leaves, or one that is damaged or of another list, from before RocksDB began a new one.
+// Otherwise errors as of rocksdb_files.
 absl::Status CheckMark(rocksdb::Env* env, const std::string& folder);
 
 }  // namespace kvtier

@@ -136,7 +136,15 @@ absl::StatusOr<Figures> MeasureDecodeStep(
   KVTIER_ASSIGN_OR_RETURN(const double replayed, measure(StepMode::kReplayed));
   KVTIER_ASSIGN_OR_RETURN(const double launched, measure(StepMode::kLaunched));
   KVTIER_ASSIGN_OR_RETURN(const double plain, measure(StepMode::kPlain));
-  const auto bytes = static_cast<double>(object->bytes() + model.weight_bytes());
+  const Manifest& manifest = object->manifest();
+  // Of the embedding a step reads one row, unless it is the LM head as well.
+  const TensorView table = model.embedding();
+  const uint64_t embedding = model.config().tied_embeddings
+                                 ? 0
+                                 : uint64_t(table.rows) * table.cols * DTypeBytes(table.dtype);
+  const uint64_t kept =
+      manifest.RankEnd(manifest.bands[0].edge) * 2 * manifest.geometry.row_bytes();
+  const auto bytes = static_cast<double>(kept + model.weight_bytes() - embedding);
   return Figures{{"replayed_seconds", replayed},
                  {"launched_seconds", launched},
                  {"plain_seconds", plain},

@@ -11,9 +11,10 @@
 
 namespace kvtier {
 
-// Steps over an object of random rows that keeps 30 % of `tokens`, in heads of uneven length, which
-// is made on the model's device and goes again. `time` gives the seconds of one call of what it is
-// given. Bytes are those that a step must read: the kept rows and the model's weights.
+// Steps over an object of random rows that keeps 30 % of `tokens`, in heads of made-up uneven
+// lengths, which is made on the model's device and goes again. `time` gives the seconds of one call
+// of what it is given. Bytes are those that a step must read: keys and values that are kept, and
+// the model's weights without an embedding that is not its LM head.
 absl::StatusOr<Figures> MeasureDecodeStep(
     const Model& model, int64_t tokens,
     const std::function<absl::StatusOr<double>(const std::function<absl::Status()>& work)>& time,

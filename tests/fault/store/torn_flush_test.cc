@@ -243,7 +243,7 @@ TEST_F(TornFlushFaultTest, AStoreThatHasLostAStartsEntriesIsRefused) {
   EXPECT_EQ(ChangeOf(*tier), changes_);
 }
 
-// A mark that is damaged, or of another list, says nothing: as in a store of an older build.
+// A mark that is damaged says nothing, as if it were a store of an older build.
 TEST_F(TornFlushFaultTest, ADamagedMarkKeepsNothingFromOpening) {
   SimulatedDisk disk(EmptyDisk());
   {
