@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/status_matchers.h"
+#include "compressor/decode_step.h"
 #include "compressor/model.h"
 #include "compressor/pipeline.h"
 #include "compressor/reference_backend.h"
@@ -136,6 +137,68 @@ TEST_F(WorkerDeviceTest, AnswersFromTheDevicesMemoryAsAWorkerOnTheCpu) {
     EXPECT_EQ(device.live_bytes(), weights);
   }
   EXPECT_EQ(on_device.metrics().worker_prefilled_context_tokens.Value(), 0);
+}
+
+// Steps that compute nothing: of a question of a step or more, all but the first are replayed, and
+// one attempt to capture was refused.
+class CountingSteps final : public DecodeSteps {
+ public:
+  absl::StatusOr<std::shared_ptr<const PreparedRows>> Prepare(
+      const std::vector<HeadSpans>& /*layers*/, DType /*dtype*/) override {
+    return std::make_shared<PreparedRows>();
+  }
+  absl::StatusOr<std::unique_ptr<DecodeStep>> Create(const DecodeStepSpec& /*spec*/) override {
+    return std::make_unique<Step>();
+  }
+
+ private:
+  class Step final : public DecodeStep {
+   public:
+    absl::Status Run(const StepState& /*state*/,
+                     absl::FunctionRef<absl::Status()> /*pass*/) override {
+      ++(counts_.launched == 0 ? counts_.launched : counts_.replayed);
+      counts_.captures_refused = 1;
+      return absl::OkStatus();
+    }
+    StepCounts counts() const override { return counts_; }
+
+    absl::Status Embed(const TensorView& /*table*/, float /*scale*/, TensorView /*y*/) override {
+      return Never();
+    }
+    absl::Status Linear(TensorView /*x*/, const LinearWeights& /*weights*/,
+                        TensorView /*y*/) override {
+      return Never();
+    }
+    absl::Status Rope(TensorView /*x*/, int64_t /*heads*/, const RopeTable& /*table*/) override {
+      return Never();
+    }
+    absl::Status AppendKv(int64_t /*layer*/, TensorView /*k*/, TensorView /*v*/) override {
+      return Never();
+    }
+    absl::Status Attention(int64_t /*layer*/, TensorView /*q*/, TensorView /*out*/) override {
+      return Never();
+    }
+
+   private:
+    static absl::Status Never() { return absl::InternalError("no pass is run"); }
+    StepCounts counts_;
+  };
+};
+
+TEST_F(WorkerDeviceTest, CountsHowStepsRan) {
+  CountingSteps steps;
+  FakeDeviceBackend device("cuda:0");
+  device.Offer(&steps);
+  Worker worker(folder_, device, channel_);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const v1::AttachResponse attached,
+                              worker.Attach(object_.manifest->key, 1));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const std::vector<uint32_t> answer,
+                              worker.Ask(attached.attachment()));
+  ASSERT_EQ(answer.size(), 8u);
+  // The question in one pass gives the first token of the answer, each step one more.
+  EXPECT_EQ(worker.metrics().worker_steps_launched.Value(), 1);
+  EXPECT_EQ(worker.metrics().worker_steps_replayed.Value(), 6);
+  EXPECT_EQ(worker.metrics().worker_step_captures_refused.Value(), 1);
 }
 
 TEST_F(WorkerDeviceTest, RefusesMoreThanItMayKeepOnTheDevice) {

@@ -33,6 +33,8 @@ class FakeDeviceBackend final : public ForwardingBackend {
   uint64_t live_bytes() const { return live_bytes_.load(); }
   uint64_t uploaded_bytes() const { return uploaded_bytes_.load(); }
   uint64_t downloaded_bytes() const { return downloaded_bytes_.load(); }
+  // What decode_steps() gives. REQUIRES: before others use this.
+  void Offer(DecodeSteps* steps) { steps_ = steps; }
   // From now on uploads fail like those of a device that is lost.
   void Break() { broken_ = true; }
 
@@ -41,6 +43,7 @@ class FakeDeviceBackend final : public ForwardingBackend {
   absl::Status Upload(std::span<const std::byte> host, TensorView to) override;
   absl::Status Download(TensorView from, std::span<std::byte> host) override;
   bool host_addressable() const override { return false; }
+  DecodeSteps* decode_steps() override { return steps_; }
   // INTERNAL: rows outside of its memory, as a GPU's illegal address.
   absl::Status Attention(const AttentionArgs& args) override;
   absl::StatusOr<std::unique_ptr<LinearWeights>> PrepareLinear(std::span<const std::byte> weights,
@@ -58,6 +61,7 @@ class FakeDeviceBackend final : public ForwardingBackend {
 
   const std::string name_;
   const uint64_t memory_bytes_;
+  DecodeSteps* steps_ = nullptr;
   std::atomic<uint64_t> live_bytes_{0};
   std::atomic<uint64_t> uploaded_bytes_{0};
   std::atomic<uint64_t> downloaded_bytes_{0};
