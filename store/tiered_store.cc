@@ -65,7 +65,8 @@ absl::StatusOr<ObjectStat> TieredStore::Put(const TenantId& tenant, const Compre
     }
     return FinishUpload(tenant, upload);
   }();
-  if (!stat.ok()) AbandonUpload(tenant, id);
+  // What is not open is not ours to abandon: somebody may have begun it anew.
+  if (!stat.ok() && !absl::IsNotFound(stat.status())) AbandonUpload(tenant, id);
   return stat;
 }
 

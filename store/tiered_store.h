@@ -211,7 +211,8 @@ class TieredStore {
   //   RESOURCE_EXHAUSTED  no room, also after giving up what may be given up of others; or the same
   //                       upload was stored and removed, and somebody still reads it. Nothing is
   //                       kept of the upload on disk
-  //   NOT_FOUND           abandoned, or idle for longer than limits::kUploadIdleMax, or given way
+  //   NOT_FOUND           abandoned, or idle for longer than limits::kUploadIdleMax, or given way;
+  //                       also if it has been begun anew since, which stays open
   virtual absl::StatusOr<ObjectStat> FinishUpload(const TenantId& tenant,
                                                   const std::shared_ptr<Upload>& upload) = 0;
   virtual void AbandonUpload(const TenantId& tenant, const UploadId& upload) = 0;

@@ -259,13 +259,15 @@ absl::StatusOr<ObjectStat> TieredStoreImpl::FinishUpload(const TenantId& tenant,
       sealed = index_.FindUpload(manifest.upload_id);
       if (sealed != nullptr && sealed->tenant != tenant) sealed = nullptr;
       const auto found = uploads_.find(name);
-      if (sealed != nullptr && sealed->retired && found != uploads_.end()) {
+      // Not if it was sealed by another stream or given up, and another upload begun under its id.
+      const bool is_open = found != uploads_.end() && found->second.upload == upload;
+      if (sealed != nullptr && sealed->retired && is_open) {
         return absl::ResourceExhaustedError(absl::StrCat(
             "upload ", manifest.upload_id.ToHex(), " was stored and removed, and is still read"));
       }
       stored = FindLive(tenant, manifest.key);
       const bool is_renamed = stored != nullptr && IsSentAs(*stored, manifest);
-      if (found == uploads_.end()) {
+      if (!is_open) {
         if (sealed != nullptr) return StatOf(*sealed);
         if (is_renamed) return StatOf(*stored);
         return absl::NotFoundError(

@@ -144,6 +144,25 @@ TEST_F(TieredStoreTest, AnUploadResumesAndIsSealedOnce) {
   KVTIER_EXPECT_OK(Check(a_, kBands));
 }
 
+// Two streams send the same upload; the object goes between their ends, and a third one begins.
+TEST_F(TieredStoreTest, AnUploadThatEndsLateLeavesOneThatWasBegunAnewAlone) {
+  const std::vector<std::byte> bytes = ConcatenateSegments(a_);
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto late,
+                              store_->StartUpload(tenant_, a_.manifest, Durability::kHost));
+  KVTIER_ASSERT_OK(late->Append(0, bytes));
+  KVTIER_ASSERT_OK(store_->FinishUpload(tenant_, late));
+  KVTIER_ASSERT_OK(store_->Delete(tenant_, a_.manifest->key));
+  KVTIER_ASSERT_OK_AND_ASSIGN(const auto anew,
+                              store_->StartUpload(tenant_, a_.manifest, Durability::kHost));
+  ASSERT_NE(anew, late);
+  KVTIER_ASSERT_OK(anew->Append(0, std::span(bytes).first(bytes.size() / 2)));
+  EXPECT_THAT(store_->FinishUpload(tenant_, late), StatusIs(absl::StatusCode::kNotFound));
+  KVTIER_EXPECT_OK(Check(a_, 0));
+  KVTIER_ASSERT_OK(anew->Append(bytes.size() / 2, std::span(bytes).subspan(bytes.size() / 2)));
+  KVTIER_EXPECT_OK(store_->FinishUpload(tenant_, anew));
+  KVTIER_EXPECT_OK(Check(a_, kBands));
+}
+
 TEST_F(TieredStoreTest, AnUploadIdNamesOneObjectOnly) {
   auto other = std::make_shared<Manifest>(*b_.manifest);
   other->upload_id = a_.manifest->upload_id;
