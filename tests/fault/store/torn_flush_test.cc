@@ -138,6 +138,19 @@ class TornFlushFaultTest : public testing::Test {
     }
     for (const DiskOp& op : left.log()) EXPECT_FALSE(IsList(op)) << ToString(op);
   }
+  // So is `intact` without the last bytes of its list, however many; with them back, all is there.
+  void ExpectRefusedWithoutAnyEndOfList(const DiskState& intact) {
+    for (const bool truncated : {true, false}) {
+      for (uint64_t bytes = 1; bytes <= 400; ++bytes) {
+        SCOPED_TRACE(absl::StrCat(bytes, truncated ? " bytes cut off" : " bytes are zeros"));
+        ExpectRefused(WithoutEndOfList(intact, bytes, truncated));
+        if (HasFailure()) return;
+      }
+    }
+    SimulatedDisk again(intact);
+    KVTIER_ASSERT_OK_AND_ASSIGN(const auto tier, Open(again));
+    EXPECT_EQ(ChangeOf(*tier), changes_);
+  }
 
   TempDir dir_;
   const std::string folder_ = dir_.File("store");
@@ -207,18 +220,7 @@ TEST_F(TornFlushFaultTest, AStoreThatHasLostAFlushsEntriesIsRefusedOnceTheirLogI
     };
     EXPECT_TRUE(Eventually(is_marked)) << "a flush is not marked";
   }  // RocksDB removes the logs before it is closed.
-  const DiskState intact = disk.state();
-  for (const bool truncated : {true, false}) {
-    for (uint64_t bytes = 1; bytes <= 400; ++bytes) {
-      SCOPED_TRACE(absl::StrCat(bytes, truncated ? " bytes cut off" : " bytes are zeros"));
-      ExpectRefused(WithoutEndOfList(intact, bytes, truncated));
-      if (HasFailure()) return;
-    }
-  }
-  // With them back, all is there.
-  SimulatedDisk again(intact);
-  KVTIER_ASSERT_OK_AND_ASSIGN(const auto tier, Open(again));
-  EXPECT_EQ(ChangeOf(*tier), changes_);
+  ExpectRefusedWithoutAnyEndOfList(disk.state());
 }
 
 // At start-up the records of the last log are flushed, and it is removed.
@@ -230,17 +232,7 @@ TEST_F(TornFlushFaultTest, AStoreThatHasLostAStartsEntriesIsRefused) {
     Change(*tier);
   }
   KVTIER_ASSERT_OK(Open(disk));
-  const DiskState intact = disk.state();
-  for (const bool truncated : {true, false}) {
-    for (uint64_t bytes = 1; bytes <= 400; ++bytes) {
-      SCOPED_TRACE(absl::StrCat(bytes, truncated ? " bytes cut off" : " bytes are zeros"));
-      ExpectRefused(WithoutEndOfList(intact, bytes, truncated));
-      if (HasFailure()) return;
-    }
-  }
-  SimulatedDisk again(intact);
-  KVTIER_ASSERT_OK_AND_ASSIGN(const auto tier, Open(again));
-  EXPECT_EQ(ChangeOf(*tier), changes_);
+  ExpectRefusedWithoutAnyEndOfList(disk.state());
 }
 
 // A mark that is damaged says nothing, as if it were a store of an older build.
